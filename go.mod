@@ -1,0 +1,3 @@
+module aggregatord
+
+go 1.24.0

@@ -1,0 +1,106 @@
+package merge
+
+import (
+	"math"
+
+	"aggregatord/internal/metric"
+)
+
+// A Layout is the shape of the merged view: which families, metrics and points there
+// are, in output order. It never changes once built, so any number of goroutines may
+// read it for as long as they like; a reader may use its address as a version and
+// cache what it renders from it.
+//
+// Families are sorted by name, the metrics of a family by labels. Every point has one
+// value in the Values of a Snapshot, in the same order: the points of the first metric
+// of the first family, then those of its second metric, and so on.
+type Layout struct {
+	Families []Family
+	// Points is the number of points, and so of values.
+	Points int
+}
+
+// A Family is one metric family. Its names and labels may be any UTF-8 text: what a
+// format cannot spell is escaped by the encoder.
+type Family struct {
+	// Name is the OpenMetrics family name: that of a counter has no _total.
+	Name string
+	Type metric.Type
+	// Mode is the gauge mode in force, NoMode for the other types. Pools that disagree
+	// show the mode of the first of them.
+	Mode metric.Mode
+	// Help is never empty for what workers wrote.
+	Help string
+	// Sparse says that some values of this family may be Absent. In all other families
+	// every point has a value.
+	Sparse  bool
+	Metrics []Metric
+	// First is the index of the family's first value in a Snapshot's Values, and Points
+	// how many it has.
+	First, Points int
+}
+
+// A Metric is the points that share one set of labels (without le and quantile).
+type Metric struct {
+	// Labels are sorted by name; no name occurs twice.
+	Labels []metric.Label
+	// Points holds buckets in rising order (+Inf last, and always there), then sum, then
+	// count; quantiles, then sum and count; or one Total or Value. Metrics of a family
+	// usually share one slice.
+	Points []Point
+}
+
+// PointKind tells what a point is, and with that the end of its sample name.
+type PointKind uint8
+
+// The kinds of points.
+const (
+	// Value is the point of a gauge, or of a counter whose sample is named like its
+	// family, without _total.
+	Value PointKind = iota
+	Total
+	Bucket
+	Quantile
+	Sum
+	Count
+	Created
+)
+
+// Suffix is what the sample name has after the family name.
+func (k PointKind) Suffix() string {
+	return [...]string{Value: "", Total: "_total", Bucket: "_bucket", Quantile: "", Sum: "_sum", Count: "_count", Created: "_created"}[k]
+}
+
+// A Point is one sample of a metric.
+type Point struct {
+	Kind PointKind
+	// Bound is the value of the label le of a Bucket, or quantile of a Quantile.
+	Bound float64
+}
+
+// A Snapshot is a layout and the values of one moment. Buckets are cumulative. It never
+// changes until Release is called, after which nobody may touch its Values.
+type Snapshot struct {
+	Layout *Layout
+	Values []float64
+
+	release func(*Snapshot)
+}
+
+// Release gives the snapshot's memory back for a later one. Call it at most once, after
+// the last read; forgetting it costs garbage, nothing else.
+func (s *Snapshot) Release() {
+	if s.release != nil {
+		s.release(s)
+	}
+}
+
+// absentBits is a NaN that no arithmetic makes and no client writes.
+const absentBits = 0x7ff8_a66e_6a70_0001
+
+// Absent is the value of a point that is not to be served: a gauge that keeps the most
+// recent value and was never set. It is a NaN; only IsAbsent tells it from another.
+var Absent = math.Float64frombits(absentBits)
+
+// IsAbsent reports whether v is Absent.
+func IsAbsent(v float64) bool { return math.Float64bits(v) == absentBits }

@@ -1,0 +1,65 @@
+package metric
+
+import (
+	"math"
+	"strconv"
+)
+
+// AppendBound appends a float spelled as prometheus_client spells the values of the
+// labels le and quantile (floatToGoString in its utils.py): the shortest digits that
+// read back as the same number, "1.0" for an integer, an exponent from 1e+06 on and
+// below 1e-04. The spelling is part of a bucket's identity, so it is the same in
+// every format.
+func AppendBound(dst []byte, f float64) []byte {
+	switch {
+	case math.IsInf(f, 1):
+		return append(dst, "+Inf"...)
+	case math.IsInf(f, -1):
+		return append(dst, "-Inf"...)
+	case math.IsNaN(f):
+		return append(dst, "NaN"...)
+	}
+	// Python's repr turns to an exponent at 1e16; floatToGoString moves that down to
+	// 1e6, for positive numbers only.
+	abs := math.Abs(f)
+	if abs != 0 && (abs < 1e-4 || abs >= 1e16 || f >= 1e6) {
+		return strconv.AppendFloat(dst, f, 'e', -1, 64)
+	}
+	start := len(dst)
+	dst = strconv.AppendFloat(dst, f, 'f', -1, 64)
+	for _, c := range dst[start:] {
+		if c == '.' {
+			return dst
+		}
+	}
+	return append(dst, ".0"...)
+}
+
+// ParseBound reads the value of an le or quantile label as Python's float does, so
+// that "1", "1.0" and "+Inf" from different clients name the same bucket.
+func ParseBound(s string) (float64, bool) {
+	f, err := strconv.ParseFloat(s, 64)
+	if err != nil && !math.IsInf(f, 0) {
+		return 0, false
+	}
+	return f, true
+}
+
+// AppendValue appends a sample value: an integer without a decimal point where it is
+// one, otherwise the shortest digits that read back as the same number.
+func AppendValue(dst []byte, f float64) []byte {
+	// Most values of a real pool are small integers; strconv's integer path is several
+	// times faster than its float path. The comparison fails for NaN, infinities and -0.
+	if i := int64(f); float64(i) == f && i > -1e15 && i < 1e15 && (i != 0 || !math.Signbit(f)) {
+		return strconv.AppendInt(dst, i, 10)
+	}
+	switch {
+	case math.IsInf(f, 1):
+		return append(dst, "+Inf"...)
+	case math.IsInf(f, -1):
+		return append(dst, "-Inf"...)
+	case math.IsNaN(f):
+		return append(dst, "NaN"...)
+	}
+	return strconv.AppendFloat(dst, f, 'g', -1, 64)
+}
