@@ -1,0 +1,163 @@
+package merge
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"aggregatord/internal/metric"
+)
+
+// Errors of Learn. What they concern costs only the entry they are about.
+var (
+	// ErrSample: the sample name does not belong to the family, or lacks a label that
+	// its type needs. Serving it would make the exposition invalid.
+	ErrSample = errors.New("sample does not belong to its family")
+	// ErrSeriesLimit: the pool holds as many series as it may.
+	ErrSeriesLimit = errors.New("series limit of the pool reached")
+	// ErrLabelLimit: the series has more labels than it may.
+	ErrLabelLimit = errors.New("label limit of a series reached")
+)
+
+// identity is what a key means once the rules of its source are applied to it.
+type identity struct {
+	family string
+	kind   PointKind
+	bound  float64
+	labels []metric.Label
+}
+
+// identify turns a parsed key into the series that is served for it. The label lists of
+// key and result may share memory.
+//
+// What it does with pid follows prometheus_client's multiprocess.py, so that no series
+// changes identity on the day a user switches: a gauge loses a label pid of its own and,
+// in the modes that serve one series per process, gets the process's ID for it.
+func identify(key metric.Key, spec *SourceSpec) (identity, error) {
+	id := identity{family: key.Family, labels: key.Series.Labels}
+	sample := key.Series.Sample
+	suffix, ok := strings.CutPrefix(sample, key.Family)
+	if !ok {
+		return id, fmt.Errorf("%w: family %q has sample %q", ErrSample, key.Family, sample)
+	}
+	boundLabel := ""
+	switch spec.Type {
+	case metric.Counter:
+		base, total := strings.CutSuffix(key.Family, "_total")
+		switch {
+		case suffix == "_total":
+			id.kind = Total
+		case suffix == "" && total && base != "":
+			// Clients from before OpenMetrics name the family like the sample.
+			id.family, id.kind = base, Total
+		case suffix == "":
+			id.kind = Value
+		default:
+			ok = false
+		}
+	case metric.Gauge:
+		id.kind = Value
+		ok = suffix == ""
+	case metric.Histogram:
+		switch suffix {
+		case "_bucket":
+			id.kind, boundLabel = Bucket, "le"
+		case "_sum":
+			id.kind = Sum
+		case "_count":
+			id.kind = Count
+		default:
+			ok = false
+		}
+	case metric.Summary:
+		switch suffix {
+		case "":
+			id.kind, boundLabel = Quantile, "quantile"
+		case "_sum":
+			id.kind = Sum
+		case "_count":
+			id.kind = Count
+		default:
+			ok = false
+		}
+	default:
+		ok = false
+	}
+	if !ok {
+		return id, fmt.Errorf("%w: %s %q has sample %q", ErrSample, spec.Type, key.Family, sample)
+	}
+	if boundLabel != "" {
+		value, found := "", false
+		id.labels, value, found = takeLabel(id.labels, boundLabel)
+		if found {
+			id.bound, found = metric.ParseBound(value)
+		}
+		if !found || id.bound != id.bound {
+			return id, fmt.Errorf("%w: sample %q has %s=%q, which is no number", ErrSample, sample, boundLabel, value)
+		}
+	}
+	if spec.Type == metric.Gauge {
+		id.labels, _, _ = takeLabel(id.labels, "pid")
+		if spec.Mode.Base() == metric.All {
+			id.labels = withLabel(id.labels, metric.Label{Name: "pid", Value: spec.ID})
+		}
+	}
+	if spec.Pool != "" {
+		id.labels = withLabel(renameLabel(id.labels, "pool"), metric.Label{Name: "pool", Value: spec.Pool})
+	}
+	return id, nil
+}
+
+func labelIndex(labels []metric.Label, name string) int {
+	for i := range labels {
+		if labels[i].Name == name {
+			return i
+		}
+	}
+	return -1
+}
+
+// takeLabel returns the labels without the one called name, and its value.
+func takeLabel(labels []metric.Label, name string) (rest []metric.Label, value string, found bool) {
+	i := labelIndex(labels, name)
+	if i < 0 {
+		return labels, "", false
+	}
+	value = labels[i].Value
+	return append(labels[:i], labels[i+1:]...), value, true
+}
+
+// withLabel returns the labels with l put in its place.
+func withLabel(labels []metric.Label, l metric.Label) []metric.Label {
+	labels = append(labels, l)
+	metric.SortLabels(labels)
+	return labels
+}
+
+// renameLabel gives a worker's own label of this name way to ours, as Prometheus does
+// with labels of a target: it becomes exported_NAME.
+func renameLabel(labels []metric.Label, name string) []metric.Label {
+	i := labelIndex(labels, name)
+	if i < 0 {
+		return labels
+	}
+	free := "exported_" + name
+	for labelIndex(labels, free) >= 0 {
+		free = "exported_" + free
+	}
+	labels[i].Name = free
+	metric.SortLabels(labels)
+	return labels
+}
+
+// appendLabelsKey appends what tells one label list from another. 0xff occurs in no
+// UTF-8 text, so no two lists read the same.
+func appendLabelsKey(dst []byte, labels []metric.Label) []byte {
+	for _, l := range labels {
+		dst = append(dst, l.Name...)
+		dst = append(dst, 0xff)
+		dst = append(dst, l.Value...)
+		dst = append(dst, 0xff)
+	}
+	return dst
+}
