@@ -1,0 +1,284 @@
+// Package telemetry keeps the daemon's own metrics and shows them as one more snapshot,
+// so that they pass through the same encoders as those of the workers. Counters, gauges
+// and histograms are safe for any number of goroutines and cost one atomic operation; a
+// Set is built once, at start, and may gain labelled children later.
+package telemetry
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"aggregatord/internal/merge"
+	"aggregatord/internal/metric"
+)
+
+// Prefix begins the name of every family of a Set.
+const Prefix = "aggregatord_"
+
+// A Set is a collection of families.
+type Set struct {
+	collect []func()
+
+	// mu guards everything below, and the children of every family.
+	mu       sync.Mutex
+	families []*family
+	layout   *merge.Layout // nil when a family or child was added since
+}
+
+type family struct {
+	merge.Family
+	labels   []string
+	buckets  []float64
+	children map[string]*child
+}
+
+// child is the values of one set of labels, in the order of its points.
+type child struct {
+	labels []metric.Label
+	values []atomic.Uint64 // float bits
+}
+
+// NewSet returns an empty set.
+func NewSet() *Set { return &Set{} }
+
+// OnSnapshot has f called before every Snapshot, to bring gauges up to date. Call it
+// before the first Snapshot only.
+func (s *Set) OnSnapshot(f func()) { s.collect = append(s.collect, f) }
+
+func (s *Set) newFamily(name, help string, typ metric.Type, buckets []float64, labels []string) *family {
+	if !strings.HasPrefix(name, Prefix) {
+		panic("BUG: own metric " + name + " must begin with " + Prefix)
+	}
+	if base, ok := strings.CutSuffix(name, "_total"); ok != (typ == metric.Counter) {
+		panic("BUG: own metric " + name + ": counters, and only they, end in _total")
+	} else {
+		name = base
+	}
+	f := &family{
+		Family: merge.Family{Name: name, Help: help, Type: typ}, labels: labels, buckets: buckets,
+		children: map[string]*child{},
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, found := slices.BinarySearchFunc(s.families, name, func(f *family, name string) int { return strings.Compare(f.Name, name) })
+	if found {
+		panic("BUG: own metric " + name + " made twice")
+	}
+	s.families = slices.Insert(s.families, i, f)
+	s.layout = nil
+	return f
+}
+
+// points is the shape of every metric of the family.
+func (f *family) points() []merge.Point {
+	switch f.Type {
+	case metric.Counter:
+		return []merge.Point{{Kind: merge.Total}}
+	case metric.Histogram:
+		var p []merge.Point
+		for _, b := range f.buckets {
+			p = append(p, merge.Point{Kind: merge.Bucket, Bound: b})
+		}
+		return append(p, merge.Point{Kind: merge.Bucket, Bound: math.Inf(1)}, merge.Point{Kind: merge.Sum}, merge.Point{Kind: merge.Count})
+	default:
+		return []merge.Point{{Kind: merge.Value}}
+	}
+}
+
+// child returns the child with these label values, which it makes where there is none.
+func (s *Set) child(f *family, values []string) *child {
+	if len(values) != len(f.labels) {
+		panic(fmt.Sprintf("BUG: own metric %s has labels %v, given %v", f.Name, f.labels, values))
+	}
+	id := strings.Join(values, "\xff")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := f.children[id]
+	if c == nil {
+		c = &child{values: make([]atomic.Uint64, len(f.points()))}
+		for i, name := range f.labels {
+			// A label without a value is the same as none.
+			if values[i] != "" {
+				c.labels = append(c.labels, metric.Label{Name: name, Value: values[i]})
+			}
+		}
+		metric.SortLabels(c.labels)
+		f.children[id] = c
+		s.layout = nil
+	}
+	return c
+}
+
+// remove forgets a child.
+func (s *Set) remove(f *family, values []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(f.children, strings.Join(values, "\xff"))
+	s.layout = nil
+}
+
+func add(v *atomic.Uint64, by float64) {
+	for {
+		old := v.Load()
+		if v.CompareAndSwap(old, math.Float64bits(math.Float64frombits(old)+by)) {
+			return
+		}
+	}
+}
+
+// Counter counts. The zero value is of no use; get one from Set.Counter.
+type Counter struct{ v *atomic.Uint64 }
+
+// Inc adds one.
+func (c Counter) Inc() { add(c.v, 1) }
+
+// Add adds by, which must not be negative.
+func (c Counter) Add(by float64) { add(c.v, by) }
+
+// Set overwrites the count with one that is kept elsewhere. It must not fall.
+func (c Counter) Set(to float64) { c.v.Store(math.Float64bits(to)) }
+
+// Value returns the count.
+func (c Counter) Value() float64 { return math.Float64frombits(c.v.Load()) }
+
+// Gauge is a value that goes up and down.
+type Gauge struct{ v *atomic.Uint64 }
+
+// Set sets it.
+func (g Gauge) Set(to float64) { g.v.Store(math.Float64bits(to)) }
+
+// Add adds by.
+func (g Gauge) Add(by float64) { add(g.v, by) }
+
+// Histogram counts observations by size.
+type Histogram struct {
+	buckets []float64
+	values  []atomic.Uint64
+}
+
+// Observe counts v. A snapshot taken meanwhile may lack part of it.
+func (h Histogram) Observe(v float64) {
+	i, _ := slices.BinarySearch(h.buckets, v)
+	add(&h.values[i], 1)
+	add(&h.values[len(h.buckets)+1], v)
+}
+
+// Counter makes a counter without labels. Its name ends in _total.
+func (s *Set) Counter(name, help string) Counter { return s.CounterVec(name, help).With() }
+
+// Gauge makes a gauge without labels.
+func (s *Set) Gauge(name, help string) Gauge { return s.GaugeVec(name, help).With() }
+
+// Histogram makes a histogram; buckets are the upper bounds, rising, without +Inf.
+func (s *Set) Histogram(name, help string, buckets []float64) Histogram {
+	f := s.newFamily(name, help, metric.Histogram, buckets, nil)
+	return Histogram{buckets, s.child(f, nil).values}
+}
+
+// CounterVec is counters that differ in labels.
+type CounterVec struct {
+	set *Set
+	f   *family
+}
+
+// CounterVec makes a family of counters.
+func (s *Set) CounterVec(name, help string, labels ...string) CounterVec {
+	return CounterVec{s, s.newFamily(name, help, metric.Counter, nil, labels)}
+}
+
+// With returns the counter with these label values; it is served from now on.
+func (v CounterVec) With(values ...string) Counter { return Counter{&v.set.child(v.f, values).values[0]} }
+
+// GaugeVec is gauges that differ in labels.
+type GaugeVec struct {
+	set *Set
+	f   *family
+}
+
+// GaugeVec makes a family of gauges.
+func (s *Set) GaugeVec(name, help string, labels ...string) GaugeVec {
+	return GaugeVec{s, s.newFamily(name, help, metric.Gauge, nil, labels)}
+}
+
+// With returns the gauge with these label values; it is served from now on.
+func (v GaugeVec) With(values ...string) Gauge { return Gauge{&v.set.child(v.f, values).values[0]} }
+
+// Remove stops serving the gauge with these label values.
+func (v GaugeVec) Remove(values ...string) { v.set.remove(v.f, values) }
+
+// Snapshot shows the set as it is now. The layout is the same one until a family or child
+// is added or removed.
+func (s *Set) Snapshot() *merge.Snapshot {
+	for _, f := range s.collect {
+		f()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.layout == nil {
+		s.build()
+	}
+	snap := &merge.Snapshot{Layout: s.layout, Values: make([]float64, 0, s.layout.Points)}
+	i := 0
+	for _, f := range s.families {
+		if len(f.children) == 0 {
+			continue
+		}
+		for _, m := range s.layout.Families[i].Metrics {
+			snap.Values = f.children[f.idOf(m.Labels)].append(snap.Values, f.Type)
+		}
+		i++
+	}
+	return snap
+}
+
+func (f *family) idOf(labels []metric.Label) string {
+	switch {
+	case len(f.labels) == 0:
+		return ""
+	case len(f.labels) == 1 && len(labels) == 1:
+		return labels[0].Value
+	}
+	values := make([]string, len(f.labels))
+	for i, name := range f.labels {
+		for _, l := range labels {
+			if l.Name == name {
+				values[i] = l.Value
+			}
+		}
+	}
+	return strings.Join(values, "\xff")
+}
+
+func (c *child) append(dst []float64, typ metric.Type) []float64 {
+	if typ != metric.Histogram {
+		return append(dst, math.Float64frombits(c.values[0].Load()))
+	}
+	acc := 0.0
+	for i := range c.values[:len(c.values)-2] {
+		acc += math.Float64frombits(c.values[i].Load())
+		dst = append(dst, acc)
+	}
+	return append(dst, math.Float64frombits(c.values[len(c.values)-2].Load()), acc)
+}
+
+func (s *Set) build() {
+	s.layout = &merge.Layout{}
+	for _, f := range s.families {
+		if len(f.children) == 0 {
+			continue
+		}
+		b := f.Family
+		points := f.points()
+		for _, c := range f.children {
+			b.Metrics = append(b.Metrics, merge.Metric{Labels: c.labels, Points: points})
+		}
+		slices.SortFunc(b.Metrics, func(x, y merge.Metric) int { return metric.CompareLabels(x.Labels, y.Labels) })
+		b.First, b.Points = s.layout.Points, len(points)*len(b.Metrics)
+		s.layout.Points += b.Points
+		s.layout.Families = append(s.layout.Families, b)
+	}
+}
