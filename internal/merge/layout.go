@@ -2,6 +2,7 @@ package merge
 
 import (
 	"math"
+	"sync/atomic"
 
 	"aggregatord/internal/metric"
 )
@@ -79,18 +80,23 @@ type Point struct {
 }
 
 // A Snapshot is a layout and the values of one moment. Buckets are cumulative. It never
-// changes until Release is called, after which nobody may touch its Values.
+// changes until its last holder calls Release, after which nobody may touch its Values.
 type Snapshot struct {
 	Layout *Layout
 	Values []float64
 
+	holders atomic.Int32 // besides the first
 	release func(*Snapshot)
 }
 
-// Release gives the snapshot's memory back for a later one. Call it at most once, after
-// the last read; forgetting it costs garbage, nothing else.
+// Retain adds a holder, who must call Release too. Only a holder may call it.
+func (s *Snapshot) Retain() { s.holders.Add(1) }
+
+// Release ends one holder's use; the last one's gives the memory back for a later
+// snapshot. Forgetting it costs garbage, nothing else.
 func (s *Snapshot) Release() {
-	if s.release != nil {
+	if s.holders.Add(-1) < 0 && s.release != nil {
+		s.holders.Store(0)
 		s.release(s)
 	}
 }
