@@ -1,0 +1,150 @@
+package watch
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// stampMargin is how old a directory's timestamps must be, when a listing begins, for
+// the listing to be trusted afterwards. The kernel stamps files with a clock that moves
+// once a timer tick (10 ms where CONFIG_HZ is 100; since Linux 6.13 some file systems
+// have finer stamps, once somebody looks), so a change that follows a listing within
+// one tick may leave the very same mtime. Two of the longest ticks are enough.
+const stampMargin = 20 * time.Millisecond
+
+// FileType is what the directory entry itself tells of a file's type, without a stat.
+type FileType uint8
+
+// The types of directory entries. File systems that keep no types in their directories
+// give TypeUnknown for every entry; find out with a stat on the opened file.
+const (
+	TypeUnknown FileType = iota
+	TypeRegular
+	TypeDir
+	TypeSymlink
+	TypeOther
+)
+
+// A Dirent is one name in a directory.
+type Dirent struct {
+	Name string
+	// Ino is the inode number of the name, 0 where it is not known. It is a hint: a file
+	// system may give the number of a removed file to the next one at once (ext4 does), and
+	// where the name is a mount point it is that of the directory below.
+	Ino  uint64
+	Type FileType
+}
+
+// A Listing is the outcome of one Scan.
+type Listing struct {
+	// Changed is false when nothing can have changed since the last listing; nothing was
+	// read then. It is true whenever the directory was read, also if that brought the same
+	// entries again: equal names and inode numbers do not prove equal files.
+	Changed bool
+	// Replaced says that the path leads to another directory than at the last listing. A
+	// directory that was away for a while and came back is not replaced.
+	Replaced bool
+	// Entries are all names but "." and "..", sorted by Name; the last listing's when
+	// nothing changed. The slice is borrowed: it is valid until the next Scan and must not
+	// be written to. The Names may be kept.
+	Entries []Dirent
+}
+
+// A Dir lists one path again and again, cheaply. It keeps no descriptor open and starts
+// nothing. It is not safe for several goroutines.
+type Dir struct {
+	path string
+	dirPlatform
+
+	known dirStamp // of the last listing; the identity stays after an error
+	ever  bool     // known.dirID is that of a directory
+	// quiet says that the last listing succeeded and began safely after the change that
+	// known's timestamps are of, so that equal timestamps mean an equal directory.
+	quiet bool
+
+	entries, spare []Dirent
+}
+
+// dirID tells a directory from another one that later gets its path. The time of birth
+// (0 where the file system has none) tells apart two that got the same inode number.
+type dirID struct {
+	dev, ino uint64
+	btime    int64
+}
+
+// dirStamp is what a stat tells of a directory. Times are nanoseconds since 1970. The
+// ctime is there because a user can set the mtime back, but not the ctime.
+type dirStamp struct {
+	dirID
+	mtime, ctime int64
+}
+
+// NewDir returns a Dir for path, which need not exist yet. A symbolic link is followed
+// anew by every Scan.
+func NewDir(path string) *Dir {
+	return &Dir{path: path, dirPlatform: newDirPlatform(path)}
+}
+
+// Path returns the path that NewDir was given.
+func (d *Dir) Path() string { return d.path }
+
+// Scan lists the directory. Where nothing has changed since the last listing, that is
+// found out with one stat and no allocation. With force it reads in any case: do so now
+// and then, because a file system of another machine need not keep its timestamps by our
+// clock.
+//
+// An error satisfies [fs.ErrNotExist] while the path does not exist and
+// [syscall.ENOTDIR] while something else is in its place. After an error the next Scan
+// reads the directory, and Replaced compares with the last listing that succeeded.
+func (d *Dir) Scan(force bool) (Listing, error) {
+	if d.quiet && !force {
+		stamp, err := d.stat()
+		if err != nil {
+			d.quiet = false
+			return Listing{}, err
+		}
+		if stamp == d.known {
+			return Listing{Entries: d.entries}, nil
+		}
+	}
+	d.quiet = false
+	stamp, began, err := d.read()
+	if err != nil {
+		return Listing{}, err
+	}
+	replaced := d.ever && stamp.dirID != d.known.dirID
+	d.known, d.ever = stamp, true
+	d.quiet = outside(began, stamp.mtime) && outside(began, stamp.ctime)
+	return Listing{Changed: true, Replaced: replaced, Entries: d.entries}, nil
+}
+
+// outside reports whether a listing that began at one time is safe from changes that
+// would leave the given timestamp again. A timestamp well in the future (somebody set
+// it, or the clock) is safe too: a change would bring it to now.
+func outside(began, stamp int64) bool {
+	delta := began - stamp
+	return delta > int64(stampMargin) || delta < -int64(stampMargin)
+}
+
+// adopt makes found, whose names are borrowed, the current entries. It takes names that
+// were there before from the last listing, so that a directory in which little changes
+// costs no allocation however large it is.
+func (d *Dir) adopt(found []Dirent) {
+	slices.SortFunc(found, func(a, b Dirent) int { return strings.Compare(a.Name, b.Name) })
+	old := d.entries
+	for i := range found {
+		name := found[i].Name
+		for len(old) > 0 && old[0].Name < name {
+			old = old[1:]
+		}
+		if len(old) > 0 && old[0].Name == name {
+			found[i].Name = old[0].Name
+		} else {
+			found[i].Name = strings.Clone(name)
+		}
+	}
+	// The names of files that are gone must not live on in the slice that is used next.
+	clear(d.entries)
+	d.entries, d.spare = found, d.entries[:0]
+}
