@@ -1,0 +1,510 @@
+package pool
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"aggregatord/internal/merge"
+	"aggregatord/internal/metric"
+	"aggregatord/internal/store"
+	"aggregatord/internal/watch"
+)
+
+// dir is one directory and what is known of its files. Guarded by Collector.mu.
+type dir struct {
+	c      *Collector
+	spec   DirSpec
+	limits store.Limits
+	logger *zap.Logger
+	lister *watch.Dir
+	prober *watch.Prober
+	// method is what the prober chose, once methodKnown.
+	method      watch.Method
+	methodKnown bool
+
+	// files are the source files in the directory, by name; also those that failed.
+	files map[string]*tracked
+	// orphans are files that are no longer in the directory but still exist, because a
+	// process can write to them or they were only moved. They count as before.
+	orphans []*tracked
+	// open finds the files of both by what they are.
+	open    map[store.Identity]*tracked
+	foreign int
+	scanErr error
+	listed  bool // at least once
+	workers map[string]bool
+	// gauges are the label values that updateMetrics has set, to be removed when unused.
+	gauges map[fileGauge]bool
+}
+
+// tracked is one source file.
+type tracked struct {
+	dir    *dir
+	name   store.SourceName
+	path   string
+	hint   uint64        // the inode number that the listing gives
+	file   *store.File   // nil if it could not be opened
+	source *merge.Source // nil exactly if file is
+	alive  bool
+	method watch.Method
+	// final says that the file was read since its process died, so that its values are the
+	// last ones unless a process opens it again.
+	final bool
+	// failure is why the file cannot be read at present, "" if it can.
+	failure store.Reason
+	// seen are the reasons for which an entry of the file was left out and logged.
+	seen     map[store.Reason]bool
+	learnErr error
+	loadErr  error
+}
+
+func newDir(c *Collector, spec DirSpec, limits store.Limits) *dir {
+	logger := c.logger.With(zap.String("dir", spec.Path))
+	if spec.Pool != "" {
+		logger = logger.With(zap.String("pool", spec.Pool))
+	}
+	return &dir{
+		c: c, spec: spec, limits: limits, logger: logger,
+		lister: watch.NewDir(spec.Path), prober: watch.NewProber(spec.Path),
+		files: map[string]*tracked{}, open: map[store.Identity]*tracked{}, workers: map[string]bool{}, gauges: map[fileGauge]bool{},
+	}
+}
+
+// scan takes up the files that appeared and lets go of those that went. What the last
+// listing could not open is tried again if force is set or anything changed.
+func (d *dir) scan(force bool) {
+	listing, err := d.lister.Scan(force)
+	if err != nil {
+		d.scanFailed(err)
+		return
+	}
+	if d.scanErr != nil || !d.listed || listing.Replaced {
+		d.logger.Info("watching directory", zap.Bool("replaced", listing.Replaced))
+		d.scanErr = nil
+		d.chooseMethod()
+	}
+	if !listing.Changed && d.listed {
+		return
+	}
+	d.c.metrics.rescans.With(d.spec.Pool).Inc()
+	names := d.names(listing.Entries)
+	for base, t := range d.files {
+		if n, ok := names[base]; !ok || t.file != nil && !t.is(n.ino) {
+			d.letGo(t)
+		}
+	}
+	opened := 0
+	for base, n := range names {
+		t := d.files[base]
+		if t == nil {
+			t = &tracked{dir: d, name: n.name, path: filepath.Join(d.spec.Path, base)}
+			d.files[base] = t
+		}
+		if t.file == nil {
+			t.hint = n.ino
+			err := n.err
+			if err == nil {
+				err = d.take(t)
+			}
+			d.note(t, err)
+			opened++
+		}
+	}
+	if !d.listed {
+		d.logger.Info("first scan done", zap.Int("files", len(d.files)), zap.Int("foreign", d.foreign))
+		d.listed = true
+	} else if opened > 0 {
+		d.logger.Debug("files taken up", zap.Int("files", opened))
+	}
+}
+
+// chooseMethod finds out how the death of a process can be known in this directory.
+func (d *dir) chooseMethod() {
+	choice, err := d.prober.Probe()
+	if err != nil {
+		d.logger.Warn("cannot find out how to know dead processes", zap.Error(err))
+		return
+	}
+	fields := []zap.Field{zap.Stringer("method", choice.Method), zap.String("file_system", choice.FileSystem)}
+	if choice.Reason != "" {
+		fields = append(fields, zap.String("reason", choice.Reason))
+	}
+	switch {
+	case choice.Method == d.method && d.methodKnown:
+	case choice.Method == watch.MethodLease:
+		d.logger.Info("dead processes are known by read leases", fields...)
+	default:
+		d.logger.Warn("dead processes cannot be known by read leases; in doubt a process counts as alive", fields...)
+	}
+	d.method, d.methodKnown = choice.Method, true
+}
+
+// listed is a source file's name and inode number in a listing; err is what is wrong with
+// the name.
+type listed struct {
+	name store.SourceName
+	err  error
+	ino  uint64
+}
+
+// names picks the source files out of a listing.
+func (d *dir) names(entries []watch.Dirent) map[string]listed {
+	d.foreign = 0
+	names := make(map[string]listed, len(d.files))
+	for _, e := range entries {
+		name, err := store.ParseName(e.Name)
+		if errors.Is(err, store.ErrForeign) {
+			d.foreign++
+			continue
+		}
+		name.Base = e.Name
+		names[e.Name] = listed{name, err, e.Ino}
+	}
+	return names
+}
+
+func (d *dir) scanFailed(err error) {
+	d.c.metrics.scanErrors.With(d.spec.Pool).Inc()
+	if d.scanErr == nil || d.scanErr.Error() != err.Error() {
+		if missing(err) {
+			d.logger.Warn("directory does not exist; waiting for it")
+		} else {
+			d.logger.Error("directory cannot be listed; its files count as they are", zap.Error(err))
+		}
+	}
+	d.scanErr = err
+	d.listed = d.listed || missing(err)
+	if missing(err) {
+		d.foreign = 0
+		for _, t := range d.files {
+			d.letGo(t)
+		}
+	}
+}
+
+// is reports whether the name still leads to the file that is open, given the inode
+// number in the listing. Some file systems (overlayfs) list other numbers than stat gives,
+// so a difference is looked into: to take a file for a new one would count it twice.
+func (t *tracked) is(ino uint64) bool {
+	if ino == t.hint && ino != 0 {
+		return true
+	}
+	var st unix.Stat_t
+	if unix.Lstat(t.path, &st) != nil || t.file.Identity() != (store.Identity{Dev: uint64(st.Dev), Ino: st.Ino}) { //nolint:unconvert // Dev is an int32 on macOS
+		return false
+	}
+	t.hint = ino
+	return true
+}
+
+// errDuplicate says that a file has a second name in the directory.
+var errDuplicate = errors.New("the same file as another one")
+
+// take opens a file and adds its source to the index.
+func (d *dir) take(t *tracked) error {
+	file, err := store.Open(t.path, t.name, d.limits)
+	if err != nil {
+		return err
+	}
+	if old := d.open[file.Identity()]; old != nil {
+		i := slices.Index(d.orphans, old)
+		if i < 0 {
+			return errors.Join(fmt.Errorf("source file %q: %w: %q", t.path, errDuplicate, old.path), file.Close())
+		}
+		// It was moved here, or the whole directory was away for a while. Its values are
+		// read again before the next snapshot.
+		d.orphans = slices.Delete(d.orphans, i, i+1)
+		d.c.index.Remove(old.source)
+		d.close(old)
+	}
+	t.file = file
+	t.alive = true
+	t.source = d.c.index.Add(merge.SourceSpec{
+		Pool: d.spec.Pool, Name: t.name.Base, Type: t.name.Type, Mode: t.name.Mode, ID: t.name.ID,
+		Created: file.Created().UnixNano(), ParseKey: t.name.ParseKey,
+	})
+	d.open[file.Identity()] = t
+	return nil
+}
+
+// learn tells the index of entries that appeared since the last time.
+func (d *dir) learn(t *tracked) {
+	t.learnErr = t.file.Learn(func(e store.Entry) {
+		if err := d.c.index.Learn(t.source, e.Key, e.Slot); err != nil {
+			d.refused(t, e, err)
+		}
+	})
+}
+
+// reasonOf extends the store's reasons by those of merge.
+func reasonOf(err error) store.Reason {
+	switch {
+	case errors.Is(err, merge.ErrSample):
+		return "bad_sample"
+	case errors.Is(err, merge.ErrSeriesLimit):
+		return "series_limit"
+	case errors.Is(err, merge.ErrLabelLimit):
+		return "label_limit"
+	case errors.Is(err, errDuplicate):
+		return "duplicate"
+	}
+	return store.ReasonOf(err)
+}
+
+// refused counts an entry that is left out and names the first of each file and reason.
+func (d *dir) refused(t *tracked, e store.Entry, err error) {
+	reason := reasonOf(err)
+	d.c.metrics.entryErrors.With(d.spec.Pool, string(reason)).Inc()
+	if t.seen[reason] {
+		return
+	}
+	if t.seen == nil {
+		t.seen = map[store.Reason]bool{}
+	}
+	t.seen[reason] = true
+	d.logger.Warn("entry left out, and others of this file for the same reason", zap.String("path", t.path),
+		zap.Int64("offset", int64(e.Slot)*8), zap.String("reason", string(reason)), zap.Error(err))
+}
+
+// load brings the values in the index up to date with the file. It touches nothing but
+// its own file and source, so several may run at once.
+func (t *tracked) load() error {
+	if t.source.Entries() == 0 {
+		return nil
+	}
+	if stamps := t.source.Stamps(); stamps != nil {
+		return t.file.LoadStamped(t.source.Slots(), t.source.Values(), stamps)
+	}
+	return t.file.Load(t.source.Slots(), t.source.Values())
+}
+
+// note keeps account of whether the file can be read; each change is logged and each
+// failure counted once.
+func (d *dir) note(t *tracked, err error) {
+	if err == nil {
+		if t.failure != "" {
+			t.failure = ""
+			d.logger.Info("file can be read again", zap.String("path", t.path))
+		}
+		return
+	}
+	reason := reasonOf(err)
+	if reason == store.Gone && t.file == nil {
+		// Removed between the listing and the opening: the next listing will tell.
+		delete(d.files, t.name.Base)
+		return
+	}
+	if reason == t.failure {
+		return
+	}
+	t.failure = reason
+	d.c.metrics.fileErrors.With(d.spec.Pool, string(reason)).Inc()
+	msg := "file cannot be opened; its values are missing"
+	if t.file != nil {
+		msg = "file cannot be read; what was read of it before still counts"
+	}
+	d.logger.Warn(msg, zap.String("path", t.path), zap.String("reason", string(reason)), zap.Error(err))
+}
+
+// letGo handles a file that is no longer in the directory under its name. Gauges go with
+// it; what else it holds counts on.
+func (d *dir) letGo(t *tracked) {
+	delete(d.files, t.name.Base)
+	switch {
+	case t.file == nil:
+	case t.name.Type == metric.Gauge:
+		d.fold(t)
+	default:
+		d.orphans = append(d.orphans, t)
+	}
+}
+
+func (d *dir) close(t *tracked) {
+	delete(d.open, t.file.Identity())
+	if err := t.file.Close(); err != nil {
+		d.logger.Warn("close file", zap.String("path", t.path), zap.Error(err))
+	}
+	t.file = nil
+}
+
+// settle folds the orphans that are gone for good: no name leads to them any more, so
+// they cannot come back and be counted again, and nobody can write to them. It also gives
+// a second life to files that were emptied.
+func (d *dir) settle() {
+	d.orphans = slices.DeleteFunc(d.orphans, func(t *tracked) bool {
+		if t.alive || t.linked() {
+			return false
+		}
+		if !t.final {
+			d.learn(t)
+			d.note(t, cmp.Or(t.learnErr, t.load()))
+		}
+		d.logger.Info("file was removed by somebody else; its last values still count", zap.String("path", t.path), zap.Int("entries", t.source.Entries()))
+		d.fold(t)
+		return true
+	})
+	for _, t := range d.files {
+		// What was read of a file that shrank still counts, and what is in it now may be the
+		// same values or others; only when it was seen empty must all that comes be new.
+		if t.file != nil && t.failure == store.Shrunk && t.emptied() {
+			d.logger.Warn("file was emptied by somebody else; its last values still count", zap.String("path", t.path))
+			d.fold(t)
+			t.failure = ""
+			d.note(t, d.take(t))
+		}
+	}
+}
+
+// fold closes a file and lets its last values count on; those of gauges go with it.
+func (d *dir) fold(t *tracked) {
+	if t.name.Type == metric.Gauge {
+		d.c.index.Remove(t.source)
+	} else {
+		d.c.index.Fold(t.source)
+	}
+	d.close(t)
+}
+
+// linked reports whether any name leads to the open file. In doubt one does.
+func (t *tracked) linked() bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(t.file.Fd()), &st) != nil || st.Nlink > 0
+}
+
+// emptied reports whether the open file has no bytes.
+func (t *tracked) emptied() bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(t.file.Fd()), &st) == nil && st.Size == 0
+}
+
+// probe finds out which processes live.
+func (d *dir) probe() {
+	for _, t := range d.files {
+		if t.file != nil {
+			d.check(t)
+		}
+	}
+	for _, t := range d.orphans {
+		d.check(t)
+	}
+}
+
+// check asks whether anybody can still write to one file. That of a dead process is read
+// once more, now that nothing can change in it, and then not again while that is so.
+func (d *dir) check(t *tracked) {
+	id := t.file.Identity()
+	state, method := d.prober.Check(watch.FileRef{Fd: t.file.Fd(), Dev: id.Dev, Ino: id.Ino, ID: t.name.ID})
+	t.method = method
+	alive := state.MayWrite()
+	if alive == t.alive {
+		return
+	}
+	t.alive, t.final = alive, false
+	d.c.index.SetAlive(t.source, alive)
+	if err := t.file.SetSettled(!alive); err != nil {
+		d.note(t, err)
+	}
+}
+
+// countWorkers logs which workers came and went since the last time.
+func (d *dir) countWorkers() {
+	now := make(map[string]bool, len(d.workers))
+	for _, t := range d.files {
+		if t.file != nil && !t.name.Archive {
+			now[t.name.ID] = now[t.name.ID] || t.alive
+		}
+	}
+	for id, alive := range now {
+		was, known := d.workers[id]
+		switch {
+		case alive && !known:
+			d.logger.Debug("worker found", zap.String("worker", id))
+		case !alive && was:
+			d.logger.Info("worker is dead; what it counted stays in the totals", zap.String("worker", id))
+		case alive && known && !was:
+			d.logger.Info("worker writes again to the files of a dead one", zap.String("worker", id))
+		}
+	}
+	d.workers = now
+}
+
+// fileGauge is the labels of a series of aggregatord_files.
+type fileGauge struct{ state, dialect string }
+
+func (d *dir) updateMetrics() {
+	m, pool := d.c.metrics, d.spec.Pool
+	files := map[fileGauge]int{{"foreign", ""}: d.foreign, {"failed", ""}: 0}
+	for g := range d.gauges {
+		files[g] = 0
+	}
+	methods := map[watch.Method]int{}
+	entries := 0
+	count := func(t *tracked, state string) {
+		switch {
+		case t.failure != "" || t.file == nil:
+			files[fileGauge{"failed", ""}]++
+		default:
+			files[fileGauge{state, dialect(t)}]++
+		}
+		if t.file != nil {
+			entries += t.source.Entries()
+			methods[t.method]++
+		}
+	}
+	for _, t := range d.files {
+		if t.alive {
+			count(t, "alive")
+		} else {
+			count(t, "dead")
+		}
+	}
+	for _, t := range d.orphans {
+		count(t, "removed")
+	}
+	for g, n := range files {
+		m.files.With(pool, g.state, g.dialect).Set(float64(n))
+		d.gauges[g] = true
+	}
+	for method := range watch.Method(watch.Methods) {
+		m.liveness.With(pool, method.String()).Set(float64(methods[method]))
+	}
+	alive := 0
+	for _, a := range d.workers {
+		if a {
+			alive++
+		}
+	}
+	m.workers.With(pool, "alive").Set(float64(alive))
+	m.workers.With(pool, "dead").Set(float64(len(d.workers) - alive))
+	m.entries.With(pool).Set(float64(entries))
+	up := 1.0
+	if d.scanErr != nil || !d.listed {
+		up = 0
+	}
+	m.directoryUp.With(pool).Set(up)
+}
+
+// dialect names how a file is laid out, as far as it shows.
+func dialect(t *tracked) string {
+	switch {
+	case t.name.Archive:
+		return "postmates-archive"
+	case t.file.Width() == 0:
+		return "empty"
+	case t.file.Width() == 16:
+		return "wide"
+	}
+	return "narrow"
+}
+
+// String is for logs.
+func (d DirSpec) String() string {
+	return strings.TrimPrefix(d.Pool+"="+d.Path, "=")
+}

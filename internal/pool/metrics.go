@@ -1,0 +1,46 @@
+package pool
+
+import (
+	"aggregatord/internal/telemetry"
+)
+
+// Metrics are the room's own metrics.
+type Metrics struct {
+	files       telemetry.GaugeVec // pool, state, dialect
+	workers     telemetry.GaugeVec // pool, state
+	entries     telemetry.GaugeVec // pool
+	directoryUp telemetry.GaugeVec // pool
+	liveness    telemetry.GaugeVec // pool, method
+	series      telemetry.Gauge
+	conflicts   telemetry.Gauge
+	fileErrors  telemetry.CounterVec // pool, reason
+	entryErrors telemetry.CounterVec // pool, reason
+	rescans     telemetry.CounterVec // pool
+	scanErrors  telemetry.CounterVec // pool
+	passes      telemetry.Counter
+	shared      telemetry.Counter
+	entriesRead telemetry.Counter
+	passSeconds telemetry.Histogram
+}
+
+// NewMetrics adds the room's metrics to set.
+func NewMetrics(set *telemetry.Set) *Metrics {
+	return &Metrics{
+		files:       set.GaugeVec("aggregatord_files", "Files in the directory: alive or dead (its process can no longer write), removed (by somebody else, its process alive), failed, or foreign.", "pool", "state", "dialect"),
+		workers:     set.GaugeVec("aggregatord_workers", "Worker IDs with a source file; alive if any of the files is.", "pool", "state"),
+		entries:     set.GaugeVec("aggregatord_entries", "Entries of the source files that are merged at a scrape.", "pool"),
+		directoryUp: set.GaugeVec("aggregatord_directory_up", "1 if the directory could be listed the last time.", "pool"),
+		liveness:    set.GaugeVec("aggregatord_liveness_files", "Source files by how it is known whether their process lives: lease, proc, or none (taken as alive).", "pool", "method"),
+		series:      set.Gauge("aggregatord_series", "Samples of worker metrics in the last merged view."),
+		conflicts:   set.Gauge("aggregatord_conflicts", "Groups of series left out of the last merged view because a newer file has another type or gauge mode for the family."),
+		fileErrors:  set.CounterVec("aggregatord_file_errors_total", "Times a source file became unreadable, by reason; the log names the file.", "pool", "reason"),
+		entryErrors: set.CounterVec("aggregatord_entry_errors_total", "Entries of source files left out, by reason; the log names the first of each file.", "pool", "reason"),
+		rescans:     set.CounterVec("aggregatord_rescans_total", "Times the directory was listed.", "pool"),
+		scanErrors:  set.CounterVec("aggregatord_scan_errors_total", "Times the directory could not be listed.", "pool"),
+		passes:      set.Counter("aggregatord_merge_passes_total", "Times all source files were read and merged."),
+		shared:      set.Counter("aggregatord_merge_shared_total", "Scrapes that shared the pass of another one."),
+		entriesRead: set.Counter("aggregatord_entries_read_total", "Values loaded from source files."),
+		passSeconds: set.Histogram("aggregatord_merge_duration_seconds", "Time to read and merge all source files for one scrape.",
+			[]float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}),
+	}
+}

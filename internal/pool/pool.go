@@ -1,0 +1,354 @@
+// Package pool reads one or several directories of source files into one view: it knows
+// which files there are, keeps them open, tells the merge index of their entries, loads
+// their values for every snapshot and notices when a process is gone. The daemon and the
+// read-only commands use it alike, so there is one way to read a directory.
+//
+// Its invariant: a counter, histogram or summary file that was once read counts until its
+// values are folded, whether it becomes unreadable, is replaced or is removed by somebody
+// else; no total falls for a reason that lies in the file system.
+//
+// It never writes to a directory.
+package pool
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"aggregatord/internal/merge"
+	"aggregatord/internal/store"
+	"aggregatord/internal/telemetry"
+)
+
+// DirSpec names one directory.
+type DirSpec struct {
+	// Pool is the value of the label pool that its series get; empty: none.
+	Pool string
+	Path string
+}
+
+// ParseDirSpec reads what --dir takes: a path, or NAME=PATH.
+func ParseDirSpec(s string) (DirSpec, error) {
+	d := DirSpec{Path: s}
+	if name, path, ok := strings.Cut(s, "="); ok && !strings.Contains(name, "/") {
+		d = DirSpec{Pool: name, Path: path}
+		if name == "" {
+			return d, fmt.Errorf("directory %q: the name before = is empty", s)
+		}
+	}
+	if d.Path == "" {
+		return d, fmt.Errorf("directory %q: the path is empty", s)
+	}
+	return d, nil
+}
+
+// Options of a Collector.
+type Options struct {
+	// Dirs are the directories; at least one. If there are several, each has a Pool.
+	Dirs []DirSpec
+	// Limits of what is believed of a source file; zero fields mean the store's defaults.
+	Limits store.Limits
+	// Merge holds the limits of the index.
+	Merge merge.Options
+	// Logger may be nil.
+	Logger *zap.Logger
+	// Metrics may be nil.
+	Metrics *Metrics
+}
+
+// Collector is the merged view of some directories. It is safe for several goroutines.
+// It starts none; Tend must be called now and then, and whenever something may have
+// changed. Close gives up its files.
+type Collector struct {
+	logger  *zap.Logger
+	metrics *Metrics
+	ready   atomic.Bool
+
+	// next is the pass that has not begun yet, for scrapes to join; nil if none waits.
+	nextMu sync.Mutex
+	next   *flight
+
+	// mu guards the index and everything in dirs.
+	mu       sync.Mutex
+	index    *merge.Index
+	dirs     []*dir
+	loads    []*tracked // reused by load
+	reported map[merge.Conflict]bool
+	closed   bool
+}
+
+// ErrClosed is the error of a Collector that is closed.
+var ErrClosed = errors.New("collector is closed")
+
+// New returns a Collector that has not looked at its directories yet.
+func New(opts Options) (*Collector, error) {
+	if opts.Logger == nil {
+		opts.Logger = zap.NewNop()
+	}
+	if opts.Metrics == nil {
+		opts.Metrics = NewMetrics(telemetry.NewSet())
+	}
+	c := &Collector{
+		logger: opts.Logger, metrics: opts.Metrics,
+		index: merge.NewIndex(opts.Merge), reported: map[merge.Conflict]bool{},
+	}
+	if len(opts.Dirs) == 0 {
+		return nil, errors.New("no directory given")
+	}
+	seen := map[string]bool{}
+	for _, spec := range opts.Dirs {
+		if spec.Pool == "" && len(opts.Dirs) > 1 {
+			return nil, fmt.Errorf("directory %q has no name: with several directories each needs one, as in --dir web=%s", spec.Path, spec.Path)
+		}
+		if seen[spec.Pool] {
+			return nil, fmt.Errorf("two directories have the name %q", spec.Pool)
+		}
+		seen[spec.Pool] = true
+		c.dirs = append(c.dirs, newDir(c, spec, opts.Limits))
+	}
+	return c, nil
+}
+
+// Tend brings the view up to date with the directories: files that appeared, went or were
+// replaced, processes that died. force lists the directories even if they look unchanged.
+// What goes wrong is logged and counted; it never keeps the rest from being looked at.
+func (c *Collector) Tend(force bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	for _, d := range c.dirs {
+		d.scan(force)
+		d.probe()
+		d.settle()
+		d.countWorkers()
+	}
+	c.ready.Store(true)
+}
+
+// Ready reports whether the first look at all directories is done.
+func (c *Collector) Ready() bool { return c.ready.Load() }
+
+// Err tells why directories could not be listed when they were last looked at. A daemon
+// goes on and waits for better times; a command that looks once needs to know.
+func (c *Collector) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var errs []error
+	for _, d := range c.dirs {
+		errs = append(errs, d.scanErr)
+	}
+	return errors.Join(errs...)
+}
+
+// flight is one pass and those who wait for it.
+type flight struct {
+	done    chan struct{}
+	waiters int // guarded by Collector.nextMu
+	snap    *merge.Snapshot
+	err     error
+}
+
+// Gather merges what the files hold now. Calls that arrive while a pass is running share
+// the next one, so that each answer is at least as new as its question and the work does
+// not grow with the scrapers. The caller must Release the snapshot.
+func (c *Collector) Gather(ctx context.Context) (*merge.Snapshot, error) {
+	c.nextMu.Lock()
+	f := c.next
+	leader := f == nil
+	if leader {
+		f = &flight{done: make(chan struct{})}
+		c.next = f
+	}
+	f.waiters++
+	c.nextMu.Unlock()
+	if leader {
+		c.fly(f)
+	} else {
+		c.metrics.shared.Inc()
+	}
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		c.nextMu.Lock()
+		defer c.nextMu.Unlock()
+		select {
+		case <-f.done: // it has counted us
+			if f.snap != nil {
+				f.snap.Release()
+			}
+		default:
+			f.waiters--
+		}
+		return nil, fmt.Errorf("wait for the merge: %w", ctx.Err())
+	}
+	if f.err == nil && ctx.Err() != nil {
+		f.snap.Release()
+		return nil, fmt.Errorf("merge: %w", ctx.Err())
+	}
+	return f.snap, f.err
+}
+
+// fly runs a pass for all who wait for it.
+func (c *Collector) fly(f *flight) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nextMu.Lock()
+	c.next = nil // who comes now must not see what was read before
+	c.nextMu.Unlock()
+	snap, err := c.passLocked()
+	c.nextMu.Lock()
+	defer c.nextMu.Unlock()
+	f.snap, f.err = snap, err
+	if snap != nil {
+		for range f.waiters - 1 {
+			snap.Retain()
+		}
+		if f.waiters == 0 {
+			snap.Release()
+		}
+	}
+	close(f.done)
+}
+
+// passLocked reads all files and merges them.
+func (c *Collector) passLocked() (*merge.Snapshot, error) {
+	if c.closed {
+		return nil, ErrClosed
+	}
+	start := time.Now()
+	for _, d := range c.dirs {
+		// Directories tell cheaply that nothing has changed, so even the first scrape after
+		// a change sees it, whether or not the watcher has been told yet. The same goes for
+		// the processes: a lease costs about a microsecond to ask for.
+		d.scan(false)
+		d.probe()
+	}
+	c.loadLocked()
+	snap := c.index.Snapshot()
+	c.reportConflictsLocked()
+	c.metrics.passes.Inc()
+	c.metrics.series.Set(float64(len(snap.Values)))
+	c.metrics.passSeconds.Observe(time.Since(start).Seconds())
+	return snap, nil
+}
+
+// parallelEntries is how many entries make loading on several cores worth the while.
+const parallelEntries = 20_000
+
+// loadLocked loads the present values of all files into the index. New entries are
+// learned first, one file after the other, because that changes the index; the values
+// of different files are then loaded side by side.
+func (c *Collector) loadLocked() {
+	c.loads = c.loads[:0]
+	entries := 0
+	take := func(d *dir, t *tracked) {
+		if t.file != nil && !t.final {
+			d.learn(t)
+			c.loads = append(c.loads, t)
+			entries += t.source.Entries()
+		}
+	}
+	for _, d := range c.dirs {
+		for _, t := range d.files {
+			take(d, t)
+		}
+		for _, t := range d.orphans {
+			take(d, t)
+		}
+	}
+	loads := c.loads
+	var next atomic.Int64
+	work := func() {
+		for i := next.Add(1) - 1; int(i) < len(loads); i = next.Add(1) - 1 {
+			loads[i].loadErr = loads[i].load()
+		}
+	}
+	if entries < parallelEntries {
+		work()
+	} else {
+		var wg sync.WaitGroup
+		for range min(runtime.GOMAXPROCS(0), len(loads)) - 1 {
+			// Ends when all files are loaded, below.
+			wg.Go(work)
+		}
+		work()
+		wg.Wait()
+	}
+	for _, t := range loads {
+		err := cmp.Or(t.learnErr, t.loadErr)
+		t.final = err == nil && !t.alive
+		t.dir.note(t, err)
+	}
+	c.metrics.entriesRead.Add(float64(entries))
+	clear(c.loads)
+}
+
+// reportConflictsLocked logs each disagreement once, when it begins and when it ends.
+func (c *Collector) reportConflictsLocked() {
+	now := c.index.Conflicts()
+	c.metrics.conflicts.Set(float64(len(now)))
+	if len(now) == 0 && len(c.reported) == 0 {
+		return
+	}
+	current := make(map[merge.Conflict]bool, len(now))
+	for _, k := range now {
+		id := k
+		id.Series = 0
+		current[id] = true
+		if !c.reported[id] {
+			c.logger.Warn("files disagree on a metric; the newest file's samples are served, the others' left out",
+				zap.String("family", k.Family), zap.String("pool", k.Pool), zap.String("served", k.Winner), zap.String("left_out", k.Loser), zap.Int("series", k.Series))
+		}
+	}
+	for id := range c.reported {
+		if !current[id] {
+			c.logger.Info("files agree on a metric again", zap.String("family", id.Family), zap.String("pool", id.Pool), zap.String("served", id.Winner))
+		}
+	}
+	c.reported = current
+}
+
+// Close gives up all files. Later calls of Gather fail with ErrClosed.
+func (c *Collector) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	c.closed = true
+	var errs []error
+	for _, d := range c.dirs {
+		for _, t := range d.files {
+			if t.file != nil {
+				errs = append(errs, t.file.Close())
+			}
+		}
+		for _, t := range d.orphans {
+			errs = append(errs, t.file.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// UpdateMetrics brings the gauges that describe the directories up to date.
+func (c *Collector) UpdateMetrics() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, d := range c.dirs {
+		d.updateMetrics()
+	}
+}
+
+// missing reports whether an error says that a directory is not there (yet).
+func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) }
