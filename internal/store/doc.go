@@ -1,0 +1,42 @@
+// Package store turns the names and bytes of source files into entries: the files in
+// which the processes of a prefork server keep their samples, one or more per process,
+// written through a shared mapping by the process's Prometheus client.
+//
+// The one invariant: bytes of another process are claims. Whatever a file holds, and
+// whatever is done to it while it is read, costs that file and nothing else: no panic,
+// no memory beyond the limits, no byte touched past the used ones, and what was read
+// from it before stays good.
+//
+// # Layout
+//
+// Little-endian on every machine we support. The reference writer is
+// prometheus_client/mmap_dict.py of prometheus/client_python.
+//
+//	0  int32   used bytes of the file: 0 when just created, 8 when initialised and empty
+//	4  int32   padding
+//	8  entries up to the used bytes, each:
+//	   int32   key length in bytes, padding not counted
+//	   bytes   key: UTF-8, a JSON array (see [ParseKey])
+//	   spaces  1 to 8 of them, so that 4 + key + padding is a multiple of 8
+//	   float64 value, so always 8-byte aligned
+//	   float64 timestamp, in wide files only: Unix seconds; 0, or +Inf in the
+//	           postmates fork, for none
+//
+// The writer grows a file by truncating it to twice its size, writes a new entry first
+// and the used bytes after it, and from then on stores values in place. Entries are
+// never moved or removed, so the used bytes only ever rise, and they are a multiple of
+// 8 with every writer known: client_python, the postmates fork (same code), and both
+// Ruby clients, which pad alike.
+//
+// Nothing in a file says whether it is narrow (a value, client_python to 0.17) or wide
+// (value and timestamp, client_python from 0.18 and the postmates fork). Only one width
+// makes the walk over the entries end exactly at the used bytes with every key well
+// formed; see [File.Learn].
+//
+// # Use
+//
+// [ParseName] says what a file's name tells, [Open] opens the file, [File.Learn] yields
+// the entries that appeared since it was last called, [ParseKey] reads their keys, and
+// [File.Load] reads the values of many entries at once. [Inspect] reads a file of which
+// nothing is known, for people. [Writer] writes source files, for tests and exports.
+package store

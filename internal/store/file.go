@@ -1,0 +1,380 @@
+package store
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Limits bound what one file may cost us. Zero means the default.
+type Limits struct {
+	// FileBytes is the size of the largest file that is read, 1 GiB by default. A larger
+	// one is refused, and one that grows beyond it yields no further entries.
+	FileBytes int64
+	// KeyBytes is the length of the longest key, 64 KiB by default. A longer one counts as
+	// damage: neither it nor what follows it is read.
+	KeyBytes int
+}
+
+func (l Limits) withDefaults() Limits {
+	l.FileBytes = cmp.Or(l.FileBytes, 1<<30)
+	l.KeyBytes = cmp.Or(l.KeyBytes, 64<<10)
+	return l
+}
+
+// Identity is what a file is, whatever it is called.
+type Identity struct{ Dev, Ino uint64 }
+
+// A File is an open source file. It belongs to whoever opened it, who closes it after
+// the last use. One File is not safe for several goroutines at once; different Files
+// are independent, even of one path.
+//
+// An error of one call leaves everything read before it valid. Unless [Reopenable] says
+// otherwise, the next call may succeed.
+type File struct {
+	name    SourceName
+	path    string
+	lim     Limits
+	file    *os.File // nil once closed
+	fd      int
+	id      Identity
+	created time.Time
+	stat    unix.Stat_t // a buffer for fstat
+	size    int64       // of the file, as last seen
+	// used is the highest count of used bytes that was found right. Entries up to it
+	// were yielded or are damaged, and no byte past it is touched through the mapping.
+	used int64
+	cur  cursor
+	// lost is set once the file was seen smaller than what was read of it: its entries
+	// may have been written anew elsewhere, so that no position is trusted any more.
+	lost    error
+	mapping mapping
+	settled bool
+}
+
+// Open opens the source file at path, of which name is what [ParseName] told. It refuses
+// everything but regular files ([ErrNotRegular]; a symbolic link counts as what it is)
+// and files beyond the limit ([ErrTooLarge]) without ever blocking, and reads nothing
+// yet. Other errors wrap those of the operating system; see [ReasonOf].
+func Open(path string, name SourceName, lim Limits) (*File, error) {
+	lim = lim.withDefaults()
+	f := &File{name: name, path: path, lim: lim, cur: cursor{next: headerBytes}}
+	file, err := openRegular(path, lim, &f.stat)
+	if err != nil {
+		return nil, err
+	}
+	f.file, f.fd, f.size = file, int(file.Fd()), f.stat.Size
+	f.id = Identity{Dev: uint64(f.stat.Dev), Ino: f.stat.Ino} //nolint:unconvert // Dev is an int32 on macOS
+	if f.created, err = created(file); err != nil {
+		return nil, errors.Join(fmt.Errorf("open source file %q: %w", path, err), f.Close())
+	}
+	return f, nil
+}
+
+// openRegular opens a regular file for reading and fills stat.
+func openRegular(path string, lim Limits, stat *unix.Stat_t) (*os.File, error) {
+	// The directory is written by others. O_NOFOLLOW: a link could lead anywhere.
+	// O_NONBLOCK: opening a FIFO would wait for a writer.
+	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+	fd, err := unix.Open(path, flags, 0)
+	for errors.Is(err, unix.EINTR) {
+		fd, err = unix.Open(path, flags, 0)
+	}
+	switch {
+	case errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO):
+		// open(2): ELOOP for a symbolic link, ENXIO for a socket or a device that is not there.
+		return nil, fmt.Errorf("open source file %q: %w: %w", path, ErrNotRegular, err)
+	case err != nil:
+		return nil, fmt.Errorf("open source file %q: %w", path, err)
+	}
+	err = unix.Fstat(fd, stat)
+	switch {
+	case err != nil:
+	case stat.Mode&unix.S_IFMT != unix.S_IFREG:
+		err = ErrNotRegular
+	case stat.Size > lim.FileBytes:
+		err = fmt.Errorf("%d bytes: %w of %d", stat.Size, ErrTooLarge, lim.FileBytes)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open source file %q: %w", path, err), unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// Name returns what Open was told.
+func (f *File) Name() SourceName { return f.name }
+
+// Path returns what Open was told; the file may have been renamed since.
+func (f *File) Path() string { return f.path }
+
+// Identity returns the device and inode of the file.
+func (f *File) Identity() Identity { return f.id }
+
+// Created returns when the file was made, where the file system records it, otherwise
+// when it was last resized (a store through a mapping need not change the time of
+// modification) as of Open.
+func (f *File) Created() time.Time { return f.created }
+
+// Size returns the size of the file in bytes, as last seen.
+func (f *File) Size() int64 { return f.size }
+
+// UsedBytes returns how many bytes of the file were used when it was last read.
+func (f *File) UsedBytes() int64 { return f.used }
+
+// Width returns Narrow or Wide, or 0 before the first entry. It is certain once the file
+// was read to its end, or to its second entry.
+func (f *File) Width() int {
+	if f.cur.entries == 0 {
+		return 0
+	}
+	return f.cur.width
+}
+
+// Entries returns how many entries were yielded so far.
+func (f *File) Entries() int { return f.cur.entries }
+
+// Mapped reports whether values are read through a mapping. False before the first Load,
+// and where the system allows no more mappings.
+func (f *File) Mapped() bool { return f.mapping.mem != nil }
+
+// Fd returns the descriptor, open for reading until Close. It stands for the file itself,
+// whatever happens to its name.
+func (f *File) Fd() uintptr { return uintptr(f.fd) }
+
+// SetSettled says whether the caller knows that nobody can write to the file, as that of
+// a dead process. A settled file is not mapped but read, which is as good when nobody
+// writes, cheaper for the once or twice that such a file is read, and does not count
+// against vm.max_map_count.
+func (f *File) SetSettled(settled bool) error {
+	f.settled = settled
+	if !settled {
+		return nil
+	}
+	return f.wrap("unmap", f.mapping.unmap())
+}
+
+// Close unmaps and closes the file. Later calls of Learn and Load return os.ErrClosed.
+func (f *File) Close() error {
+	if f.file == nil {
+		return os.ErrClosed
+	}
+	err := errors.Join(f.wrap("unmap", f.mapping.unmap()), f.file.Close())
+	f.file, f.fd = nil, -1
+	return err
+}
+
+func (f *File) wrap(action string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s source file %q: %w", action, f.path, err)
+}
+
+// lose makes the damage the File's last word.
+func (f *File) lose(d damage) error {
+	f.lost = d.error(f.path)
+	return f.lost
+}
+
+// usable returns the error of a File that is closed or lost.
+func (f *File) usable() error {
+	if f.file == nil {
+		return f.wrap("read", os.ErrClosed)
+	}
+	return f.lost
+}
+
+// refresh looks up the file's size.
+func (f *File) refresh() error {
+	if err := unix.Fstat(f.fd, &f.stat); err != nil {
+		return f.wrap("stat", err)
+	}
+	f.size = f.stat.Size
+	return nil
+}
+
+// Learn calls yield for every entry that appeared since the last call, in file order, and
+// reads nothing else: once all entries are known it costs one load.
+//
+// A [*CorruptionError] says that the file is damaged, after the entries in front of the
+// damage were yielded. The next call tries again at the same place, because a writer's
+// count of used bytes can become visible before the last entry does. Other errors are
+// those of the operating system and [ErrTooLarge]. The error of a file that has shrunk,
+// or whose used bytes have, is for ever: see [Reopenable].
+func (f *File) Learn(yield func(Entry)) error {
+	if err := f.usable(); err != nil {
+		return err
+	}
+	if f.Mapped() {
+		used, d := f.mapping.used()
+		switch {
+		case d.reason != "":
+			return f.lose(d)
+		case int64(used) == f.used && f.cur.next >= f.used:
+			return nil
+		}
+	}
+
+	// Keys are read once, so they are not worth the page faults of reading them through
+	// the mapping, and a plain read cannot fault. It is coherent with the writer's mapping
+	// on every Unix with one page cache.
+	buf := windows.Get().(*[windowBytes]byte)
+	defer windows.Put(buf)
+	w := window{src: f.file, buf: buf[:], end: firstBytes}
+	if f.cur.entries > 0 {
+		w.end = headerBytes
+	}
+	// Used bytes before size: the writer enlarges the file before it uses what it gained.
+	_, err := w.at(0, headerBytes)
+	if err != nil && !errors.Is(err, errShort) {
+		return f.wrap("read", err)
+	}
+	header := w.have[:min(len(w.have), headerBytes)]
+	if err := f.refresh(); err != nil {
+		return err
+	}
+	used, d := usedBytes(header, f.size)
+	switch {
+	case d.reason == ShortHeader && f.used > 0:
+		return f.lose(damage{reason: Shrunk, number: int64(len(header))})
+	case d.reason != "":
+		return d.error(f.path)
+	case used < f.used:
+		return f.lose(damage{reason: UsedShrunk, number: used})
+	case f.size > f.lim.FileBytes:
+		return f.wrap("read", fmt.Errorf("%d bytes: %w of %d", f.size, ErrTooLarge, f.lim.FileBytes))
+	}
+	f.used, w.end = used, used
+	d = w.walk(&f.cur, f.lim.KeyBytes, yield)
+	switch d.reason {
+	case "":
+		return nil
+	case Shrunk:
+		return f.lose(d)
+	}
+	return d.error(f.path)
+}
+
+// usedBytes returns what the header of a file of size bytes claims, if that can be.
+func usedBytes(header []byte, size int64) (int64, damage) {
+	switch len(header) {
+	case 0:
+		// What a worker leaves that was killed before it gave its new file a size.
+		return 0, damage{}
+	case headerBytes:
+	default:
+		return 0, damage{reason: ShortHeader, number: int64(len(header))}
+	}
+	used := int64(int32(binary.LittleEndian.Uint32(header)))
+	switch {
+	case used < 0:
+		return used, damage{reason: UsedNegative, number: used}
+	case used%8 != 0:
+		return used, damage{reason: UsedMisaligned, number: used}
+	case used > size:
+		return used, damage{reason: UsedPastEnd, number: used}
+	}
+	return used, damage{}
+}
+
+// Load sets values[i] to the value at slots[i], for all slots, each of which must come
+// from an [Entry] that this File has yielded; len(values) must be at least len(slots).
+// It allocates nothing. Slots in rising order are read fastest.
+//
+// Each value is read whole, by one atomic load, however busy the writer is. Where the
+// system refuses to map the file it is read by plain reads, which the standards do not
+// promise to be atomic, though the kernels we know copy aligned words whole.
+//
+// With an error of Reason Shrunk the file was truncated: values are untouched if that
+// was seen before, and the first of them may be new if it happened under our hands. In
+// any case each is a value that the file held.
+func (f *File) Load(slots []uint32, values []float64) error {
+	return f.load(slots, values, nil)
+}
+
+// LoadStamped does what Load does and sets stamps[i] to the timestamp beside values[i], in
+// Unix seconds: 0 for none, which is also that of every entry in a narrow file.
+//
+// Value and timestamp are two words for the writer too: the pair is as it was at one
+// moment between two of its stores, unless it stores faster than we can look.
+func (f *File) LoadStamped(slots []uint32, values, stamps []float64) error {
+	stamps = stamps[:len(slots)]
+	if f.cur.width != Wide {
+		clear(stamps)
+		stamps = nil
+	}
+	return f.load(slots, values, stamps)
+}
+
+// load is Load if stamps is nil, otherwise LoadStamped of a wide file.
+func (f *File) load(slots []uint32, values, stamps []float64) error {
+	if err := f.usable(); err != nil {
+		return err
+	}
+	if len(slots) == 0 {
+		return nil
+	}
+	if err := f.refresh(); err != nil {
+		return err
+	}
+	if f.size < f.used {
+		return f.lose(damage{reason: Shrunk, offset: f.size, number: f.size})
+	}
+	values = values[:len(slots)]
+	var d damage
+	switch {
+	case f.settled || !f.mapping.cover(f.file, f.used, min(f.size, f.lim.FileBytes)):
+		d = f.read(slots, values, stamps)
+	case stamps == nil:
+		d = f.mapping.load(f.used, slots, values)
+	default:
+		d = f.mapping.loadStamped(f.used, slots, values, stamps)
+	}
+	switch d.reason {
+	case "":
+		return nil
+	case Shrunk:
+		return f.lose(d)
+	}
+	return d.error(f.path)
+}
+
+// read is load without a mapping.
+func (f *File) read(slots []uint32, values, stamps []float64) damage {
+	buf := windows.Get().(*[windowBytes]byte)
+	defer windows.Put(buf)
+	w := window{src: f.file, buf: buf[:], end: f.used}
+	size := valueBytes
+	if stamps != nil {
+		size = Wide
+	}
+	for i, slot := range slots {
+		off := int64(slot) * valueBytes
+		if off+int64(size) > f.used {
+			panic(fmt.Sprintf("BUG: slot %d is past the %d used bytes of %q", slot, f.used, f.path))
+		}
+		raw, err := w.at(off, size)
+		if err != nil {
+			return w.unread(off, err)
+		}
+		values[i] = float64At(raw)
+		if stamps != nil {
+			stamps[i] = stampOf(float64At(raw[valueBytes:]))
+		}
+	}
+	return damage{}
+}
+
+// modified returns the time of modification.
+func modified(f *os.File) (time.Time, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return time.Time{}, err
+	}
+	return info.ModTime(), nil
+}
