@@ -1,0 +1,456 @@
+package exposition
+
+import (
+	"fmt"
+	"math"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"weak"
+
+	"aggregatord/internal/merge"
+	"aggregatord/internal/metric"
+)
+
+// typeLines returns the names and types of an exposition's families in order.
+func typeLines(text string) []string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		if rest, ok := strings.CutPrefix(line, "# TYPE "); ok {
+			lines = append(lines, strings.TrimSuffix(rest, "\n"))
+		}
+	}
+	return lines
+}
+
+func TestCollisions(t *testing.T) {
+	gauge := func(name string) fam {
+		return fam{name: name, typ: metric.Gauge, metrics: []met{value(1)}}
+	}
+	counter := func(name string) fam {
+		return fam{name: name, typ: metric.Counter, metrics: []met{total(1)}}
+	}
+	oldCounter := func(name string) fam {
+		return fam{name: name, typ: metric.Counter, metrics: []met{value(1)}}
+	}
+	histogram := func(name string) fam {
+		return fam{name: name, typ: metric.Histogram, metrics: []met{buckets(1, 2, 3, 4)}}
+	}
+	summaryFam := func(name string) fam {
+		return fam{name: name, typ: metric.Summary, metrics: []met{summary(1, 2)}}
+	}
+	text, om := Format{}, Format{Kind: OpenMetrics100}
+	utf8 := Format{Text100, AllowUTF8}
+	snaps := func(s ...*merge.Snapshot) []*merge.Snapshot { return s }
+	tests := []struct {
+		name   string
+		format Format
+		snaps  []*merge.Snapshot
+		want   []string // TYPE lines
+		lost   []string // omissions
+	}{
+		{"gauge_named_like_a_counters_sample", text, snaps(snapshot(counter("x"), gauge("x_total"))),
+			[]string{"x_total counter"}, []string{`"x_total": name_collision with "x"`}},
+		{"counter_beside_gauge_of_its_family_name_text", text, snaps(snapshot(gauge("x_b"), counter("x"), gauge("w")), snapshot(gauge("x"))),
+			[]string{"w gauge", "x_total counter", "x gauge", "x_b gauge"}, nil},
+		{"counter_beside_gauge_of_its_family_name_openmetrics", om, snaps(snapshot(counter("x")), snapshot(gauge("x"))),
+			[]string{"x gauge"}, []string{`"x": name_collision with "x"`}},
+		{"histogram_bucket", text, snaps(snapshot(histogram("x"), gauge("x_bucket"))),
+			[]string{"x histogram"}, []string{`"x_bucket": name_collision with "x"`}},
+		{"histogram_count_of_counter", text, snaps(snapshot(histogram("x"), counter("x_count"))),
+			[]string{"x histogram", "x_count_total counter"}, nil},
+		{"histogram_count_of_counter_openmetrics", om, snaps(snapshot(histogram("x"), counter("x_count"))),
+			[]string{"x histogram"}, []string{`"x_count": name_collision with "x"`}},
+		{"histogram_sum_of_old_counter", text, snaps(snapshot(histogram("x"), oldCounter("x_sum"))),
+			[]string{"x histogram"}, []string{`"x_sum": name_collision with "x"`}},
+		{"summary_has_no_bucket", text, snaps(snapshot(summaryFam("x"), gauge("x_bucket"))),
+			[]string{"x summary", "x_bucket gauge"}, nil},
+		{"summary_count", text, snaps(snapshot(summaryFam("x"), gauge("x_count"))),
+			[]string{"x summary"}, []string{`"x_count": name_collision with "x"`}},
+		{"created_is_claimed_in_openmetrics", om, snaps(snapshot(counter("x"), gauge("x_created"))),
+			[]string{"x counter"}, []string{`"x_created": name_collision with "x"`}},
+		{"created_is_free_in_text", text, snaps(snapshot(counter("x"), gauge("x_created"))),
+			[]string{"x_total counter", "x_created gauge"}, nil},
+		{"created_is_claimed_in_text_where_served", text, snaps(snapshot(
+			fam{name: "x", typ: metric.Counter, metrics: []met{created(total(1), 2)}}, gauge("x_created"))),
+			[]string{"x_total counter", "x_created gauge"}, []string{`"x_created": name_collision with "x"`}},
+		{"own_metrics_win", text, snaps(snapshot(histogram("a"), gauge("b")), snapshot(gauge("a_sum"))),
+			[]string{"a_sum gauge", "b gauge"}, []string{`"a": name_collision with "a_sum"`}},
+		{"same_name_earlier_snapshot_wins", text, snaps(snapshot(gauge("a")), snapshot(histogram("a")), snapshot()),
+			[]string{"a gauge"}, []string{`"a": name_collision with "a"`}},
+		{"the_loser_claims_nothing", text, snaps(snapshot(histogram("a"), gauge("a_bucket")), snapshot(gauge("a_sum"))),
+			[]string{"a_bucket gauge", "a_sum gauge"}, []string{`"a": name_collision with "a_sum"`}},
+		{"after_escaping", text, snaps(snapshot(gauge("a.b"), gauge("a_b"), gauge("a:b"))),
+			[]string{"a_b gauge", "a:b gauge"}, []string{`"a_b": name_collision with "a.b"`}},
+		{"not_without_escaping", utf8, snaps(snapshot(gauge("a.b"), gauge("a_b"))),
+			[]string{`"a.b" gauge`, "a_b gauge"}, nil},
+		{"sample_names_after_escaping", text, snaps(snapshot(histogram("a.b"), gauge("a_b_count"))),
+			[]string{"a_b histogram"}, []string{`"a_b_count": name_collision with "a.b"`}},
+		{"no_name", text, snaps(snapshot(gauge(""), gauge("a"))),
+			[]string{"a gauge"}, []string{`"": bad_name`}},
+		{"points_of_another_type", text, snaps(snapshot(fam{name: "g", typ: metric.Gauge, metrics: []met{value(1, "a", "b"), total(2, "a", "c")}})),
+			[]string{"g gauge"}, []string{`1 points of "g": bad_point`}},
+		{"bound_that_is_no_number", text, snaps(snapshot(fam{name: "h", typ: metric.Histogram, metrics: []met{{nil, []pt{
+			{merge.Bucket, math.NaN(), 1}, {merge.Bucket, math.Inf(1), 1}, {merge.Sum, 0, 1}, {merge.Count, 0, 1},
+		}}}})), []string{"h histogram"}, []string{`1 points of "h": bad_point`}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			out, omissions := encode(test.format, test.snaps...)
+			if got := typeLines(out); !slices.Equal(got, test.want) {
+				t.Errorf("families %q, want %q", got, test.want)
+			}
+			var lost []string
+			for _, o := range omissions {
+				lost = append(lost, o.String())
+			}
+			if !slices.Equal(lost, test.lost) {
+				t.Errorf("left out %q, want %q", lost, test.lost)
+			}
+		})
+	}
+}
+
+func TestLabelCollisions(t *testing.T) {
+	gauge := func(metrics ...met) *merge.Snapshot {
+		return snapshot(fam{name: "g", typ: metric.Gauge, metrics: metrics})
+	}
+	text := Format{}
+	tests := []struct {
+		name    string
+		format  Format
+		snap    *merge.Snapshot
+		want    []string // sample lines
+		omitted int
+	}{
+		{"within_a_metric", text, gauge(value(1, "a.b", "x", "a_b", "y"), value(2, "a.b", "z")),
+			[]string{`g{a_b="z"} 2`}, 1},
+		{"between_metrics", text, gauge(value(1, "a.b", "x"), value(2, "a_b", "x"), value(3, "a_b", "y")),
+			[]string{`g{a_b="x"} 1`, `g{a_b="y"} 3`}, 1},
+		{"between_metrics_in_another_order", text, gauge(value(1, "a.b", "x", "aAb", "y"), value(2, "aAb", "y", "a_b", "x")),
+			[]string{`g{aAb="y",a_b="x"} 1`}, 1},
+		{"not_without_escaping", Format{Text100, AllowUTF8}, gauge(value(1, "a.b", "x", "a_b", "y")),
+			[]string{`g{"a.b"="x",a_b="y"} 1`}, 0},
+		{"values_that_are_not_utf8", text, gauge(value(1, "a", "\xff"), value(2, "a", "\xfe"), value(3, "a", "\xff\xff")),
+			[]string{"g{a=\"\ufffd\"} 2", "g{a=\"\ufffd\ufffd\"} 3"}, 1},
+		{"metric_name_label", text, gauge(value(1, "__name__", "x"), value(2, "..name__", "y"), value(3, "a", "b")),
+			[]string{`g{a="b"} 3`}, 2},
+		{"empty_label_name", text, gauge(value(1, "", "x"), value(2, "a", "b")), []string{`g{a="b"} 2`}, 1},
+		{"colon", text, gauge(value(1, "a:b", "x")), []string{`g{a_b="x"} 1`}, 0},
+		{"colon_dots", Format{Text100, Dots}, gauge(value(1, "a:b.c", "x")), []string{`g{a__b_dot_c="x"} 1`}, 0},
+		{"colon_values", Format{Text100, Values}, gauge(value(1, "a:b_c", "x", "a:b.c", "y")),
+			[]string{`g{U__a_3a_b_2e_c="y",U__a_3a_b__c="x"} 1`}, 0},
+		{"colon_quoted", Format{Text100, AllowUTF8}, gauge(value(1, "a:b", "x")), []string{`g{"a:b"="x"} 1`}, 0},
+		{"le_of_a_histogram", text, snapshot(fam{name: "h", typ: metric.Histogram, metrics: []met{
+			{labels("le", "7"), []pt{{merge.Bucket, math.Inf(1), 1}, {merge.Sum, 0, 1}, {merge.Count, 0, 1}}},
+			{labels("lf", "7"), []pt{{merge.Bucket, math.Inf(1), 1}, {merge.Sum, 0, 1}, {merge.Count, 0, 1}}},
+		}}), []string{`h_bucket{lf="7",le="+Inf"} 1`, `h_sum{lf="7"} 1`, `h_count{lf="7"} 1`}, 1},
+		{"le_of_a_gauge", text, gauge(value(1, "le", "7")), []string{`g{le="7"} 1`}, 0},
+		{"protobuf_and_json_too", Format{Kind: JSON}, gauge(value(1, "a", "\xff"), value(2, "a", "\xfe")), nil, 1},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			out, omissions := encode(test.format, test.snap)
+			var got []string
+			for line := range strings.Lines(out) {
+				if test.want != nil && line[0] != '#' {
+					got = append(got, strings.TrimSuffix(line, "\n"))
+				}
+			}
+			if !slices.Equal(got, test.want) {
+				t.Errorf("samples %q, want %q", got, test.want)
+			}
+			omitted := 0
+			for _, o := range omissions {
+				if o.Reason != LabelCollision {
+					t.Errorf("unexpected omission %v", o)
+				}
+				omitted += o.Metrics
+			}
+			if omitted != test.omitted {
+				t.Errorf("%d metrics left out, want %d", omitted, test.omitted)
+			}
+		})
+	}
+}
+
+func TestSeveralSnapshotsAreSortedTogether(t *testing.T) {
+	gauge := func(name string, v float64) fam {
+		return fam{name: name, typ: metric.Gauge, help: "h", metrics: []met{value(v)}}
+	}
+	got, _ := encode(Format{Kind: OpenMetrics100},
+		snapshot(gauge("a", 1), gauge("d", 4)), snapshot(gauge("b", 2), gauge("e", 5)), snapshot(gauge("c", 3)))
+	want := ""
+	for i, name := range []string{"a", "b", "c", "d", "e"} {
+		want += fmt.Sprintf("# HELP %s h\n# TYPE %[1]s gauge\n%[1]s %d\n", name, i+1)
+	}
+	if want += "# EOF\n"; got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+func TestFilter(t *testing.T) {
+	snap := snapshot(
+		fam{name: "jobs", typ: metric.Counter, metrics: []met{created(total(1), 5)}},
+		fam{name: "lat", typ: metric.Histogram, metrics: []met{buckets(1, 2, 3, 4)}},
+		fam{name: "my.load", typ: metric.Gauge, metrics: []met{value(1)}},
+		fam{name: "size", typ: metric.Summary, metrics: []met{summary(1, 2)}},
+	)
+	text, om := Format{}, Format{Kind: OpenMetrics100}
+	lat := []string{"lat_bucket", "lat_bucket", "lat_bucket", "lat_sum", "lat_count"}
+	tests := []struct {
+		name   string
+		format Format
+		names  []string
+		want   []string // sample names
+	}{
+		{"nothing_selected", text, []string{"nope"}, nil},
+		{"family", text, []string{"lat"}, lat},
+		{"counter_by_openmetrics_name", text, []string{"jobs"}, []string{"jobs_total", "jobs_created"}},
+		{"counter_by_text_name", text, []string{"jobs_total"}, []string{"jobs_total"}},
+		{"created", text, []string{"jobs_created"}, []string{"jobs_created"}},
+		{"sample", text, []string{"lat_sum"}, []string{"lat_sum"}},
+		{"samples", text, []string{"lat_sum", "lat_count"}, []string{"lat_sum", "lat_count"}},
+		{"buckets", text, []string{"lat_bucket"}, lat[:3]},
+		{"two_families", text, []string{"size", "lat_count"}, []string{"lat_count", "size_sum", "size_count"}},
+		{"sample_openmetrics", om, []string{"lat_sum"}, lat},
+		{"counter_openmetrics", om, []string{"jobs_total"}, []string{"jobs_total", "jobs_created"}},
+		{"by_the_workers_name", text, []string{"my.load"}, []string{"my_load"}},
+		{"by_the_escaped_name", text, []string{"my_load"}, []string{"my_load"}},
+		{"empty_values_are_none", text, []string{"", ""}, nil},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			filter := NewFilter(test.names)
+			got := string(new(Encoder).Append(nil, test.format, filter, snap))
+			if filter.All() {
+				if want, _ := encode(test.format, snap); got != want {
+					t.Errorf("got %q, want everything", got)
+				}
+				return
+			}
+			var names []string
+			for line := range strings.Lines(got) {
+				if line[0] != '#' {
+					names = append(names, line[:strings.IndexAny(line, " {")])
+				}
+			}
+			if !slices.Equal(names, test.want) {
+				t.Errorf("samples %q, want %q", names, test.want)
+			}
+			if test.format.openMetrics() && !strings.HasSuffix(got, "# EOF\n") {
+				t.Error("no # EOF")
+			}
+			if heads := strings.Count(got, "# TYPE"); (heads == 0) != (len(test.want) == 0) {
+				t.Errorf("%d TYPE lines for %d samples", heads, len(test.want))
+			}
+		})
+	}
+}
+
+// wide is a snapshot of many series: half counters, half histograms.
+func wide(series int) *merge.Snapshot {
+	var fams []fam
+	const perFamily = 100
+	for f := 0; f*perFamily < series; f++ {
+		counter := fam{name: fmt.Sprintf("http_requests_of_kind_%d", f), typ: metric.Counter}
+		histogram := fam{name: fmt.Sprintf("http_request_duration_%d_seconds", f), typ: metric.Histogram}
+		for m := 0; m < perFamily/2; m++ {
+			pairs := []string{"method", "GET", "path", "/api/v1/items/" + strconv.Itoa(m), "status", "200"}
+			counter.metrics = append(counter.metrics, total(float64(m*f), pairs...))
+			if m%5 == 0 {
+				histogram.metrics = append(histogram.metrics, buckets(float64(m), float64(2*m), float64(3*m), float64(m)/7, pairs...))
+			}
+		}
+		fams = append(fams, counter, histogram)
+	}
+	return snapshot(fams...)
+}
+
+func TestAppendDoesNotAllocate(t *testing.T) {
+	snap, own := wide(2000), everything()
+	for _, f := range []Format{{}, {Text100, AllowUTF8}, {Kind: OpenMetrics100}, {Kind: Protobuf}, {Kind: JSON}} {
+		e := &Encoder{OnReport: func(Report) {}}
+		buf := e.Append(nil, f, Filter{}, snap, own)
+		size := len(buf)
+		if allocs := testing.AllocsPerRun(20, func() { buf = e.Append(buf[:0], f, Filter{}, snap, own) }); allocs != 0 {
+			t.Errorf("%v: %v allocations for each call, want 0", f, allocs)
+		}
+		if len(buf) != size {
+			t.Errorf("%v: %d bytes, then %d", f, size, len(buf))
+		}
+	}
+}
+
+func TestAppendKeepsWhatIsThere(t *testing.T) {
+	snap := everything()
+	for kind := Text004; kind <= JSON; kind++ {
+		e := new(Encoder)
+		alone := string(e.Append(nil, Format{Kind: kind}, Filter{}, snap))
+		if got := string(e.Append([]byte("before"), Format{Kind: kind}, Filter{}, snap)); got != "before"+alone {
+			t.Errorf("%v: appending after other bytes changes the output", Format{Kind: kind})
+		}
+	}
+}
+
+func TestOldLayoutsAreCollectable(t *testing.T) {
+	e := new(Encoder)
+	layouts := make([]weak.Pointer[merge.Layout], 10)
+	own := everything()
+	for i := range layouts {
+		snap := wide(100)
+		layouts[i] = weak.Make(snap.Layout)
+		for kind := Text004; kind <= JSON; kind++ {
+			e.Append(nil, Format{Kind: kind}, Filter{}, snap, own)
+		}
+	}
+	kept := 0
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		runtime.GC()
+		kept = 0
+		for _, l := range layouts {
+			if l.Value() != nil {
+				kept++
+			}
+		}
+		if kept <= 1 || time.Now().After(deadline) {
+			break
+		}
+	}
+	if kept > 1 {
+		t.Errorf("%d layouts are kept after ten were served, want at most the last", kept)
+	}
+	if len(e.plans) > maxPlans || len(e.views) > 2*maxPlans {
+		t.Errorf("%d plans and %d views are kept, want at most %d and %d", len(e.plans), len(e.views), maxPlans, 2*maxPlans)
+	}
+	runtime.KeepAlive(e)
+}
+
+func TestViewsOfUnchangedLayoutsAreKept(t *testing.T) {
+	e := new(Encoder)
+	workers := wide(100)
+	e.Append(nil, Format{}, Filter{}, workers, everything())
+	before := e.views[0]
+	e.Append(nil, Format{}, Filter{}, workers, everything()) // own metrics have a new layout
+	if !slices.Contains(e.views, before) || before.layout != workers.Layout {
+		t.Error("the workers' layout was rendered again although only the other one changed")
+	}
+	if len(e.views) != 2 {
+		t.Errorf("%d views are kept, want 2", len(e.views))
+	}
+}
+
+func TestOnReportTellsChangesOnce(t *testing.T) {
+	var reports []Report
+	e := &Encoder{OnReport: func(r Report) { reports = append(reports, r) }}
+	gauge := func(name string) fam { return fam{name: name, typ: metric.Gauge, metrics: []met{value(1)}} }
+	counts := func() (ns []int) {
+		for _, r := range reports {
+			ns = append(ns, r.WholeFamilies())
+		}
+		return ns
+	}
+	steps := []struct {
+		snap *merge.Snapshot
+		want []int // families left out by each report so far
+	}{
+		{snapshot(gauge("a")), nil},
+		{snapshot(gauge("a.b"), gauge("a_b")), []int{1}},
+		{snapshot(gauge("a.b"), gauge("a_b"), gauge("c")), []int{1}},
+		{snapshot(gauge("a.b"), gauge("a_b"), gauge("a-b")), []int{1, 2}},
+		{snapshot(gauge("a")), []int{1, 2, 0}},
+		{snapshot(gauge("b")), []int{1, 2, 0}},
+	}
+	for i, step := range steps {
+		e.Append(nil, Format{}, Filter{}, step.snap)
+		e.Append(nil, Format{}, Filter{}, step.snap)
+		if got := counts(); !slices.Equal(got, step.want) {
+			t.Fatalf("step %d: reports %v, want %v", i, got, step.want)
+		}
+	}
+}
+
+// Snapshots of changing layouts in changing formats, by several goroutines on one
+// encoder, must come out as from an encoder of their own.
+func TestConcurrentUse(t *testing.T) {
+	snaps := []*merge.Snapshot{wide(100), wide(200), everything()}
+	var formats []Format
+	for kind := Text004; kind <= JSON; kind++ {
+		formats = append(formats, Format{Kind: kind})
+	}
+	want := make(map[string]string)
+	key := func(s, f int) string { return fmt.Sprint(s, f) }
+	for s := range snaps {
+		for f := range formats {
+			want[key(s, f)], _ = encode(formats[f], snaps[s])
+		}
+	}
+	e := &Encoder{OnReport: func(Report) {}}
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			var buf []byte
+			for i := range 60 {
+				s, f := (g+i)%len(snaps), (g*3+i)%len(formats)
+				buf = e.Append(buf[:0], formats[f], Filter{}, snaps[s])
+				if string(buf) != want[key(s, f)] {
+					t.Errorf("snapshot %d in %v differs", s, formats[f])
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func BenchmarkAppend(b *testing.B) {
+	for _, format := range []struct {
+		name string
+		f    Format
+	}{{"text", Format{}}, {"openmetrics", Format{Kind: OpenMetrics100}}, {"protobuf", Format{Kind: Protobuf}}} {
+		for _, series := range []int{5000, 20000} {
+			b.Run(fmt.Sprintf("format=%s/series=%d", format.name, series), func(b *testing.B) {
+				snap := wide(series)
+				e := new(Encoder)
+				buf := e.Append(nil, format.f, Filter{}, snap)
+				b.SetBytes(int64(len(buf)))
+				b.ReportAllocs()
+				for b.Loop() {
+					buf = e.Append(buf[:0], format.f, Filter{}, snap)
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(snap.Layout.Points), "ns/sample")
+			})
+		}
+	}
+}
+
+// BenchmarkRender measures the first scrape of a layout.
+func BenchmarkRender(b *testing.B) {
+	snap := wide(20000)
+	for _, format := range []struct {
+		name string
+		f    Format
+	}{{"text", Format{}}, {"protobuf", Format{Kind: Protobuf}}} {
+		b.Run("format="+format.name+"/series=20000", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				newView(snap.Layout, format.f)
+			}
+		})
+	}
+}
+
+func BenchmarkAppendFiltered(b *testing.B) {
+	snap := wide(20000)
+	e := new(Encoder)
+	filter := NewFilter([]string{"http_requests_of_kind_7"})
+	buf := e.Append(nil, Format{}, filter, snap)
+	b.ReportAllocs()
+	for b.Loop() {
+		buf = e.Append(buf[:0], Format{}, filter, snap)
+	}
+}
