@@ -1,0 +1,318 @@
+package watch
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// TryLease asks for a read lease on fd, a regular file opened for reading only. It does
+// not block.
+//
+// granted true: no process, in any pid namespace, has the file open or mapped for writing
+// through this file system (see [Prober.Check] for where that is not the whole truth), and
+// the caller holds the lease until ReleaseLease, or until fd and all its duplicates are
+// closed. granted false without an error: somebody may write (EAGAIN), or another lease of
+// somebody else is just being broken. An error satisfies [ErrLeasePermission] or
+// [ErrLeaseUnsupported], or is what fcntl(2) said of a bad descriptor; it tells nothing of
+// writers. The rest is in fcntl(2), "Leases", and the kernel's generic_add_lease:
+//
+//   - The answer is that of the inode's count of writers (i_writecount), which a shared
+//     writable mapping holds beyond its descriptor, and which falls the moment the last
+//     holder ends, by SIGKILL too. A mapping for reading holds nothing: ours does not
+//     disturb. fd itself counts if it is open for writing, so the answer is then always no.
+//   - It takes the file's owner (by fsuid) or CAP_LEASE in the initial user namespace.
+//   - While the lease is held, whoever opens the file for writing or truncates it blocks
+//     (with O_NONBLOCK: fails with EWOULDBLOCK) until the lease is released, at most
+//     /proc/sys/fs/lease-break-time seconds, by default 45; then it is taken from us. So
+//     hold it for milliseconds. LeaseBroken tells that somebody waits.
+//   - A break sends SIGIO to this process. Its default action would be to end the process,
+//     but Go's runtime installs a handler for it and does nothing unless the program asked
+//     for it with signal.Notify. A test keeps that so.
+//
+// The lease belongs to the open file description: two descriptors from two opens have two
+// leases, a duplicate shares it.
+func TryLease(fd int) (granted bool, err error) {
+	switch err := setLease(fd, unix.F_RDLCK); err {
+	case 0:
+		return true, nil
+	case unix.EAGAIN:
+		return false, nil
+	case unix.EACCES, unix.EPERM:
+		return false, errLeasePermission
+	case unix.EINVAL, unix.ENOSYS, unix.EOPNOTSUPP, unix.ENOLCK:
+		return false, errLeaseUnsupported
+	default:
+		return false, fmt.Errorf("take lease: %w", err)
+	}
+}
+
+// Made once: a probe of ten thousand files must not make garbage.
+var (
+	errLeasePermission  = fmt.Errorf("take lease: %w", ErrLeasePermission)
+	errLeaseUnsupported = fmt.Errorf("take lease: %w", ErrLeaseUnsupported)
+)
+
+// LeaseBroken reports whether a lease that TryLease granted on fd is broken: somebody
+// waits in open or truncate for us to release it, or no longer waits because it was taken
+// from us. From then until ReleaseLease, nobody has written yet unless the lease-break-time
+// has run out. It is also true if there was no lease.
+func LeaseBroken(fd int) (bool, error) {
+	kind, _, errno := unix.Syscall(unix.SYS_FCNTL, uintptr(fd), unix.F_GETLEASE, 0)
+	if errno != 0 {
+		return false, fmt.Errorf("look at lease: %w", errno)
+	}
+	return kind != unix.F_RDLCK, nil
+}
+
+// ReleaseLease gives up the lease on fd, so that whoever waits in open goes on. Releasing a
+// lease that was broken is the way to let go. One that is not there any more, because it was
+// taken from us, is no error.
+func ReleaseLease(fd int) error {
+	// EAGAIN is what the kernel says when there is no lease (generic_delete_lease).
+	if errno := setLease(fd, unix.F_UNLCK); errno != 0 && errno != unix.EAGAIN {
+		return fmt.Errorf("release lease: %w", errno)
+	}
+	return nil
+}
+
+func setLease(fd, kind int) unix.Errno {
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_FCNTL, uintptr(fd), unix.F_SETLEASE, uintptr(kind))
+		if errno != unix.EINTR {
+			return errno
+		}
+	}
+}
+
+// A fileSystem is what is known of one by its type (statfs(2)).
+type fileSystem struct {
+	name string
+	// leases says what a lease that was granted there is worth.
+	leases leaseWorth
+	// maps says that /proc/PID/maps shows the inode numbers that stat shows, so that they
+	// can be compared. On btrfs and overlayfs they may be others.
+	maps bool
+}
+
+type leaseWorth uint8
+
+const (
+	leaseNoProof    leaseWorth = iota // writers may be outside this kernel, or nothing is known
+	leaseIfTested                     // local, but it depends on the version what a mapping holds
+	leaseIsEvidence                   // local, and the inode itself counts its writers
+)
+
+var knownFileSystems = map[int64]fileSystem{
+	unix.TMPFS_MAGIC:           {"tmpfs", leaseIsEvidence, true},
+	unix.EXT4_SUPER_MAGIC:      {"ext4", leaseIsEvidence, true}, // ext2 and ext3 have the same type
+	unix.XFS_SUPER_MAGIC:       {"xfs", leaseIsEvidence, true},
+	unix.F2FS_SUPER_MAGIC:      {"f2fs", leaseIsEvidence, true},
+	unix.RAMFS_MAGIC:           {"ramfs", leaseIsEvidence, true},
+	unix.BTRFS_SUPER_MAGIC:     {"btrfs", leaseIsEvidence, false},
+	unix.OVERLAYFS_SUPER_MAGIC: {"overlayfs", leaseIfTested, false},
+	0x2fc12fc1:                 {"zfs", leaseIfTested, false},
+	0xca451a4e:                 {"bcachefs", leaseIfTested, false},
+	unix.NFS_SUPER_MAGIC:       {"nfs", leaseNoProof, false},
+	unix.CIFS_SUPER_MAGIC:      {"cifs", leaseNoProof, false},
+	unix.SMB2_SUPER_MAGIC:      {"smb", leaseNoProof, false},
+	unix.V9FS_MAGIC:            {"9p", leaseNoProof, false},
+	unix.CEPH_SUPER_MAGIC:      {"ceph", leaseNoProof, false},
+	unix.FUSE_SUPER_MAGIC:      {"fuse", leaseNoProof, false}, // and virtiofs
+}
+
+func fileSystemOf(fd int) (fileSystem, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		return fileSystem{}, err
+	}
+	magic := int64(st.Type) & 0xffffffff //nolint:unconvert // Type has 32 bits on some machines
+	if fsys, ok := knownFileSystems[magic]; ok {
+		return fsys, nil
+	}
+	return fileSystem{name: "0x" + strconv.FormatInt(magic, 16)}, nil
+}
+
+// A selfTest is the outcome of trying on a file of our own whether leases tell the truth.
+type selfTest struct {
+	dev  uint64 // of the file system on which it was made
+	done bool   // false where no file could be made: nothing is known
+	err  error  // why leases are of no use there; nil if all was as it must be
+}
+
+// leaseProves reports whether a lease that was granted on f proves that nobody can write.
+func (p *Prober) leaseProves(f FileRef) bool {
+	fsys, err := fileSystemOf(int(f.Fd))
+	if err != nil {
+		return false
+	}
+	p.mu.Lock()
+	lab := p.lab
+	p.mu.Unlock()
+	return fsys.trusted(lab, f.Dev)
+}
+
+func (fsys fileSystem) trusted(lab selfTest, dev uint64) bool {
+	tested := lab.done && lab.dev == dev
+	switch {
+	case fsys.leases == leaseNoProof || (tested && lab.err != nil):
+		return false
+	case fsys.leases == leaseIfTested:
+		return tested
+	}
+	return true
+}
+
+// probe looks at the directory for Probe.
+func (p *Prober) probe() (Choice, selfTest, error) {
+	fd, err := open(unix.AT_FDCWD, p.dir, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return Choice{}, selfTest{}, err
+	}
+	dir := os.NewFile(uintptr(fd), p.dir)
+	defer dir.Close()
+	fsys, err := fileSystemOf(fd)
+	if err != nil {
+		return Choice{}, selfTest{}, fmt.Errorf("statfs: %w", err)
+	}
+	lab := testLeases(fd)
+	choice := Choice{Method: MethodLease, FileSystem: fsys.name}
+	switch {
+	case fsys.leases == leaseNoProof:
+		choice.Reason = "leases on this file system do not tell of writers elsewhere"
+	case lab.done && lab.err != nil:
+		choice.Reason = lab.err.Error()
+	case fsys.leases == leaseIfTested && !lab.done:
+		choice.Reason = "leases on this file system must be tested first, and no file can be made to do so"
+	default:
+		if err := tryExisting(dir); err != nil {
+			choice.Reason = err.Error()
+		}
+	}
+	if choice.Reason != "" {
+		choice.Method = MethodNone
+		if reason := p.proc.useless(fsys); reason != "" {
+			choice.Reason += "; /proc: " + reason
+		} else {
+			choice.Method = MethodProc
+		}
+	}
+	return choice, lab, nil
+}
+
+// testLeases tries, on a file without a name in the directory dir, what a lease must be
+// refused for and granted after. O_TMPFILE changes neither the directory nor its timestamps.
+func testLeases(dir int) (t selfTest) {
+	// A child that is between fork and exec would have our descriptor for writing too.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+
+	w, err := open(dir, ".", unix.O_RDWR|unix.O_TMPFILE)
+	if err != nil {
+		return t // may not write, a full or read-only file system, or one without such files
+	}
+	closeW := func() {
+		if w >= 0 {
+			unix.Close(w)
+			w = -1
+		}
+	}
+	defer closeW()
+	r, err := open(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(w), unix.O_RDONLY)
+	if err != nil {
+		return t // no /proc
+	}
+	defer unix.Close(r)
+	var st unix.Stat_t
+	if err := unix.Fstat(r, &st); err != nil {
+		return t
+	}
+	t.dev = uint64(st.Dev) //nolint:unconvert // Dev has 32 bits on some machines
+
+	expect := func(want bool, when string) bool {
+		granted, err := TryLease(r)
+		if granted {
+			err = ReleaseLease(r)
+		}
+		switch {
+		case err != nil:
+			t.err = err
+		case granted && !want:
+			t.err = fmt.Errorf("a lease is granted on a file that is %s for writing", when)
+		case !granted && want:
+			t.err = errors.New("a lease is refused on a file that nobody writes")
+		}
+		return t.err == nil
+	}
+	t.done = true
+	if !expect(false, "open") {
+		return t
+	}
+	m, err := unix.Mmap(w, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.err = fmt.Errorf("map a file of our own: %w", err)
+		return t
+	}
+	closeW()
+	ok := expect(false, "mapped")
+	if err := unix.Munmap(m); err != nil {
+		panic("BUG: unmap what was just mapped: " + err.Error())
+	}
+	if ok {
+		expect(true, "")
+	}
+	return t
+}
+
+// tryExisting asks for leases on some files of the directory and returns why that is no
+// use, or nil.
+func tryExisting(dir *os.File) error {
+	const enough = 32 // some files, not the ten thousand that may be there
+	list, err := dir.ReadDir(4 * enough)
+	if len(list) == 0 && err != nil {
+		return nil // empty, or not readable: nothing is known against leases
+	}
+	tried := 0
+	for _, e := range list {
+		if strings.HasPrefix(e.Name(), ".") || !e.Type().IsRegular() {
+			continue
+		}
+		err := tryFile(int(dir.Fd()), e.Name())
+		if errors.Is(err, ErrLeasePermission) || errors.Is(err, ErrLeaseUnsupported) {
+			return err
+		}
+		if tried++; tried == enough {
+			break
+		}
+	}
+	return nil
+}
+
+func tryFile(dir int, name string) error {
+	fd, err := open(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return err
+	}
+	granted, err := TryLease(fd)
+	if granted {
+		err = ReleaseLease(fd)
+	}
+	return err
+}
+
+// cutField returns the first field of line and what follows the spaces after it.
+func cutField(line []byte) (field, rest []byte) {
+	field, rest, _ = bytes.Cut(line, []byte(" "))
+	return field, bytes.TrimLeft(rest, " ")
+}
