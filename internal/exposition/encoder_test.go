@@ -305,7 +305,9 @@ func TestOldLayoutsAreCollectable(t *testing.T) {
 		snap := wide(100)
 		layouts[i] = weak.Make(snap.Layout)
 		for kind := Text004; kind <= JSON; kind++ {
-			e.Append(nil, Format{Kind: kind}, Filter{}, snap, own)
+			for escaping := Underscores; escaping <= AllowUTF8; escaping++ {
+				e.Append(nil, Format{kind, escaping}, Filter{}, snap, own)
+			}
 		}
 	}
 	kept := 0
