@@ -73,6 +73,8 @@ func TestCollisions(t *testing.T) {
 			[]string{"x summary"}, []string{`"x_count": name_collision with "x"`}},
 		{"created_is_claimed_in_openmetrics", om, snaps(snapshot(counter("x"), gauge("x_created"))),
 			[]string{"x counter"}, []string{`"x_created": name_collision with "x"`}},
+		{"created_of_histograms_and_summaries_is_claimed_in_openmetrics", om, snaps(snapshot(histogram("x"), gauge("x_created"), summaryFam("y"), gauge("y_created"))),
+			[]string{"x histogram", "y summary"}, []string{`"x_created": name_collision with "x"`, `"y_created": name_collision with "y"`}},
 		{"created_is_free_in_text", text, snaps(snapshot(counter("x"), gauge("x_created"))),
 			[]string{"x_total counter", "x_created gauge"}, nil},
 		{"created_is_claimed_in_text_where_served", text, snaps(snapshot(

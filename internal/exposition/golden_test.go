@@ -268,7 +268,7 @@ jobs_total{q="a"} 1
 `},
 		{"not_utf8", Format{}, snapshot(fam{name: "g", typ: metric.Gauge, help: "a\xffb\x00", metrics: []met{
 			value(1, "l", "x\xff\xfey"), value(2, "l", "nul\x00"),
-		}}), "# HELP g a\ufffdb\ufffd\n# TYPE g gauge\ng{l=\"nul\ufffd\"} 2\ng{l=\"x\ufffd\ufffdy\"} 1\n"},
+		}}), "# HELP g a\ufffdb\x00\n# TYPE g gauge\ng{l=\"nul\x00\"} 2\ng{l=\"x\ufffd\ufffdy\"} 1\n"},
 		{"empty_text", Format{}, snapshot(), ""},
 		{"empty_openmetrics", Format{Kind: OpenMetrics001}, snapshot(), "# EOF\n"},
 		{"empty_protobuf", Format{Kind: Protobuf}, snapshot(), ""},

@@ -10,21 +10,14 @@ import (
 	"aggregatord/internal/metric"
 )
 
-// clean returns s as every format can carry it: each invalid byte, and each NUL,
-// becomes U+FFFD. Prometheus refuses a whole scrape for one label value that is not
-// UTF-8, and its scanners take a NUL for the end of the input.
+// clean returns s as every format can carry it: each byte that is not part of valid UTF-8
+// becomes U+FFFD. Prometheus refuses a whole scrape for one such label value. (It has
+// nothing against control characters, NUL included.)
 func clean(s string) string {
-	if utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 {
+	if utf8.ValidString(s) {
 		return s
 	}
-	var b strings.Builder
-	for _, r := range s { // an invalid byte is one U+FFFD
-		if r == 0 {
-			r = utf8.RuneError
-		}
-		b.WriteRune(r)
-	}
-	return b.String()
+	return string([]rune(s)) // one U+FFFD for each byte; strings.ToValidUTF8 has one for all
 }
 
 // escapeMetricName spells a metric name in a scheme, as expfmt's encoders do it: a name

@@ -156,7 +156,13 @@ func decodeProtobuf(t testing.TB, f Format, data string) []*dto.MetricFamily {
 func expected(t testing.TB, f Format, snaps ...*merge.Snapshot) samples {
 	t.Helper()
 	f = f.normal()
-	replaced := func(s string) string { return strings.ReplaceAll(string([]rune(s)), "\x00", "\ufffd") }
+	replaced := func(s string) string {
+		var out string
+		for _, r := range s {
+			out += string(r)
+		}
+		return out
+	}
 	escape := func(name string, e Escaping) string {
 		if name = replaced(name); model.LegacyValidation.IsValidMetricName(name) {
 			return name
@@ -266,7 +272,7 @@ func TestProtobufMessages(t *testing.T) {
 		fam{name: "jobs", typ: metric.Counter, help: "Jobs.", metrics: []met{created(total(3, "q", "ä"), 1500000000.5)}},
 		fam{name: "lat", typ: metric.Histogram, metrics: []met{
 			created(buckets(1, 2, 300, 7.5, "p", "/"), 12), buckets(0.5, 1.5, 2.5, -1, "p", "x"),
-			buckets(-1, 0, 1e20, 0, "p", "y"),
+			buckets(-1, 0, 3, 0, "p", "y"), buckets(0, 0, 1e20, 0, "p", "z"),
 		}},
 		fam{name: "old", typ: metric.Counter, metrics: []met{value(5)}},
 		fam{name: "size", typ: metric.Summary, metrics: []met{{nil, []pt{{merge.Quantile, 0.5, math.NaN()}, {merge.Sum, 0, 2}, {merge.Count, 0, 200}}}}},
@@ -280,7 +286,7 @@ func TestProtobufMessages(t *testing.T) {
 	out, _ := encode(Format{Kind: Protobuf}, snap)
 	want := []string{
 		`name:"jobs_total" help:"Jobs." type:COUNTER metric:{label:{name:"q" value:"ä"} counter:{value:3 created_timestamp:{seconds:1500000000 nanos:500000000}}}`,
-		`name:"lat" help:"Help of lat." type:HISTOGRAM metric:{label:{name:"p" value:"/"} histogram:{sample_count:300 sample_sum:7.5 bucket:{cumulative_count:1 upper_bound:1} bucket:{cumulative_count:2 upper_bound:2.5} created_timestamp:{seconds:12}}} metric:{label:{name:"p" value:"x"} histogram:{sample_count_float:2.5 sample_sum:-1 bucket:{cumulative_count_float:0.5 upper_bound:1} bucket:{cumulative_count_float:1.5 upper_bound:2.5}}} metric:{label:{name:"p" value:"y"} histogram:{sample_count_float:1e+20 sample_sum:0 bucket:{cumulative_count_float:-1 upper_bound:1} bucket:{cumulative_count_float:0 upper_bound:2.5}}}`,
+		`name:"lat" help:"Help of lat." type:HISTOGRAM metric:{label:{name:"p" value:"/"} histogram:{sample_count:300 sample_sum:7.5 bucket:{cumulative_count:1 upper_bound:1} bucket:{cumulative_count:2 upper_bound:2.5} created_timestamp:{seconds:12}}} metric:{label:{name:"p" value:"x"} histogram:{sample_count_float:2.5 sample_sum:-1 bucket:{cumulative_count_float:0.5 upper_bound:1} bucket:{cumulative_count_float:1.5 upper_bound:2.5}}} metric:{label:{name:"p" value:"y"} histogram:{sample_count_float:3 sample_sum:0 bucket:{cumulative_count_float:-1 upper_bound:1} bucket:{cumulative_count_float:0 upper_bound:2.5}}} metric:{label:{name:"p" value:"z"} histogram:{sample_count_float:1e+20 sample_sum:0 bucket:{cumulative_count_float:0 upper_bound:1} bucket:{cumulative_count_float:0 upper_bound:2.5}}}`,
 		`name:"old" help:"Help of old." type:COUNTER metric:{counter:{value:5}}`,
 		`name:"size" help:"Help of size." type:SUMMARY metric:{summary:{sample_count:200 sample_sum:2 quantile:{quantile:0.5 value:nan}}}`,
 		`name:"sizes" help:"Help of sizes." type:SUMMARY metric:{label:{name:"a" value:"1"} summary:{sample_count:0 sample_sum:1}} metric:{label:{name:"a" value:"2"} summary:{sample_count:0 sample_sum:1}} metric:{label:{name:"a" value:"3"} summary:{sample_count:18446744073709551615 sample_sum:1}} metric:{label:{name:"a" value:"4"} summary:{sample_count:2 sample_sum:1}}`,
