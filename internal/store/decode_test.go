@@ -209,17 +209,7 @@ func TestLearnResumes(t *testing.T) {
 			}
 			path := write(t, full.file(0, 1<<16))
 			f := open(t, path)
-			set := func(b []byte, off int) {
-				t.Helper()
-				file, err := os.OpenFile(path, os.O_WRONLY, 0)
-				if err != nil {
-					t.Fatal(err)
-				}
-				_, err = file.WriteAt(b, int64(off))
-				if err := errors.Join(err, file.Close()); err != nil {
-					t.Fatal(err)
-				}
-			}
+			set := func(b []byte, off int) { overwrite(t, path, b, int64(off)) }
 			image := full.file(0, 1<<16)
 			start := headerBytes
 			for i, end := range ends {

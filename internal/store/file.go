@@ -240,7 +240,7 @@ func (f *File) Learn(yield func(Entry)) error {
 	}
 	used, d := usedBytes(header, f.size)
 	switch {
-	case d.reason == ShortHeader && f.used > 0:
+	case len(header) < headerBytes && f.used > 0:
 		return f.lose(damage{reason: Shrunk, number: int64(len(header))})
 	case d.reason != "":
 		return d.error(f.path)

@@ -6,7 +6,6 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"sync/atomic"
 	"unsafe"
 
 	"github.com/edsrzf/mmap-go"
@@ -68,7 +67,7 @@ func (m *mapping) words(used int64) []uint64 {
 // those of the entries it counts.
 func (m *mapping) used() (used int32, d damage) {
 	defer m.catch(debug.SetPanicOnFault(true), &d)
-	return atomic.LoadInt32((*int32)(unsafe.Pointer(unsafe.SliceData(m.mem)))), damage{}
+	return loadInt32((*int32)(unsafe.Pointer(unsafe.SliceData(m.mem)))), damage{}
 }
 
 // load is the hot loop of every scrape. The loads are atomic so that each value is whole
@@ -79,7 +78,7 @@ func (m *mapping) load(used int64, slots []uint32, values []float64) (d damage) 
 	words := m.words(used)
 	values = values[:len(slots)]
 	for i, slot := range slots {
-		values[i] = math.Float64frombits(atomic.LoadUint64(&words[slot]))
+		values[i] = math.Float64frombits(loadWord(&words[slot]))
 	}
 	return damage{}
 }
@@ -95,11 +94,11 @@ func (m *mapping) loadStamped(used int64, slots []uint32, values, stamps []float
 	words := m.words(used)
 	values, stamps = values[:len(slots)], stamps[:len(slots)]
 	for i, slot := range slots {
-		stamp := atomic.LoadUint64(&words[slot+1])
+		stamp := loadWord(&words[slot+1])
 		for range stampTries {
-			values[i] = math.Float64frombits(atomic.LoadUint64(&words[slot]))
+			values[i] = math.Float64frombits(loadWord(&words[slot]))
 			before := stamp
-			if stamp = atomic.LoadUint64(&words[slot+1]); stamp == before {
+			if stamp = loadWord(&words[slot+1]); stamp == before {
 				break
 			}
 		}

@@ -8,7 +8,6 @@ import (
 	"math"
 	"os"
 	"runtime/debug"
-	"sync/atomic"
 
 	"github.com/edsrzf/mmap-go"
 	"golang.org/x/sys/unix"
@@ -116,7 +115,7 @@ func (w *Writer) setUsed(used int64) (err error) {
 	defer func() { err = w.full(d) }()
 	defer w.m.catch(debug.SetPanicOnFault(true), &d)
 	// The padding after the count is zero, and stays so.
-	atomic.StoreUint64(w.word(0), uint64(used))
+	storeWord(w.word(0), uint64(used))
 	w.used = used
 	return nil
 }
@@ -175,7 +174,7 @@ func (w *Writer) put(entry []byte) (err error) {
 
 // Value returns the value of the entry with this handle.
 func (w *Writer) Value(slot int) float64 {
-	return math.Float64frombits(atomic.LoadUint64(w.word(slot)))
+	return math.Float64frombits(loadWord(w.word(slot)))
 }
 
 // Add adds delta to the value, and takes its timestamp away as the clients do.
@@ -185,9 +184,9 @@ func (w *Writer) Add(slot int, delta float64) { w.Set(slot, w.Value(slot)+delta,
 // NoStamp says what stands for none. If somebody truncates the file meanwhile, the store
 // kills the program, as it does the clients.
 func (w *Writer) Set(slot int, value, stamp float64) {
-	atomic.StoreUint64(w.word(slot), math.Float64bits(value))
+	storeWord(w.word(slot), math.Float64bits(value))
 	if w.opt.Width == Wide {
-		atomic.StoreUint64(w.word(slot+1), math.Float64bits(stamp))
+		storeWord(w.word(slot+1), math.Float64bits(stamp))
 	}
 }
 
