@@ -594,13 +594,15 @@ func (c *child) answer(t testing.TB) string {
 // nobody is another user.
 const nobody = 65534
 
-// startAsNobody starts a helper as another user, who keeps only the given capabilities.
-func startAsNobody(t *testing.T, name string, args []string, capabilities ...uintptr) *child {
+// publicHelper is a copy of the test binary in a place that other users may look into.
+var publicHelper string
+
+// copyHelper makes publicHelper, once, and removes it when the test has ended.
+func copyHelper(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		skipUnlessCI(t, "another user needs root")
 	}
-	// Others may not look into the directory of the test binary.
 	exe, err := os.Executable()
 	mustDo(t, err)
 	dir, err := os.MkdirTemp("", "watch-test-")
@@ -608,10 +610,17 @@ func startAsNobody(t *testing.T, name string, args []string, capabilities ...uin
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	mustDo(t, os.Chmod(dir, 0o755))
 	binary, err := os.ReadFile(exe)
-	mustDo(t, err, os.WriteFile(filepath.Join(dir, "helper"), binary, 0o755))
+	mustDo(t, err)
+	publicHelper = filepath.Join(dir, "helper")
+	mustDo(t, os.WriteFile(publicHelper, binary, 0o755))
+}
+
+// startAsNobody starts a helper as another user, who has only the given capabilities.
+// copyHelper must have been called.
+func startAsNobody(t *testing.T, name string, args []string, capabilities ...uintptr) *child {
+	t.Helper()
 	return startHelper(t, name, args, func(cmd *exec.Cmd) {
-		cmd.Path = filepath.Join(dir, "helper")
-		cmd.Dir = "/"
+		cmd.Path, cmd.Dir = publicHelper, "/"
 		cmd.SysProcAttr = &syscall.SysProcAttr{
 			Credential:  &syscall.Credential{Uid: nobody, Gid: nobody},
 			AmbientCaps: capabilities,
@@ -625,6 +634,7 @@ func mayHide(pid string) bool { return pid == "1" }
 // Another user without CAP_LEASE gets no lease. Then no file may be called dead while
 // somebody holds it; and if not all processes can be seen, never.
 func TestCheckWithoutLease(t *testing.T) {
+	copyHelper(t)
 	for _, c := range []struct {
 		name, helper string
 		caps         []uintptr
@@ -636,6 +646,7 @@ func TestCheckWithoutLease(t *testing.T) {
 		{"sees_half", "probe-some-hide", []uintptr{unix.CAP_SYS_PTRACE}, "none"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel() // they wait most of the time
 			if c.probe == "proc" {
 				if why := new(procProber).blind(); why != "" {
 					skipUnlessCI(t, why)
@@ -819,6 +830,57 @@ func TestProcJudgesNoFileByAnOldReading(t *testing.T) {
 	}
 	// We ourselves have it open for writing: held.
 	eventually(t, "alive", func() bool { p.proc.until = time.Time{}; return p.checkProc(fresh) == Alive })
+}
+
+// While processes are made, none may be said to have been seen to the last.
+func TestProcWhileOthersFork(t *testing.T) {
+	before, err := countForks()
+	mustDo(t, err)
+	p := &procProber{mayHide: mayHide}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Add(1)
+	// Makes threads, which count as well, until the test stops it.
+	go func() {
+		defer wg.Done()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			var one sync.WaitGroup
+			one.Add(1)
+			// Ends at once, and its thread with it, since that is never unlocked.
+			go func() {
+				defer one.Done()
+				runtime.LockOSThread()
+			}()
+			one.Wait()
+		}
+	}()
+	eventually(t, "errForked", func() bool {
+		held, err := p.readOnce()
+		if err == nil {
+			return false
+		}
+		if held != nil {
+			t.Fatalf("an error and an answer: %v, %v", held, err)
+		}
+		return errors.Is(err, errForked)
+	})
+	close(stop)
+	wg.Wait()
+	if after, err := countForks(); err != nil || after <= before {
+		t.Errorf("forks counted: %d, then %d, %v", before, after, err)
+	}
+	eventually(t, "an answer when all is quiet", func() bool {
+		_, err := p.readAll()
+		if err != nil && !errors.Is(err, errForked) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 }
 
 // A process that hides itself may hold anything.
