@@ -143,14 +143,20 @@ func TestLearnGood(t *testing.T) {
 		{"wide_postmates", wide().add(k1, 1, inf).add(k2, 2, now).honest(), Wide, []record{{k1, 7, 1, 0}, {k2, 15, 2, now}}},
 		{"wide_stamp_nan", wide().add(k1, 1, math.NaN()).add(k2, 2, now).honest(), Wide, []record{{k1, 7, 1, 0}, {k2, 15, 2, now}}},
 		{"narrow", narrow().add(k1, 1, 0).add(k2, 2, 0).add(k3, 3, 0).honest(), Narrow, []record{{k1, 7, 1, 0}, {k2, 14, 2, 0}, {k3, 20, 3, 0}}},
-		{"narrow_values_like_lengths", narrow().add(k1, math.Float64frombits(20), 0).add(k2, math.Float64frombits(20), 0).honest(), Narrow,
-			[]record{{k1, 7, math.Float64frombits(20), 0}, {k2, 14, math.Float64frombits(20), 0}}},
-		{"wide_stamps_like_lengths", wide().add(k1, 1, math.Float64frombits(20)).add(k2, 2, math.Float64frombits(20)).honest(), Wide,
-			[]record{{k1, 7, 1, math.Float64frombits(20)}, {k2, 15, 2, math.Float64frombits(20)}}},
+		{
+			"narrow_values_like_lengths", narrow().add(k1, math.Float64frombits(20), 0).add(k2, math.Float64frombits(20), 0).honest(), Narrow,
+			[]record{{k1, 7, math.Float64frombits(20), 0}, {k2, 14, math.Float64frombits(20), 0}},
+		},
+		{
+			"wide_stamps_like_lengths", wide().add(k1, 1, math.Float64frombits(20)).add(k2, 2, math.Float64frombits(20)).honest(), Wide,
+			[]record{{k1, 7, 1, math.Float64frombits(20)}, {k2, 15, 2, math.Float64frombits(20)}},
+		},
 		{"exactly_full", wide().add(k1, 1, now).honest()[:wide().add(k1, 1, now).used()], Wide, []record{{k1, 7, 1, now}}},
 		{"not_json_inside", narrow().add(`[nonsense]`, 1, 0).honest(), Narrow, []record{{`[nonsense]`, 3, 1, 0}}},
-		{"longest_key", wide().add(testKey(64<<10), 1, now).add(k2, 2, now).honest(), Wide,
-			[]record{{testKey(64 << 10), 8194, 1, now}, {k2, 8202, 2, now}}},
+		{
+			"longest_key", wide().add(testKey(64<<10), 1, now).add(k2, 2, now).honest(), Wide,
+			[]record{{testKey(64 << 10), 8194, 1, now}, {k2, 8202, 2, now}},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			f := open(t, write(t, test.file))

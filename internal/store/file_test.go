@@ -312,10 +312,10 @@ func wantLost(t *testing.T, f *File, err error, reason Reason) {
 	if ReasonOf(err) != reason || !Reopenable(err) || !strings.Contains(err.Error(), f.Path()) {
 		t.Fatalf("got %v, want reason %s", err, reason)
 	}
-	if again := f.Learn(func(Entry) { t.Error("yielded an entry") }); again != err {
+	if again := f.Learn(func(Entry) { t.Error("yielded an entry") }); !errors.Is(again, err) {
 		t.Errorf("then Learn says %v", again)
 	}
-	if again := f.Load([]uint32{7}, make([]float64, 1)); again != err {
+	if again := f.Load([]uint32{7}, make([]float64, 1)); !errors.Is(again, err) {
 		t.Errorf("then Load says %v", again)
 	}
 }
@@ -360,8 +360,7 @@ func TestTruncatedWhileMapped(t *testing.T) {
 			t.Fatal(err)
 		}
 		err := f.Learn(func(Entry) { t.Error("yielded an entry") })
-		var fault runtime.Error
-		if !errors.As(err, &fault) {
+		if _, ok := errors.AsType[runtime.Error](err); !ok {
 			t.Errorf("no fault: %v", err)
 		}
 		wantLost(t, f, err, Shrunk)
@@ -571,7 +570,7 @@ func TestHolesStay(t *testing.T) {
 		if err := unix.Stat(path, &st); err != nil {
 			t.Fatal(err)
 		}
-		return int64(st.Blocks)
+		return st.Blocks
 	}
 	before := blocks()
 	f := open(t, path)

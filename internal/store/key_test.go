@@ -13,7 +13,7 @@ import (
 	"aggregatord/internal/metric"
 )
 
-// key builds a metric.Key; labels are name, value, name, value, …
+// key builds a metric.Key, whose labels are given as name, value, name, value.
 func key(family, sample, help string, labels ...string) metric.Key {
 	k := metric.Key{Family: family, Help: help, Series: metric.Series{Sample: sample}}
 	for i := 0; i < len(labels); i += 2 {
@@ -42,8 +42,10 @@ func TestParseKey(t *testing.T) {
 		{"label_twice", `["f","f",{"a":"1","a":"2"}]`, key("f", "f", "", "a", "2")},
 		{"label_thrice_apart", `["f","f",{"b":"x","a":"1","b":"y","c":"","b":"z"}]`, key("f", "f", "", "a", "1", "b", "z", "c", "")},
 		{"label_empty", `["f","f",{"a":""}]`, key("f", "f", "", "a", "")},
-		{"scalars", `["f","f",{"a":1,"b":-0.50e+1,"c":true,"d":false,"e":null,"f":0,"g":1E9}]`,
-			key("f", "f", "", "a", "1", "b", "-0.50e+1", "c", "true", "d", "false", "e", "", "f", "0", "g", "1E9")},
+		{
+			"scalars", `["f","f",{"a":1,"b":-0.50e+1,"c":true,"d":false,"e":null,"f":0,"g":1E9}]`,
+			key("f", "f", "", "a", "1", "b", "-0.50e+1", "c", "true", "d", "false", "e", "", "f", "0", "g", "1E9"),
+		},
 		{"big_number", `["f","f",{"a":123456789012345678901234567890}]`, key("f", "f", "", "a", "123456789012345678901234567890")},
 		{"white_space", " [\t\"f\"\n,\r\"f\" , { \"a\" : 1 , \"b\" : \"2\" } , \"h\" ] \n", key("f", "f", "h", "a", "1", "b", "2")},
 		{"white_space_lists", ` [ "f" , "f" , [ "a" ] , [ "1" ] , null ] `, key("f", "f", "", "a", "1")},

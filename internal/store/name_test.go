@@ -83,7 +83,7 @@ func TestParseNameRefuses(t *testing.T) {
 		if !errors.Is(err, want) {
 			t.Errorf("ParseName(%q) = %+v, %v, want error %v", name, got, err, want)
 		}
-		if want == ErrUnknownMode && !strings.Contains(err.Error(), name) {
+		if errors.Is(err, ErrUnknownMode) && !strings.Contains(err.Error(), name) {
 			t.Errorf("ParseName(%q): the error does not name the file: %v", name, err)
 		}
 	}

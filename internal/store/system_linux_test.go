@@ -30,7 +30,11 @@ func TestNoPermission(t *testing.T) {
 		if _, err := unix.SetfsuidRetUid(65534); err != nil {
 			t.Fatal(err)
 		}
-		defer unix.SetfsuidRetUid(0)
+		defer func() {
+			if _, err := unix.SetfsuidRetUid(0); err != nil {
+				t.Error(err)
+			}
+		}()
 	}
 	_, err := Open(path, SourceName{}, Limits{})
 	if ReasonOf(err) != Permission || !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), path) {
