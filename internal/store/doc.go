@@ -31,7 +31,9 @@
 // Nothing in a file says whether it is narrow (a value, client_python to 0.17) or wide
 // (value and timestamp, client_python from 0.18 and the postmates fork). Only one width
 // makes the walk over the entries end exactly at the used bytes with every key well
-// formed; see [File.Learn].
+// formed: a length within the limit, brackets at both ends, spaces behind. If neither
+// does, the file is damaged and read with the width that finds more entries, up to the
+// damage. The first entry's value lies at the same place in both.
 //
 // # Use
 //
