@@ -54,9 +54,6 @@ type tracked struct {
 	source *merge.Source // nil exactly if file is
 	alive  bool
 	method watch.Method
-	// final says that the file was read since its process died, so that its values are the
-	// last ones unless a process opens it again.
-	final bool
 	// failure is why the file cannot be read at present, "" if it can.
 	failure store.Reason
 	// seen are the reasons for which an entry of the file was left out and logged.
@@ -342,10 +339,8 @@ func (d *dir) settle() {
 		if t.alive || t.linked() {
 			return false
 		}
-		if !t.final {
-			d.learn(t)
-			d.note(t, cmp.Or(t.learnErr, t.load()))
-		}
+		d.learn(t)
+		d.note(t, cmp.Or(t.learnErr, t.load()))
 		d.logger.Info("file was removed by somebody else; its last values still count", zap.String("path", t.path), zap.Int("entries", t.source.Entries()))
 		d.fold(t)
 		return true
@@ -397,7 +392,7 @@ func (d *dir) probe() {
 }
 
 // check asks whether anybody can still write to one file. That of a dead process is read
-// once more, now that nothing can change in it, and then not again while that is so.
+// on: between two checks another one with the same ID may have counted in it and died.
 func (d *dir) check(t *tracked) {
 	id := t.file.Identity()
 	state, method := d.prober.Check(watch.FileRef{Fd: t.file.Fd(), Dev: id.Dev, Ino: id.Ino, ID: t.name.ID})
@@ -406,7 +401,7 @@ func (d *dir) check(t *tracked) {
 	if alive == t.alive {
 		return
 	}
-	t.alive, t.final = alive, false
+	t.alive = alive
 	d.c.index.SetAlive(t.source, alive)
 	if err := t.file.SetSettled(!alive); err != nil {
 		d.note(t, err)
@@ -440,10 +435,12 @@ type fileGauge struct{ state, dialect string }
 
 func (d *dir) updateMetrics() {
 	m, pool := d.c.metrics, d.spec.Pool
-	files := map[fileGauge]int{{"foreign", ""}: d.foreign, {"failed", ""}: 0}
+	files := make(map[fileGauge]int, len(d.gauges))
 	for g := range d.gauges {
 		files[g] = 0
 	}
+	files[fileGauge{"failed", ""}] = 0
+	files[fileGauge{"foreign", ""}] = d.foreign
 	methods := map[watch.Method]int{}
 	entries := 0
 	count := func(t *tracked, state string) {

@@ -253,7 +253,7 @@ func (c *Collector) loadLocked() {
 	c.loads = c.loads[:0]
 	entries := 0
 	take := func(d *dir, t *tracked) {
-		if t.file != nil && !t.final {
+		if t.file != nil {
 			d.learn(t)
 			c.loads = append(c.loads, t)
 			entries += t.source.Entries()
@@ -286,9 +286,7 @@ func (c *Collector) loadLocked() {
 		wg.Wait()
 	}
 	for _, t := range loads {
-		err := cmp.Or(t.learnErr, t.loadErr)
-		t.final = err == nil && !t.alive
-		t.dir.note(t, err)
+		t.dir.note(t, cmp.Or(t.learnErr, t.loadErr))
 	}
 	c.metrics.entriesRead.Add(float64(entries))
 	clear(c.loads)
