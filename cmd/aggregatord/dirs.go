@@ -1,0 +1,63 @@
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/pflag"
+
+	"aggregatord/internal/pool"
+)
+
+// dirOptions says which directories to read.
+type dirOptions struct {
+	dirs []string
+}
+
+func (o *dirOptions) addFlags(f *pflag.FlagSet) {
+	f.StringArrayVar(&o.dirs, "dir", nil, "`[NAME=]DIR` with the source files; repeat it, with names, to serve several\nunder a label pool (default: $PROMETHEUS_MULTIPROC_DIR)")
+}
+
+// specs returns the directories of the flags or, without any, of the environment.
+func (o *dirOptions) specs() ([]pool.DirSpec, error) {
+	dirs := o.dirs
+	if len(dirs) == 0 {
+		// Clients before 0.10 read the variable in lower case only.
+		for _, name := range []string{"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"} {
+			if path := os.Getenv(name); path != "" {
+				return []pool.DirSpec{{Path: path}}, nil
+			}
+		}
+		return nil, usagef("no directory given: use --dir DIR, or set PROMETHEUS_MULTIPROC_DIR as for the application")
+	}
+	var specs []pool.DirSpec
+	names := map[string]bool{}
+	for _, d := range dirs {
+		spec, err := pool.ParseDirSpec(d)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		if spec.Pool == "" && len(dirs) > 1 {
+			return nil, usagef("--dir %s has no name: with several directories each needs one, as in --dir web=%s", d, d)
+		}
+		if names[spec.Pool] {
+			return nil, usagef("two --dir have the name %q", spec.Pool)
+		}
+		names[spec.Pool] = true
+		specs = append(specs, spec)
+	}
+	return specs, nil
+}
+
+// existing is specs for a command that reads once: a directory that is not there is a
+// mistake, not something to wait for.
+func (o *dirOptions) existing() ([]pool.DirSpec, error) {
+	specs, err := o.specs()
+	for _, s := range specs {
+		if info, statErr := os.Stat(s.Path); statErr != nil {
+			return nil, usagef("directory %q cannot be read: %w", s.Path, statErr)
+		} else if !info.IsDir() {
+			return nil, usagef("%q is not a directory", s.Path)
+		}
+	}
+	return specs, err
+}

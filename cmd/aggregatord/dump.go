@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"go.uber.org/zap"
+
+	"aggregatord/internal/exposition"
+	"aggregatord/internal/pool"
+)
+
+type dumpOptions struct {
+	dirs   dirOptions
+	log    logOptions
+	format string
+	output string
+	names  []string
+}
+
+func (o *dumpOptions) addFlags(f *pflag.FlagSet) {
+	o.dirs.addFlags(f)
+	f.StringVar(&o.format, "format", exposition.FormatNames()[0], "`FORMAT`: "+strings.Join(exposition.FormatNames(), ", "))
+	f.StringVarP(&o.output, "output", "o", "-", "`FILE` to write, replaced in one step; - is standard output")
+	f.StringArrayVar(&o.names, "name", nil, "only the metric or sample of this `NAME`; repeat it for several")
+	o.log.addFlags(f)
+	o.log.level = "warn"
+	f.Lookup("log.level").DefValue = o.log.level
+}
+
+func newDumpCmd() *cobra.Command {
+	var o dumpOptions
+	cmd := &cobra.Command{
+		Use:   "dump",
+		Short: "Print the merged view of a directory once",
+		Long: `Read a directory of source files once and print what would be served for it. Nothing
+in the directory is changed, so this is safe beside a running pool. Files that cannot be
+read are named on standard error; the others are served all the same.`,
+		Example: `  aggregatord dump --dir /dev/shm/myapp
+  aggregatord dump --dir /dev/shm/myapp --format json --name http_requests_total
+  aggregatord dump --dir /dev/shm/myapp --output /var/lib/node_exporter/textfile/myapp.prom`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
+	}
+	cmd.Flags().SortFlags = false
+	o.addFlags(cmd.Flags())
+	return cmd
+}
+
+func (o *dumpOptions) run(cmd *cobra.Command) error {
+	format, err := exposition.ParseFormat(o.format)
+	if err != nil {
+		return usageError{fmt.Errorf("--format: %w", err)}
+	}
+	logger, err := o.log.logger(cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	dirs, err := o.dirs.existing()
+	if err != nil {
+		return err
+	}
+	out, err := render(cmd.Context(), dirs, format, exposition.NewFilter(o.names), logger)
+	if err != nil {
+		return err
+	}
+	if o.output == "-" {
+		_, err = cmd.OutOrStdout().Write(out)
+		return err
+	}
+	return writeFile(o.output, out)
+}
+
+// render reads the directories once and returns their merged view.
+func render(ctx context.Context, dirs []pool.DirSpec, format exposition.Format, filter exposition.Filter, logger *zap.Logger) (out []byte, err error) {
+	c, err := pool.New(pool.Options{Dirs: dirs, Logger: logger})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	c.Tend(true)
+	if err := c.Err(); err != nil {
+		return nil, err
+	}
+	snap, err := c.Gather(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer snap.Release()
+	enc := exposition.Encoder{OnReport: logOmissions(logger)}
+	return enc.Append(nil, format, filter, snap), nil
+}
+
+// logOmissions names what an encoder had to leave out.
+func logOmissions(logger *zap.Logger) func(exposition.Report) {
+	return func(r exposition.Report) {
+		for _, o := range r.Omissions {
+			logger.Warn("left out of the output, which would be invalid with it", zap.Stringer("what", o))
+		}
+	}
+}
+
+// writeFile replaces a file in one step: whoever reads it sees the old or the new content
+// whole. It does not promise that the new one survives a crash of the machine.
+func writeFile(path string, data []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("write %q: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("write %q: %w", path, err), os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Chmod(0o644) // CreateTemp's files are for the owner alone
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

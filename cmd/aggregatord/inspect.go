@@ -1,0 +1,197 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"aggregatord/internal/metric"
+	"aggregatord/internal/store"
+)
+
+type inspectOptions struct {
+	json bool
+}
+
+func (o *inspectOptions) addFlags(f *pflag.FlagSet) {
+	f.BoolVar(&o.json, "json", false, "print one JSON object for each file")
+}
+
+func newInspectCmd() *cobra.Command {
+	var o inspectOptions
+	cmd := &cobra.Command{
+		Use:   "inspect FILE...",
+		Short: "Print the entries of source files, damaged ones too",
+		Long: `Print what source files hold, entry by entry, and where the damage is if there is any.
+Nothing is changed. The exit code is 1 if a file is damaged or cannot be read.`,
+		Example: "  aggregatord inspect /dev/shm/myapp/counter_*.db",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("name the source files to inspect, as in: aggregatord inspect DIR/counter_*.db")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd.OutOrStdout(), args) },
+	}
+	o.addFlags(cmd.Flags())
+	return cmd
+}
+
+func (o *inspectOptions) run(w io.Writer, paths []string) error {
+	out := bufio.NewWriter(w)
+	var errs []error
+	for i, path := range paths {
+		in, err := store.Inspect(path, store.Limits{})
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if in.Damage != nil {
+			errs = append(errs, in.Damage)
+		}
+		if o.json {
+			errs = append(errs, json.NewEncoder(out).Encode(describe(in)))
+			continue
+		}
+		if i > 0 {
+			fmt.Fprintln(out)
+		}
+		printInspection(out, in)
+	}
+	return errors.Join(append(errs, out.Flush())...)
+}
+
+// printInspection writes an inspection for people to read.
+func printInspection(w io.Writer, in store.Inspection) {
+	fmt.Fprintf(w, "%s\n", in.Path)
+	name, err := store.ParseName(filepath.Base(in.Path))
+	switch {
+	case err != nil:
+		fmt.Fprintf(w, "  name    %v\n", err)
+	case name.Archive:
+		fmt.Fprintf(w, "  name    archive of the postmates fork: %s\n", strings.TrimSpace(name.Type.String()+" "+name.Mode.String()))
+	default:
+		fmt.Fprintf(w, "  name    %s of worker %s\n", strings.TrimSpace(name.Type.String()+" "+name.Mode.String()), name.ID)
+	}
+	fmt.Fprintf(w, "  size    %d bytes, %d used\n", in.Size, in.Used)
+	fmt.Fprintf(w, "  layout  %s\n", layoutName(in.Width))
+	fmt.Fprintf(w, "  entries %d\n", len(in.Entries))
+	for _, e := range in.Entries {
+		fmt.Fprintf(w, "%8d  ", e.Offset)
+		if e.KeyErr != nil {
+			fmt.Fprintf(w, "%q  UNREADABLE KEY: %v", e.RawKey, e.KeyErr)
+		} else {
+			io.WriteString(w, seriesName(e.Key.Series)) //nolint:errcheck // a bufio.Writer keeps its first error for Flush
+		}
+		fmt.Fprintf(w, "  %s", metric.AppendValue(nil, e.Value))
+		if e.Stamp != 0 {
+			fmt.Fprintf(w, "  set %s", stampTime(e.Stamp).Format(time.RFC3339Nano))
+		}
+		fmt.Fprintln(w)
+	}
+	if in.Damage != nil {
+		fmt.Fprintf(w, "  DAMAGE  %v\n", in.Damage)
+	}
+}
+
+// layoutName names what follows a key.
+func layoutName(width int) string {
+	switch width {
+	case store.Wide:
+		return "wide (value and timestamp)"
+	case store.Narrow:
+		return "narrow (value)"
+	}
+	return "unknown (no entry)"
+}
+
+func stampTime(unixSeconds float64) time.Time {
+	return time.UnixMilli(int64(unixSeconds * 1000)).UTC()
+}
+
+// seriesName spells a series as PromQL does.
+func seriesName(s metric.Series) string {
+	if len(s.Labels) == 0 {
+		return s.Sample
+	}
+	var b strings.Builder
+	b.WriteString(s.Sample)
+	before := "{"
+	for _, l := range s.Labels {
+		fmt.Fprintf(&b, "%s%s=%q", before, l.Name, l.Value)
+		before = ","
+	}
+	b.WriteByte('}')
+	return b.String()
+}
+
+// jsonFile is the JSON of inspect. Floats are strings, because JSON has no NaN.
+type jsonFile struct {
+	Path      string      `json:"path"`
+	Type      string      `json:"type,omitempty"`
+	Mode      string      `json:"mode,omitempty"`
+	Worker    string      `json:"worker,omitempty"`
+	NameError string      `json:"name_error,omitempty"`
+	SizeBytes int64       `json:"size_bytes"`
+	UsedBytes int64       `json:"used_bytes"`
+	Width     int         `json:"width_bytes"`
+	Entries   []jsonEntry `json:"entries"`
+	Damage    *jsonDamage `json:"damage,omitempty"`
+}
+
+type jsonEntry struct {
+	Offset   int64             `json:"offset"`
+	Family   string            `json:"family,omitempty"`
+	Sample   string            `json:"sample,omitempty"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	Help     string            `json:"help,omitempty"`
+	RawKey   string            `json:"raw_key"`
+	KeyError string            `json:"key_error,omitempty"`
+	Value    string            `json:"value"`
+	Stamp    float64           `json:"timestamp_seconds,omitempty"`
+}
+
+type jsonDamage struct {
+	Offset int64  `json:"offset"`
+	Reason string `json:"reason"`
+	Error  string `json:"error"`
+}
+
+// describe turns an inspection into its JSON.
+func describe(in store.Inspection) jsonFile {
+	j := jsonFile{Path: in.Path, SizeBytes: in.Size, UsedBytes: in.Used, Width: in.Width, Entries: []jsonEntry{}}
+	if name, err := store.ParseName(filepath.Base(in.Path)); err != nil {
+		j.NameError = err.Error()
+	} else {
+		j.Type, j.Mode, j.Worker = name.Type.String(), name.Mode.String(), name.ID
+	}
+	for _, e := range in.Entries {
+		je := jsonEntry{Offset: e.Offset, RawKey: string(e.RawKey), Value: string(metric.AppendValue(nil, e.Value)), Stamp: e.Stamp}
+		if e.KeyErr != nil {
+			je.KeyError = e.KeyErr.Error()
+		} else {
+			je.Family, je.Sample, je.Help = e.Key.Family, e.Key.Series.Sample, e.Key.Help
+			je.Labels = map[string]string{}
+			for _, l := range e.Key.Series.Labels {
+				je.Labels[l.Name] = l.Value
+			}
+		}
+		j.Entries = append(j.Entries, je)
+	}
+	if in.Damage != nil {
+		j.Damage = &jsonDamage{Reason: string(store.ReasonOf(in.Damage)), Error: in.Damage.Error()}
+		var c *store.CorruptionError
+		if errors.As(in.Damage, &c) {
+			j.Damage.Offset = c.Offset
+		}
+	}
+	return j
+}

@@ -1,0 +1,92 @@
+// Command aggregatord merges what the processes of a prefork worker pool write for
+// Prometheus, and serves it as one target.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes: a wrong call can be told from a call that went wrong.
+const (
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+// usageError is an error in how the program was called.
+type usageError struct{ error }
+
+// Unwrap returns what is wrong.
+func (e usageError) Unwrap() error { return e.error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+func main() {
+	// The first signal asks for a tidy stop; a second one ends the process at once.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run executes one call and returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRootCmd()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	// One line each: several errors may be joined by newlines.
+	fmt.Fprintf(stderr, "aggregatord: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+	var usage usageError
+	if errors.As(err, &usage) {
+		return exitUsage
+	}
+	return exitFailure
+}
+
+func newRootCmd() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "aggregatord",
+		Short: "Metrics of prefork worker pools, merged beside the application",
+		Long: `aggregatord reads the files that Prometheus clients in multiprocess mode write, one
+set for each worker process, merges them and serves them as one scrape target.
+Nothing in the application changes: start it beside the pool, on the same directory.`,
+		Example: `  aggregatord serve --dir /dev/shm/myapp       serve the merged metrics on :9500
+  aggregatord dump --dir /dev/shm/myapp        print them once
+  aggregatord demo                             try it on a built-in pool of workers`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("unknown command %q; see aggregatord --help", args[0])
+			}
+			return nil
+		},
+		// With a Run of its own the root takes Args above instead of cobra's wording.
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%w; see %s --help", err, cmd.CommandPath())
+	})
+	root.AddCommand(newServeCmd(), newDumpCmd(), newInspectCmd(), newDemoCmd(), newVersionCmd())
+	return root
+}
+
+// noArgs refuses arguments, with an error that says where flags are listed.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("%s takes no arguments, got %q; see %s --help", cmd.CommandPath(), args[0], cmd.CommandPath())
+	}
+	return nil
+}

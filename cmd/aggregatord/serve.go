@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"aggregatord/internal/buildinfo"
+	"aggregatord/internal/daemon"
+	"aggregatord/internal/pool"
+
+	"go.uber.org/zap"
+)
+
+// webOptions says where and how to serve.
+type webOptions struct {
+	listen          []string
+	telemetryPath   string
+	shutdownTimeout time.Duration
+}
+
+func (o *webOptions) addFlags(f *pflag.FlagSet) {
+	f.StringArrayVar(&o.listen, "web.listen-address", []string{daemon.DefaultListenAddress}, "`ADDRESS` to serve on, host:port; repeat it for several")
+	f.StringVar(&o.telemetryPath, "web.telemetry-path", "/metrics", "`PATH` of the metrics")
+	f.DurationVar(&o.shutdownTimeout, "web.shutdown-timeout", 10*time.Second, "how long scrapes in flight may take when told to stop")
+}
+
+func (o *webOptions) validate() error {
+	for _, addr := range o.listen {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			return usagef("--web.listen-address %q: use host:port or :port", addr)
+		}
+	}
+	if !strings.HasPrefix(o.telemetryPath, "/") {
+		return usagef("--web.telemetry-path %q must begin with /", o.telemetryPath)
+	}
+	if strings.HasPrefix(o.telemetryPath, "/-/") || o.telemetryPath == "/" {
+		return usagef("--web.telemetry-path %q is taken; use another, such as /metrics", o.telemetryPath)
+	}
+	return nil
+}
+
+type serveOptions struct {
+	dirs dirOptions
+	log  logOptions
+	web  webOptions
+}
+
+func (o *serveOptions) addFlags(f *pflag.FlagSet) {
+	o.dirs.addFlags(f)
+	o.web.addFlags(f)
+	o.log.addFlags(f)
+}
+
+func newServeCmd() *cobra.Command {
+	var o serveOptions
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Watch directories of source files and serve the merged metrics",
+		Long: `Watch one or several directories of source files and serve what they hold, merged,
+until SIGTERM or SIGINT. A directory need not exist yet.`,
+		Example: `  aggregatord serve --dir /dev/shm/myapp
+  aggregatord serve --dir web=/dev/shm/web --dir jobs=/dev/shm/celery`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
+	}
+	cmd.Flags().SortFlags = false
+	o.addFlags(cmd.Flags())
+	return cmd
+}
+
+func (o *serveOptions) run(cmd *cobra.Command) error {
+	dirs, err := o.dirs.specs()
+	if err != nil {
+		return err
+	}
+	logger, err := o.log.logger(cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	if err := o.web.validate(); err != nil {
+		return err
+	}
+	return serveDirs(cmd.Context(), dirs, o.web, logger)
+}
+
+// serveDirs runs the daemon on some directories.
+func serveDirs(ctx context.Context, dirs []pool.DirSpec, web webOptions, logger *zap.Logger) error {
+	info := buildinfo.Get()
+	logger.Info("aggregatord starts", zap.String("version", info.Version), zap.String("revision", info.Revision))
+	defer logger.Sync() //nolint:errcheck // standard error cannot be synced everywhere, and nothing is lost
+	return daemon.Run(ctx, daemon.Options{
+		Pool:            pool.Options{Dirs: dirs},
+		ListenAddresses: web.listen,
+		TelemetryPath:   web.telemetryPath,
+		ShutdownTimeout: web.shutdownTimeout,
+		Logger:          logger,
+	})
+}

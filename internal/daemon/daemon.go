@@ -1,0 +1,189 @@
+// Package daemon wires the rooms together: it owns every long-lived goroutine and the
+// order in which they stop.
+//
+//	goroutine    started by  ends when              speaks through
+//	tend loop    Run         its context is done    nothing: it logs what goes wrong
+//	notifiers    Run         its context is done    a channel that wakes the tend loop
+//	HTTP server  Run         Shutdown returns       http.Server
+//
+// Nothing in the order of stopping is needed for correctness; a tidy stop is only quick
+// and quiet.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"aggregatord/internal/exposition"
+	"aggregatord/internal/merge"
+	"aggregatord/internal/pool"
+	"aggregatord/internal/serve"
+	"aggregatord/internal/telemetry"
+	"aggregatord/internal/watch"
+)
+
+// Options of Run. Zero fields mean the defaults given.
+type Options struct {
+	// Pool says which directories to read; its Logger and Metrics are Run's to fill.
+	Pool pool.Options
+	// ListenAddresses are host:port pairs. Default: DefaultListenAddress.
+	ListenAddresses []string
+	// TelemetryPath is where the metrics are. Default: /metrics.
+	TelemetryPath string
+	// TendInterval is how often processes are asked for signs of life. A death is noticed
+	// within it, or at the next scrape where live gauges depend on it. Default: 1 s.
+	TendInterval time.Duration
+	// RescanInterval is how often directories are listed although nothing told that they
+	// changed. Default: 10 s.
+	RescanInterval time.Duration
+	// ShutdownTimeout is how long scrapes in flight may take once Run's context is done.
+	// Default: 10 s.
+	ShutdownTimeout time.Duration
+	// Logger may be nil.
+	Logger *zap.Logger
+}
+
+// DefaultListenAddress is where the metrics are served unless told otherwise.
+const DefaultListenAddress = ":9500"
+
+func (o *Options) fill() {
+	if len(o.ListenAddresses) == 0 {
+		o.ListenAddresses = []string{DefaultListenAddress}
+	}
+	if o.TelemetryPath == "" {
+		o.TelemetryPath = "/metrics"
+	}
+	if o.TendInterval == 0 {
+		o.TendInterval = time.Second
+	}
+	if o.RescanInterval == 0 {
+		o.RescanInterval = 10 * time.Second
+	}
+	if o.ShutdownTimeout == 0 {
+		o.ShutdownTimeout = 10 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+}
+
+// Run reads the directories and serves what is in them until ctx is done. It returns nil
+// after a clean stop; an error means that it could not start or that a server failed.
+func Run(ctx context.Context, opts Options) error {
+	opts.fill()
+	log := opts.Logger
+	set := telemetry.NewSet()
+	m := newMetrics(set)
+	opts.Pool.Logger = log
+	opts.Pool.Metrics = pool.NewMetrics(set)
+	collector, err := pool.New(opts.Pool)
+	if err != nil {
+		return err
+	}
+	set.OnSnapshot(collector.UpdateMetrics)
+	set.OnSnapshot(m.update)
+
+	// Listening comes first, so that an address that is taken is told at once; who asks
+	// before the first scan is done is told to wait.
+	var listeners []net.Listener
+	closeListeners := func() {
+		for _, l := range listeners {
+			l.Close() //nolint:errcheck // the error that led here is the one to tell
+		}
+	}
+	for _, addr := range opts.ListenAddresses {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			closeListeners()
+			return errors.Join(fmt.Errorf("listen on %q: %w", addr, err), collector.Close())
+		}
+		listeners = append(listeners, l)
+		log.Info("listening", zap.String("address", l.Addr().String()), zap.String("path", opts.TelemetryPath))
+	}
+
+	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var loops sync.WaitGroup
+	wake := make(chan struct{}, 1)
+	wakeUp := func() {
+		select {
+		case wake <- struct{}{}:
+		default: // one is pending already
+		}
+	}
+	for _, d := range opts.Pool.Dirs {
+		n := watch.NewNotifier(watch.NotifierOptions{OnFallback: func(err error) {
+			log.Warn("file system events cannot be had; the directory is looked at every second", zap.String("dir", d.Path), zap.Error(err))
+		}})
+		m.addNotifier(d.Pool, n)
+		loops.Go(func() {
+			if err := n.Run(inner, d.Path, wakeUp); err != nil && inner.Err() == nil {
+				log.Error("file system events ended; changes are found by looking", zap.String("dir", d.Path), zap.Error(err))
+			}
+		})
+	}
+	loops.Go(func() { tend(inner, collector, wake, opts) })
+
+	server := serve.New(serve.Options{
+		Gatherer:        gatherer{collector, set},
+		Encoder:         &exposition.Encoder{OnReport: m.reporter(log)},
+		TelemetryPath:   opts.TelemetryPath,
+		Ready:           collector.Ready,
+		Logger:          log,
+		Observe:         m.observe,
+		ShutdownTimeout: opts.ShutdownTimeout,
+	})
+	err = server.Run(ctx, listeners...)
+	log.Info("stopped serving")
+	stop()
+	loops.Wait()
+	err = errors.Join(err, collector.Close())
+	log.Info("stopped", zap.Error(err))
+	return err
+}
+
+// tend keeps the view up to date until ctx is done.
+func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Options) {
+	start := time.Now()
+	c.Tend(true)
+	opts.Logger.Info("ready", zap.Duration("after", time.Since(start)))
+	ticker := time.NewTicker(opts.TendInterval)
+	defer ticker.Stop()
+	rescan := time.NewTicker(opts.RescanInterval)
+	defer rescan.Stop()
+	for {
+		force := false
+		select {
+		case <-ctx.Done():
+			return
+		case <-wake:
+		case <-ticker.C:
+		case <-rescan.C:
+			force = true
+		}
+		c.Tend(force)
+	}
+}
+
+// gatherer gives a scrape the workers' metrics and the daemon's own.
+type gatherer struct {
+	collector *pool.Collector
+	set       *telemetry.Set
+}
+
+// Gather implements serve.Gatherer.
+func (g gatherer) Gather(ctx context.Context) ([]*merge.Snapshot, error) {
+	workers, err := g.collector.Gather(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return []*merge.Snapshot{workers, g.set.Snapshot()}, nil
+}
+
+var _ serve.Gatherer = gatherer{}

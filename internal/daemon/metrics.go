@@ -1,0 +1,141 @@
+package daemon
+
+import (
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"aggregatord/internal/buildinfo"
+	"aggregatord/internal/exposition"
+	"aggregatord/internal/serve"
+	"aggregatord/internal/telemetry"
+	"aggregatord/internal/watch"
+)
+
+// metrics are the daemon's own metrics beside those of pool.
+type metrics struct {
+	scrapes   telemetry.CounterVec // outcome
+	formats   telemetry.CounterVec // format, encoding
+	seconds   telemetry.Histogram
+	size      telemetry.GaugeVec   // encoding
+	sentBytes telemetry.CounterVec // encoding
+	omitted   telemetry.GaugeVec   // format
+
+	events, overflows telemetry.CounterVec // pool
+	eventsUp          telemetry.GaugeVec   // pool
+	notifiers         []notifierOf
+
+	resident, cpu, goroutines telemetry.Gauge
+}
+
+type notifierOf struct {
+	pool string
+	n    *watch.Notifier
+}
+
+func newMetrics(set *telemetry.Set) *metrics {
+	m := &metrics{
+		scrapes: set.CounterVec("aggregatord_scrapes_total", "Requests for metrics, by how they ended.", "outcome"),
+		formats: set.CounterVec("aggregatord_scrape_formats_total", "Scrapes answered, by format and content encoding.", "format", "encoding"),
+		seconds: set.Histogram("aggregatord_scrape_duration_seconds", "Time from the request to the response handed to the kernel, for scrapes answered.",
+			[]float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}),
+		size:       set.GaugeVec("aggregatord_scrape_size_bytes", "Size of the body of the last scrape answered: plain as encoded, and as sent with each content encoding.", "encoding"),
+		sentBytes:  set.CounterVec("aggregatord_scrape_sent_bytes_total", "Bytes of response bodies sent.", "encoding"),
+		omitted:    set.GaugeVec("aggregatord_omissions", "Families, and parts of families, left out of a format because the exposition would be invalid with them; the log names them.", "format"),
+		events:     set.CounterVec("aggregatord_watch_events_total", "File system events that said the directory may have changed.", "pool"),
+		overflows:  set.CounterVec("aggregatord_watch_overflows_total", "Times file system events were lost; a rescan makes up for it.", "pool"),
+		eventsUp:   set.GaugeVec("aggregatord_watch_up", "1 if the directory's file system events arrive; 0: it is looked at every second.", "pool"),
+		resident:   set.Gauge("aggregatord_resident_anonymous_bytes", "Anonymous resident memory of the daemon (RssAnon), without the mapped source files; 0 where it cannot be known."),
+		cpu:        set.Gauge("aggregatord_cpu_seconds", "CPU time the daemon has used."),
+		goroutines: set.Gauge("aggregatord_goroutines", "Goroutines of the daemon."),
+	}
+	info := buildinfo.Get()
+	set.GaugeVec("aggregatord_build_info", "Which build this is.", "version", "revision", "goversion").With(info.Version, info.Revision, info.GoVersion).Set(1)
+	set.Gauge("aggregatord_start_time_seconds", "When the daemon started, in Unix seconds.").Set(float64(time.Now().UnixMilli()) / 1000)
+	for _, o := range serve.Outcomes() {
+		m.scrapes.With(string(o)) // there before it counts
+	}
+	return m
+}
+
+// addNotifier makes the notifier's counts part of the metrics. Call it before the first
+// scrape.
+func (m *metrics) addNotifier(pool string, n *watch.Notifier) {
+	m.notifiers = append(m.notifiers, notifierOf{pool, n})
+}
+
+// observe counts a scrape.
+func (m *metrics) observe(i serve.ScrapeInfo) {
+	m.scrapes.With(string(i.Outcome)).Inc()
+	if i.Outcome != serve.OK {
+		return
+	}
+	m.formats.With(i.Format.String(), i.Encoding).Inc()
+	m.seconds.Observe(i.Duration.Seconds())
+	m.sentBytes.With(i.Encoding).Add(float64(i.WireBytes))
+	if !i.Filtered {
+		m.size.With("plain").Set(float64(i.PlainBytes))
+		if i.WireBytes > 0 {
+			m.size.With(i.Encoding).Set(float64(i.WireBytes))
+		}
+	}
+}
+
+// reporter returns the function that logs and counts what an encoder must leave out.
+func (m *metrics) reporter(log *zap.Logger) func(exposition.Report) {
+	var mu sync.Mutex
+	known := map[string]map[exposition.Omission]bool{}
+	return func(r exposition.Report) {
+		mu.Lock()
+		defer mu.Unlock()
+		format := r.Format.String()
+		m.omitted.With(format).Set(float64(len(r.Omissions)))
+		now := map[exposition.Omission]bool{}
+		for _, o := range r.Omissions {
+			now[o] = true
+			if !known[format][o] {
+				log.Warn("left out of the exposition, which would be invalid with it", zap.String("format", format), zap.Stringer("what", o))
+			}
+		}
+		known[format] = now
+	}
+}
+
+// update brings the gauges up to date.
+func (m *metrics) update() {
+	for _, n := range m.notifiers {
+		m.events.With(n.pool).Set(float64(n.n.Stats.Events.Load()))
+		m.overflows.With(n.pool).Set(float64(n.n.Stats.Overflows.Load()))
+		up := 0.0
+		if n.n.Stats.Watching.Load() {
+			up = 1
+		}
+		m.eventsUp.With(n.pool).Set(up)
+	}
+	m.resident.Set(float64(anonymousBytes()))
+	m.cpu.Set(cpuSeconds())
+	m.goroutines.Set(float64(runtime.NumGoroutine()))
+}
+
+// anonymousBytes returns RssAnon of proc_pid_status(5), or 0.
+func anonymousBytes() int64 {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "RssAnon:"); ok {
+			kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
+			if err != nil {
+				return 0
+			}
+			return kb << 10
+		}
+	}
+	return 0
+}
