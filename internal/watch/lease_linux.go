@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -176,7 +177,7 @@ func (p *Prober) probe() (Choice, selfTest, error) {
 		return Choice{}, selfTest{}, err
 	}
 	dir := os.NewFile(uintptr(fd), p.dir)
-	defer dir.Close()
+	defer dir.Close() //nolint:errcheck // nothing was written
 	fsys, err := fileSystemOf(fd)
 	if err != nil {
 		return Choice{}, selfTest{}, fmt.Errorf("statfs: %w", err)
@@ -208,66 +209,76 @@ func (p *Prober) probe() (Choice, selfTest, error) {
 
 // testLeases tries, on a file without a name in the directory dir, what a lease must be
 // refused for and granted after. O_TMPFILE changes neither the directory nor its timestamps.
-func testLeases(dir int) (t selfTest) {
+func testLeases(dir int) selfTest {
+	r, dev, err := heldByMapping(dir)
+	if r < 0 {
+		return selfTest{}
+	}
+	defer closeFd(r)
+	for pause := time.Millisecond; err == nil; pause *= 2 {
+		var granted bool
+		if granted, err = leaseFor(r); granted {
+			break
+		}
+		// Who looks into our /proc/PID/fd at the wrong moment has a share in the descriptor
+		// for writing, and gives it up a little later than we do.
+		if pause > 200*time.Millisecond {
+			err = errors.New("a lease is refused on a file that nobody writes")
+		}
+		time.Sleep(pause)
+	}
+	return selfTest{dev: dev, done: true, err: err}
+}
+
+// heldByMapping makes a file, holds it open, then only mapped for writing, and then not at
+// all. It returns an error if a lease was granted while it was held. r is a descriptor for
+// reading it, which the caller closes, or -1 where no file can be made: because we may not
+// write there, the file system is full or read-only, or it or /proc is too simple.
+func heldByMapping(dir int) (r int, dev uint64, err error) {
 	// A child that is between fork and exec would have our descriptor for writing too.
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 
 	w, err := open(dir, ".", unix.O_RDWR|unix.O_TMPFILE)
 	if err != nil {
-		return t // may not write, a full or read-only file system, or one without such files
+		return -1, 0, nil
 	}
-	closeW := func() {
-		if w >= 0 {
-			unix.Close(w)
-			w = -1
-		}
-	}
-	defer closeW()
-	r, err := open(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(w), unix.O_RDONLY)
-	if err != nil {
-		return t // no /proc
-	}
-	defer unix.Close(r)
+	r, err = open(unix.AT_FDCWD, "/proc/thread-self/fd/"+strconv.Itoa(w), unix.O_RDONLY)
 	var st unix.Stat_t
-	if err := unix.Fstat(r, &st); err != nil {
-		return t
-	}
-	t.dev = uint64(st.Dev) //nolint:unconvert // Dev has 32 bits on some machines
-
-	expect := func(want bool, when string) bool {
-		granted, err := TryLease(r)
-		if granted {
-			err = ReleaseLease(r)
+	if err == nil {
+		if err = unix.Fstat(r, &st); err != nil {
+			closeFd(r)
 		}
-		switch {
-		case err != nil:
-			t.err = err
-		case granted && !want:
-			t.err = fmt.Errorf("a lease is granted on a file that is %s for writing", when)
-		case !granted && want:
-			t.err = errors.New("a lease is refused on a file that nobody writes")
-		}
-		return t.err == nil
 	}
-	t.done = true
-	if !expect(false, "open") {
-		return t
-	}
-	m, err := unix.Mmap(w, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		t.err = fmt.Errorf("map a file of our own: %w", err)
-		return t
+		closeFd(w)
+		return -1, 0, nil
 	}
-	closeW()
-	ok := expect(false, "mapped")
-	if err := unix.Munmap(m); err != nil {
-		panic("BUG: unmap what was just mapped: " + err.Error())
+	dev = uint64(st.Dev) //nolint:unconvert // Dev has 32 bits on some machines
+
+	granted, err := leaseFor(r)
+	if granted {
+		err = errors.New("a lease is granted on a file that is open for writing")
 	}
-	if ok {
-		expect(true, "")
+	m, mapErr := unix.Mmap(w, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	closeFd(w)
+	if mapErr != nil {
+		return r, dev, errors.Join(err, fmt.Errorf("map a file of our own: %w", mapErr))
 	}
-	return t
+	if err == nil {
+		if granted, err = leaseFor(r); granted {
+			err = errors.New("a lease is granted on a file that is mapped for writing")
+		}
+	}
+	return r, dev, errors.Join(err, unix.Munmap(m))
+}
+
+// leaseFor takes a lease and releases it, and reports whether it was granted.
+func leaseFor(fd int) (granted bool, err error) {
+	if granted, err = TryLease(fd); granted {
+		err = ReleaseLease(fd)
+	}
+	return granted, err
 }
 
 // tryExisting asks for leases on some files of the directory and returns why that is no
@@ -299,15 +310,12 @@ func tryFile(dir int, name string) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer closeFd(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return err
 	}
-	granted, err := TryLease(fd)
-	if granted {
-		err = ReleaseLease(fd)
-	}
+	_, err = leaseFor(fd)
 	return err
 }
 

@@ -23,6 +23,12 @@ import (
 func init() {
 	helpers["open"] = helpOpen
 	helpers["map"] = helpMap
+	helpers["open-in-thread"] = helpOpenInThread
+	helpers["map-without-first-thread"] = helpMapWithoutFirst
+	if os.Getenv(helperVariable) != "" {
+		// Keeps the main goroutine on the process's first thread, and all others off it.
+		runtime.LockOSThread()
+	}
 	helpers["lease"] = helpLease
 	helpers["probe"] = func(args []string) error { return helpProbe(args, nil) }
 	helpers["probe-some-hide"] = func(args []string) error { return helpProbe(args, mayHide) }
@@ -54,6 +60,45 @@ func helpMap(args []string) error {
 	fmt.Println("mapped")
 	_, err = io.Copy(io.Discard, os.Stdin)
 	return errors.Join(err, unix.Munmap(m))
+}
+
+// helpOpenInThread opens a file for writing in a thread that has descriptors of its own.
+func helpOpenInThread(args []string) error {
+	done := make(chan error)
+	// Ends with the process.
+	go func() {
+		runtime.LockOSThread()
+		err := unix.Unshare(unix.CLONE_FILES)
+		if err == nil {
+			_, err = unix.Open(args[0], unix.O_RDWR|unix.O_CLOEXEC, 0)
+		}
+		if err == nil {
+			fmt.Println("held")
+			_, err = io.Copy(io.Discard, os.Stdin)
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// helpMapWithoutFirst maps a file for writing and ends the first thread, not the process.
+func helpMapWithoutFirst(args []string) error {
+	fd, err := unix.Open(args[0], unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	_, err = unix.Mmap(fd, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err = errors.Join(err, unix.Close(fd)); err != nil {
+		return err
+	}
+	// Ends with the process.
+	go func() {
+		fmt.Println("held")
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}()
+	_, _, errno := unix.Syscall(unix.SYS_EXIT, 0, 0, 0)
+	return errno
 }
 
 // helpLease holds a lease until it is broken, and goes on for a while then, as a program
@@ -145,7 +190,7 @@ func refOf(f *os.File, id string) (FileRef, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return FileRef{}, err
 	}
-	return FileRef{Fd: f.Fd(), Dev: uint64(st.Dev), Ino: st.Ino, ID: id}, nil
+	return FileRef{Fd: f.Fd(), Dev: uint64(st.Dev), Ino: st.Ino, ID: id}, nil //nolint:unconvert // Dev has 32 bits on some machines
 }
 
 // source makes a file of one page in dir and opens it as the daemon does.
@@ -184,6 +229,27 @@ func wantState(t testing.TB, p *Prober, f FileRef, want State, when string) {
 	}
 }
 
+// wantDead wants a file to be dead whose last holder has just gone: at the next check, but
+// that somebody else, who looks into all processes in /proc as other tests do, may for a
+// moment have a share in what the holder had open.
+func wantDead(t testing.TB, p *Prober, f FileRef, when string) {
+	t.Helper()
+	begin := time.Now()
+	for n := 1; ; n++ {
+		s, m := p.Check(f)
+		if s == Dead && m == MethodLease {
+			if n > 1 {
+				t.Logf("%s: dead at check %d, after %v", when, n, time.Since(begin))
+			}
+			return
+		}
+		if time.Since(begin) > time.Second {
+			t.Fatalf("%s: %v by %v a second later, want dead by lease", when, s, m)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 func TestCheckByLease(t *testing.T) {
 	for fsname, dir := range fileSystems(t) {
 		t.Run(fsname, func(t *testing.T) {
@@ -204,7 +270,7 @@ func TestCheckByLease(t *testing.T) {
 						} else {
 							c.end(t)
 						}
-						wantState(t, p, ref, Dead, "the next probe after the end")
+						wantDead(t, p, ref, "the next probe after the end")
 					})
 				}
 			}
@@ -222,7 +288,7 @@ func TestCheckTwoHolders(t *testing.T) {
 	a.kill()
 	wantState(t, p, ref, Alive, "one of two killed")
 	b.kill()
-	wantState(t, p, ref, Dead, "both killed")
+	wantDead(t, p, ref, "both killed")
 }
 
 // A forked child that has inherited a mapping can still write when its parent is long dead
@@ -294,10 +360,8 @@ func TestCheckHoldsNobodyUp(t *testing.T) {
 	path, ref := source(t, dir, "1")
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
-	wg.Add(1)
 	// Checks until the test has opened often enough.
-	go func() {
-		defer wg.Done()
+	wg.Go(func() {
 		for {
 			select {
 			case <-stop:
@@ -306,7 +370,7 @@ func TestCheckHoldsNobodyUp(t *testing.T) {
 				p.Check(ref)
 			}
 		}
-	}()
+	})
 	var worst time.Duration
 	for range 2000 {
 		begin := time.Now()
@@ -440,7 +504,7 @@ func TestProbeLeavesNoTrace(t *testing.T) {
 			if l, err := d.Scan(false); err != nil || l.Changed {
 				t.Errorf("after 20 probes: %+v, %v; want unchanged", l, err)
 			}
-			if !NewProber(dir).testOn(t, dir) {
+			if !NewProber(dir).testedHere(t) {
 				t.Error("nothing was tested on a file of our own")
 			}
 		})
@@ -450,7 +514,7 @@ func TestProbeLeavesNoTrace(t *testing.T) {
 	}
 }
 
-func (p *Prober) testOn(t *testing.T, dir string) bool {
+func (p *Prober) testedHere(t *testing.T) bool {
 	t.Helper()
 	if _, err := p.Probe(); err != nil {
 		t.Fatal(err)
@@ -550,7 +614,7 @@ func TestCheckOtherPidNamespace(t *testing.T) {
 			c.line(t)
 			wantState(t, p, ref, Alive, "mapped in another pid namespace")
 			c.kill()
-			wantState(t, p, ref, Dead, "killed")
+			wantDead(t, p, ref, "killed")
 
 			// And the other way round: the sidecar in a namespace of its own.
 			writer := startHelper(t, "open", []string{path}, nil)
@@ -561,7 +625,7 @@ func TestCheckOtherPidNamespace(t *testing.T) {
 			}
 			prober.ask(t, "alive lease")
 			writer.kill()
-			prober.ask(t, "dead lease")
+			eventually(t, "dead by lease", func() bool { return prober.answer(t) == "dead lease" })
 			prober.end(t)
 		})
 	}
@@ -627,6 +691,10 @@ func startAsNobody(t *testing.T, name string, args []string, capabilities ...uin
 		}
 	})
 }
+
+// quietEnough is how long a test waits for a moment of a few milliseconds in which nothing
+// else on the machine makes a process.
+const quietEnough = time.Minute
 
 // mayHide lets tests read /proc on machines whose first process hides even from root.
 func mayHide(pid string) bool { return pid == "1" }
@@ -700,7 +768,7 @@ func TestCheckWithoutLease(t *testing.T) {
 			}
 			for _, tr := range trials {
 				if c.probe == "proc" {
-					eventually(t, tr.name+" is dead", func() bool { return tr.prober.answer(t) == "dead proc" })
+					eventuallyWithin(t, quietEnough, tr.name+" is dead", func() bool { return tr.prober.answer(t) == "dead proc" })
 				}
 			}
 			if c.probe == "none" {
@@ -721,17 +789,51 @@ func TestCheckWithoutLease(t *testing.T) {
 
 // Root without CAP_LEASE is the owner of its own files, and needs no capability for those.
 func TestCheckOwnerNeedsNoCapability(t *testing.T) {
-	path, _ := source(t, t.TempDir(), "1")
-	prober := startHelper(t, "probe", []string{path, "1", strconv.Itoa(unix.CAP_KILL)}, func(*exec.Cmd) {})
 	if os.Getuid() != 0 {
-		prober.kill()
 		skipUnlessCI(t, "dropping capabilities needs some")
 	}
+	path, _ := source(t, t.TempDir(), "1")
+	prober := startHelper(t, "probe", []string{path, "1", strconv.Itoa(unix.CAP_KILL)}, nil)
 	if got := prober.line(t); got != "lease" {
 		t.Fatalf("Probe: %s, want lease", got)
 	}
 	prober.ask(t, "dead lease")
 	prober.end(t)
+}
+
+// A sidecar that has the directory mounted read-only can make no file to test leases on,
+// but may trust the file system, whose writers have it mounted elsewhere.
+func TestCheckThroughReadOnlyMount(t *testing.T) {
+	for fsname, dir := range fileSystems(t) {
+		t.Run(fsname, func(t *testing.T) {
+			mounted := t.TempDir()
+			if err := unix.Mount(dir, mounted, "", unix.MS_BIND, ""); err != nil {
+				skipUnlessCI(t, "bind mount: "+err.Error())
+			}
+			defer func() {
+				if err := unix.Unmount(mounted, 0); err != nil {
+					t.Error(err)
+				}
+			}()
+			mustDo(t, unix.Mount("", mounted, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+			path, _ := source(t, dir, "1")
+			f, err := os.Open(filepath.Join(mounted, filepath.Base(path)))
+			mustDo(t, err)
+			defer f.Close()
+			ref, err := refOf(f, "1")
+			mustDo(t, err)
+
+			p := newProber(t, mounted)
+			if p.testedHere(t) {
+				t.Error("a file was made through a read-only mount")
+			}
+			c := startHelper(t, "map", []string{path}, nil)
+			c.line(t)
+			wantState(t, p, ref, Alive, "mapped through the other mount")
+			c.kill()
+			wantDead(t, p, ref, "killed")
+		})
+	}
 }
 
 func TestProcSeesWhatAProcessHolds(t *testing.T) {
@@ -763,39 +865,35 @@ func TestProcSeesWhatAProcessHolds(t *testing.T) {
 	}
 }
 
-// A thread may have a table of descriptors of its own, and outlive the process's first
+// A thread may have a table of descriptors of its own, and may outlive the process's first
 // thread, after which the process itself shows neither descriptors nor mappings.
 func TestProcSeesThreads(t *testing.T) {
 	dir := t.TempDir()
-	path, ref := source(t, dir, "1")
-	ready, stop := make(chan error), make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Add(1)
-	// Ends with its thread, whose descriptors are its own, when the test closes stop.
-	go func() {
-		defer wg.Done()
-		runtime.LockOSThread() // never unlocked: the thread must not be used again
-		err := unix.Unshare(unix.CLONE_FILES)
-		if err == nil {
-			_, err = unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
-		}
-		ready <- err
-		<-stop
-	}()
-	err := <-ready
-	defer func() { close(stop); wg.Wait() }()
-	if err != nil {
-		t.Fatal(err)
-	}
-	pid := strconv.Itoa(os.Getpid())
-	held := inodeSet{}
-	mustDo(t, addProcess(held, pid, false))
-	if _, ok := held[ref.Ino]; ok {
-		t.Skip("the first thread is the one that opened the file")
-	}
-	mustDo(t, addProcess(held, pid, true))
-	if _, ok := held[ref.Ino]; !ok {
-		t.Error("a file that only one thread has open is not seen")
+	for _, c := range []struct{ helper, first string }{{"open-in-thread", "S"}, {"map-without-first-thread", "Z"}} {
+		t.Run(c.helper, func(t *testing.T) {
+			path, ref := source(t, dir, c.helper)
+			h := startHelper(t, c.helper, []string{path}, nil)
+			if got := h.line(t); got != "held" {
+				t.Fatalf("the helper says %q", got)
+			}
+			pid := strconv.Itoa(h.Process.Pid)
+			eventually(t, "the state of the first thread is "+c.first, func() bool {
+				stat, err := os.ReadFile("/proc/" + pid + "/stat")
+				mustDo(t, err)
+				_, rest, _ := strings.Cut(string(stat), ") ")
+				return rest[:1] == c.first
+			})
+			held := inodeSet{}
+			mustDo(t, addProcess(held, pid, false))
+			if _, ok := held[ref.Ino]; ok {
+				t.Fatal("the process itself shows the file; the test wants one that it does not show")
+			}
+			mustDo(t, addProcess(held, pid, true))
+			if _, ok := held[ref.Ino]; !ok {
+				t.Error("a file that is held by a thread is not seen")
+			}
+			h.kill()
+		})
 	}
 }
 
@@ -813,7 +911,7 @@ func TestProcJudgesNoFileByAnOldReading(t *testing.T) {
 	if s := p.checkProc(old); s != Unknown {
 		t.Fatalf("the first answer is %v, want unknown", s)
 	}
-	eventually(t, "dead", func() bool { return p.checkProc(old) == Dead })
+	eventuallyWithin(t, quietEnough, "dead", func() bool { return p.checkProc(old) == Dead })
 	// Make the reading last, so that the machine's speed does not matter.
 	p.proc.until = time.Now().Add(time.Hour)
 	path, fresh := source(t, dir, "new")
@@ -829,20 +927,23 @@ func TestProcJudgesNoFileByAnOldReading(t *testing.T) {
 		t.Fatalf("the old file is %v, want dead", s)
 	}
 	// We ourselves have it open for writing: held.
-	eventually(t, "alive", func() bool { p.proc.until = time.Time{}; return p.checkProc(fresh) == Alive })
+	eventuallyWithin(t, quietEnough, "alive", func() bool { p.proc.until = time.Time{}; return p.checkProc(fresh) == Alive })
 }
 
 // While processes are made, none may be said to have been seen to the last.
 func TestProcWhileOthersFork(t *testing.T) {
+	if why := new(procProber).blind(); why != "" {
+		skipUnlessCI(t, why)
+	}
 	before, err := countForks()
 	mustDo(t, err)
 	p := &procProber{mayHide: mayHide}
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
-	wg.Add(1)
+	end := sync.OnceFunc(func() { close(stop); wg.Wait() })
+	defer end()
 	// Makes threads, which count as well, until the test stops it.
-	go func() {
-		defer wg.Done()
+	wg.Go(func() {
 		for {
 			select {
 			case <-stop:
@@ -850,15 +951,11 @@ func TestProcWhileOthersFork(t *testing.T) {
 			default:
 			}
 			var one sync.WaitGroup
-			one.Add(1)
 			// Ends at once, and its thread with it, since that is never unlocked.
-			go func() {
-				defer one.Done()
-				runtime.LockOSThread()
-			}()
+			one.Go(runtime.LockOSThread)
 			one.Wait()
 		}
-	}()
+	})
 	eventually(t, "errForked", func() bool {
 		held, err := p.readOnce()
 		if err == nil {
@@ -869,12 +966,11 @@ func TestProcWhileOthersFork(t *testing.T) {
 		}
 		return errors.Is(err, errForked)
 	})
-	close(stop)
-	wg.Wait()
+	end()
 	if after, err := countForks(); err != nil || after <= before {
 		t.Errorf("forks counted: %d, then %d, %v", before, after, err)
 	}
-	eventually(t, "an answer when all is quiet", func() bool {
+	eventuallyWithin(t, quietEnough, "an answer when all is quiet", func() bool {
 		_, err := p.readAll()
 		if err != nil && !errors.Is(err, errForked) {
 			t.Fatal(err)

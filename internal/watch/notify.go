@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -244,13 +245,8 @@ func (n *Notifier) take(a *attachment, ev fsnotify.Event, p *pacer) (again bool)
 	if !a.whole {
 		return name == a.next && a.stale()
 	}
-	for _, ignored := range n.opts.Ignore {
-		if name == ignored {
-			n.Stats.Ignored.Add(1)
-			return false
-		}
-	}
-	if !ev.Has(fsnotify.Create) && !ev.Has(fsnotify.Remove) && !ev.Has(fsnotify.Rename) && !ev.Has(fsnotify.Write) {
+	const interest = fsnotify.Create | fsnotify.Remove | fsnotify.Rename | fsnotify.Write
+	if ev.Op&interest == 0 || slices.Contains(n.opts.Ignore, name) {
 		n.Stats.Ignored.Add(1)
 		return false
 	}

@@ -298,7 +298,7 @@ func addDescriptors(held inodeSet, path string) error {
 	if err != nil {
 		return goneIsFine(err)
 	}
-	defer unix.Close(dir)
+	defer closeFd(dir)
 	list, err := readNames(path)
 	if err != nil {
 		return goneIsFine(err)
@@ -357,7 +357,7 @@ func readNames(path string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // nothing was written
 	return f.Readdirnames(-1)
 }
 

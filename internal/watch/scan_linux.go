@@ -3,7 +3,6 @@ package watch
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io/fs"
 	"time"
@@ -91,7 +90,7 @@ func (d *Dir) read() (stamp dirStamp, began int64, err error) {
 	if err != nil {
 		return stamp, 0, &fs.PathError{Op: "list directory", Path: d.path, Err: err}
 	}
-	defer func() { err = errors.Join(err, unix.Close(fd)) }()
+	defer closeFd(fd)
 	if stamp, err = d.statx(fd, emptyPath, unix.AT_EMPTY_PATH); err != nil {
 		return stamp, 0, err
 	}
@@ -105,7 +104,7 @@ func (d *Dir) read() (stamp dirStamp, began int64, err error) {
 			d.raw = grown
 		}
 		n, err := unix.Getdents(fd, d.raw[len(d.raw):cap(d.raw)])
-		if err == unix.EINTR { //nolint:errorlint // a bare errno
+		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
@@ -167,8 +166,11 @@ func direntFileType(kind byte) FileType {
 func open(at int, path string, flags int) (int, error) {
 	for {
 		fd, err := unix.Openat(at, path, flags|unix.O_CLOEXEC, 0o600)
-		if err != unix.EINTR { //nolint:errorlint // a bare errno
+		if err != unix.EINTR {
 			return fd, err
 		}
 	}
 }
+
+// closeFd closes a descriptor through which nothing was written, so that its error tells nothing.
+func closeFd(fd int) { _ = unix.Close(fd) }
