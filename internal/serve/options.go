@@ -1,0 +1,148 @@
+package serve
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"aggregatord/internal/exposition"
+	"aggregatord/internal/merge"
+)
+
+// A Gatherer makes the snapshots of one scrape.
+type Gatherer interface {
+	// Gather returns what is to be served now. In name collisions the last snapshot wins,
+	// see exposition.Encoder. The caller releases the snapshots. It should return early
+	// when ctx is done, with an error that wraps ctx.Err(); nothing else ends it early, and
+	// a scrape that it keeps waiting holds one of the places in MaxScrapesInFlight.
+	Gather(ctx context.Context) ([]*merge.Snapshot, error)
+}
+
+// Options of a Server. The zero value of every field is usable.
+type Options struct {
+	// Gatherer provides what is served. Without one, scrapes are empty.
+	Gatherer Gatherer
+	// Encoder turns snapshots into bytes. Give one to hear its reports; by default the
+	// server has its own.
+	Encoder *exposition.Encoder
+	// TelemetryPath is where the metrics are, beside /. Default: /metrics.
+	TelemetryPath string
+	// Ready tells whether all there is has been read. Until then, scrapes get status 503:
+	// totals over a part of the files would look like counters that fell. It is asked at
+	// each request and must be cheap. Default: always.
+	Ready func() bool
+	// Home answers a browser's request for /. Default: a page with links.
+	Home http.Handler
+	// Logger gets what the operator should know: a line when scrapes begin to fail and
+	// when they are well again, none for each scrape. Default: none.
+	Logger *zap.Logger
+	// Observe is called after each request for metrics, by the goroutine that served it.
+	Observe func(ScrapeInfo)
+	// MaxScrapesInFlight is how many scrapes may be under way at once; more get status 503
+	// at once. It bounds memory: each holds its response. Default: 40. Negative: no bound.
+	MaxScrapesInFlight int
+	// ShutdownTimeout is how long scrapes in flight may go on once Run's context is done;
+	// then their connections are closed. Default: 10 s.
+	ShutdownTimeout time.Duration
+	// ReadHeaderTimeout is how long a client may take to send a request's header, so that
+	// idle connections cannot pile up. Default: 10 s.
+	ReadHeaderTimeout time.Duration
+	// WriteTimeout is how long a request may take, from its header to the last byte of the
+	// response; a scraper that reads no faster than that loses its connection. Default: 1
+	// minute. Negative: no limit.
+	WriteTimeout time.Duration
+	// IdleTimeout is how long a connection is kept for the next request. Shorter than the
+	// scrape interval, every scrape connects anew. Default: 5 minutes.
+	IdleTimeout time.Duration
+	// MaxHeaderBytes bounds a request's header, the values of name[] included. Default: 64 KiB.
+	MaxHeaderBytes int
+}
+
+func (o *Options) fill() {
+	if o.Encoder == nil {
+		o.Encoder = new(exposition.Encoder)
+	}
+	if o.TelemetryPath == "" {
+		o.TelemetryPath = "/metrics"
+	}
+	if !strings.HasPrefix(o.TelemetryPath, "/") {
+		o.TelemetryPath = "/" + o.TelemetryPath
+	}
+	if o.Ready == nil {
+		o.Ready = func() bool { return true }
+	}
+	if o.Home == nil {
+		o.Home = homePage(o.TelemetryPath)
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	if o.Observe == nil {
+		o.Observe = func(ScrapeInfo) {}
+	}
+	if o.MaxScrapesInFlight == 0 {
+		o.MaxScrapesInFlight = 40
+	}
+	if o.ShutdownTimeout == 0 {
+		o.ShutdownTimeout = 10 * time.Second
+	}
+	if o.ReadHeaderTimeout == 0 {
+		o.ReadHeaderTimeout = 10 * time.Second
+	}
+	if o.WriteTimeout == 0 {
+		o.WriteTimeout = time.Minute
+	}
+	if o.IdleTimeout == 0 {
+		o.IdleTimeout = 5 * time.Minute
+	}
+	if o.MaxHeaderBytes == 0 {
+		o.MaxHeaderBytes = 64 << 10
+	}
+}
+
+// Outcome says how a scrape ended. It is short and constant, for use as a metric label.
+type Outcome string
+
+// The outcomes.
+const (
+	OK Outcome = "ok"
+	// NotReady: Ready said no. Status 503.
+	NotReady Outcome = "not_ready"
+	// TooMany: MaxScrapesInFlight were under way. Status 503.
+	TooMany Outcome = "too_many"
+	// TimedOut: the time that the scraper gave was over. Status 503.
+	TimedOut Outcome = "timed_out"
+	// Failed: the Gatherer failed. Status 500.
+	Failed Outcome = "failed"
+	// Panicked: a bug. Status 500.
+	Panicked Outcome = "panicked"
+	// Refused: a method other than GET and HEAD (405), or no acceptable coding (406).
+	Refused Outcome = "refused"
+	// Gone: the client closed the connection before it had the response.
+	Gone Outcome = "gone"
+)
+
+// Outcomes lists all outcomes, so that a counter can be made for each.
+func Outcomes() []Outcome {
+	return []Outcome{OK, NotReady, TooMany, TimedOut, Failed, Panicked, Refused, Gone}
+}
+
+// A ScrapeInfo tells what became of a request for metrics.
+type ScrapeInfo struct {
+	Outcome Outcome
+	// Code is the status sent, or 0 where the client was gone before there was one.
+	Code int
+	// Duration is from the parsed request to the response handed to the kernel.
+	Duration time.Duration
+	// Format and Encoding ("gzip" or "identity") are those of the response, if it is OK.
+	Format   exposition.Format
+	Encoding string
+	// PlainBytes is the size of the exposition, and WireBytes that of the body sent: less
+	// after compression, none for HEAD.
+	PlainBytes, WireBytes int
+	// Filtered says that name[] selected a part.
+	Filtered bool
+}

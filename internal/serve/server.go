@@ -1,0 +1,129 @@
+package serve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// A Server answers requests. It is an http.Handler for tests and for other servers; Run
+// serves listeners of its own. All methods may be used by several goroutines.
+type Server struct {
+	opts     Options
+	inFlight atomic.Int64 // scrapes
+	handlers atomic.Int64 // requests of any kind
+	stopping atomic.Bool
+	// state is the Outcome of the last scrape, as far as note cares.
+	state atomic.Value
+
+	// mu guards unused.
+	mu sync.Mutex
+	// unused holds the connections on which nothing has been received yet.
+	unused map[net.Conn]struct{}
+}
+
+// New returns a server. It starts nothing.
+func New(opts Options) *Server {
+	opts.fill()
+	return &Server{opts: opts, unused: make(map[net.Conn]struct{})}
+}
+
+// Run serves on the listeners until ctx is done or a listener fails, then stops: it is
+// not ready from then on, accepts nobody new, and gives the requests in flight
+// ShutdownTimeout to finish. It closes the listeners in any case, and when it returns,
+// its goroutines have ended.
+//
+// It returns nil if every request was finished. Call it once.
+func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
+	if len(listeners) == 0 {
+		return errors.New("serve: no listener")
+	}
+	// Requests outlive ctx, which only says that it is time to stop.
+	requests, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	errorLog, err := zap.NewStdLogAt(s.opts.Logger, zap.WarnLevel)
+	if err != nil {
+		panic(fmt.Sprintf("BUG: log level: %v", err))
+	}
+	server := &http.Server{
+		Handler:           s,
+		BaseContext:       func(net.Listener) context.Context { return requests },
+		ReadHeaderTimeout: s.opts.ReadHeaderTimeout,
+		ReadTimeout:       max(s.opts.WriteTimeout, 0), // no request has a body worth more
+		WriteTimeout:      max(s.opts.WriteTimeout, 0),
+		IdleTimeout:       s.opts.IdleTimeout,
+		MaxHeaderBytes:    s.opts.MaxHeaderBytes,
+		ErrorLog:          errorLog,
+		ConnState:         s.connState,
+	}
+	var serving sync.WaitGroup
+	failed := make(chan error, len(listeners))
+	for _, l := range listeners {
+		// Accepts connections until server is shut down or l fails.
+		serving.Go(func() {
+			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				failed <- fmt.Errorf("serve on %v: %w", l.Addr(), err)
+			}
+		})
+	}
+	select {
+	case <-ctx.Done():
+		err = nil
+	case err = <-failed:
+	}
+	s.stopping.Store(true)
+	err = errors.Join(err, s.stop(server, cut))
+	serving.Wait()
+	return err
+}
+
+// stop lets the requests in flight finish, and cuts off those that take too long.
+func (s *Server) stop(server *http.Server, cut context.CancelFunc) error {
+	ctx, cancel := context.WithTimeout(context.Background(), s.opts.ShutdownTimeout)
+	defer cancel()
+	s.closeUnused()
+	err := server.Shutdown(ctx)
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("requests were cut off after %v: %w", s.opts.ShutdownTimeout, err)
+	cut()
+	err = errors.Join(err, server.Close())
+	// Close does not wait for handlers. Theirs are snapshots that others will take away.
+	const patience, step = time.Second, 5 * time.Millisecond
+	for waited := time.Duration(0); s.handlers.Load() > 0; waited += step {
+		if waited >= patience {
+			return errors.Join(err, fmt.Errorf("%d requests do not end", s.handlers.Load()))
+		}
+		time.Sleep(step)
+	}
+	return err
+}
+
+// connState keeps unused up to date.
+func (s *Server) connState(c net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if state == http.StateNew {
+		s.unused[c] = struct{}{}
+	} else {
+		delete(s.unused, c)
+	}
+}
+
+// closeUnused closes the connections on which no request has begun, as browsers open them
+// in advance. http.Server.Shutdown would wait up to five seconds for one.
+func (s *Server) closeUnused() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.unused {
+		c.Close() //nolint:errcheck // nobody uses it
+	}
+}
