@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"path/filepath"
+	"slices"
 
 	"aggregatord/internal/metric"
 	"aggregatord/internal/store"
@@ -127,7 +128,7 @@ func (c *client) histogram(name, help string, labels ...metric.Label) *histogram
 	}
 	for _, bound := range h.bounds {
 		le := metric.Label{Name: "le", Value: string(metric.AppendBound(nil, bound))}
-		h.buckets = append(h.buckets, c.value(metric.Histogram.String(), name, name+"_bucket", help, append(labels[:len(labels):len(labels)], le)...))
+		h.buckets = append(h.buckets, c.value(metric.Histogram.String(), name, name+"_bucket", help, append(slices.Clip(labels), le)...))
 	}
 	return h
 }

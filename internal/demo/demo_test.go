@@ -17,12 +17,12 @@ import (
 	"testing"
 	"time"
 
+	"aggregatord/internal/metric"
+	"aggregatord/internal/store"
+
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
-
-	"aggregatord/internal/metric"
-	"aggregatord/internal/store"
 )
 
 // patience is how long a test waits for what should take well under a second.
@@ -246,7 +246,7 @@ func TestMasterKilled(t *testing.T) {
 		master.Process.Kill()
 		if t.Failed() { // the workers may be orphans now
 			for _, pid := range workerPIDs(t, dir) {
-				syscall.Kill(pid, syscall.SIGKILL) //nolint:errcheck // most are gone
+				syscall.Kill(pid, syscall.SIGKILL) // an error says that it is gone
 			}
 		}
 	})
@@ -378,7 +378,7 @@ func workOnce(t *testing.T, o orders) workerFiles {
 
 // TestSeed: the same seed and number make the same requests, others make others.
 func TestSeed(t *testing.T) {
-	print := func(w workerFiles) string {
+	list := func(w workerFiles) string {
 		var b bytes.Buffer
 		for _, kind := range kinds() {
 			for _, e := range w[kind].Entries {
@@ -388,17 +388,17 @@ func TestSeed(t *testing.T) {
 		return b.String()
 	}
 	o := orders{MaxRequests: 50, Seed: 3, Number: 1}
-	one := print(workOnce(t, o))
-	if again := print(workOnce(t, o)); again != one {
+	one := list(workOnce(t, o))
+	if again := list(workOnce(t, o)); again != one {
 		t.Errorf("seed and number are the same, the files are not:\n%s\n%s", one, again)
 	}
 	o.Number++
-	if other := print(workOnce(t, o)); other == one {
+	if other := list(workOnce(t, o)); other == one {
 		t.Error("another worker got the same requests")
 	}
 	o.Seed++
 	o.Number--
-	if other := print(workOnce(t, o)); other == one {
+	if other := list(workOnce(t, o)); other == one {
 		t.Error("with another seed the requests are the same")
 	}
 }
