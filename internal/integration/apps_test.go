@@ -1,0 +1,250 @@
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// countFiles returns how many source files of a kind the directory holds: one for each
+// process there ever was, as long as nobody removes any.
+func countFiles(t *testing.T, dir, pattern string) int {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, pattern))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(files)
+}
+
+// shop runs shop.py under a web server that recycles its workers, beside the daemon, and
+// compares what is served with what was acknowledged and with the client's collector:
+// under load, at rest with workers alive, and when they all have ended.
+func shop(t *testing.T, processes int, command func(socket string) []string) {
+	dir := sourceDir(t)
+	d := serve(t, "--dir", dir)
+	socket := filepath.Join(t.TempDir(), "app.sock")
+	args := command(socket)
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = appEnv(dir)
+	server := start(t, cmd)
+	client := unixClient(t, socket)
+	eventually(t, patience, func() error {
+		select {
+		case <-server.exited:
+			t.Fatalf("the server ended: %v\n%s", server.err, server.out.tail())
+		default:
+		}
+		return fetch(client, "/pid")
+	})
+
+	watch := d.watchScrapes()
+	const requests = 1500
+	got := drive(t, client, requests, 4)
+	scrapes := watch.finish()
+	workers := countFiles(t, dir, "counter_*.db")
+	t.Logf("%d requests answered, %d failed; %d scrapes meanwhile; files of %d workers", got.acknowledged, got.failed, scrapes, workers)
+	if got.acknowledged < requests*9/10 {
+		t.Errorf("only %d of %d requests were answered: no load", got.acknowledged, requests)
+	}
+	if workers <= processes {
+		t.Errorf("files of %d workers: none was recycled", workers)
+	}
+	if scrapes < 10 {
+		t.Errorf("only %d scrapes under load", scrapes)
+	}
+
+	// A worker that reaches its limit with its last request may still be on its way out.
+	eventually(t, patience, func() error {
+		v, err := d.text()
+		if err != nil {
+			return err
+		}
+		return errors.Join(got.check(v), d.agree(dir, "--proc"))
+	})
+	v := d.mustText()
+	if v["shop_level_livesum"] == nil || v["shop_level_liveall"] == nil {
+		t.Error("no live gauges with workers alive")
+	}
+
+	// Whether a server ends in time is its own business: from here on nobody is alive.
+	if !server.end(15 * time.Second) {
+		t.Log("the server did not end by itself")
+	}
+	eventually(t, patience, func() error {
+		v, err := d.text()
+		if err != nil {
+			return err
+		}
+		for name := range v.workers() {
+			if strings.HasPrefix(name, "shop_level_live") || name == "shop_busy" {
+				return fmt.Errorf("live gauge %s is served, and no worker is alive", name)
+			}
+		}
+		return errors.Join(got.check(v), d.agree(dir, "--proc"))
+	})
+	d.stop()
+}
+
+func TestGunicorn(t *testing.T) {
+	t.Parallel()
+	gunicorn := peer(t, "gunicorn", "apt-get install gunicorn")
+	python(t, "flask", "prometheus_client")
+	shop(t, 4, func(socket string) []string {
+		return []string{
+			gunicorn, "--workers", "4", "--max-requests", "50", "--max-requests-jitter", "20",
+			"--bind", "unix:" + socket, "--chdir", filepath.Dir(app(t, "shop.py")), "shop:app",
+		}
+	})
+}
+
+func TestUWSGI(t *testing.T) {
+	t.Parallel()
+	uwsgi := peer(t, "uwsgi", "apt-get install uwsgi uwsgi-plugin-python3")
+	python(t, "flask", "prometheus_client")
+	// The master imports the application and then forks, so that workers inherit the
+	// mappings of its files until they first touch a metric. When they end
+	// faster than this, uWSGI holds their successors back for seconds.
+	shop(t, 3, func(socket string) []string {
+		return []string{
+			uwsgi, "--plugin", "python3", "--master", "--processes", "3", "--max-requests", "150",
+			"--min-worker-lifetime", "0", "--http-socket", socket, "--die-on-term", "--need-app",
+			"--disable-logging", "--chdir", filepath.Dir(app(t, "shop.py")), "--module", "shop:app",
+		}
+	})
+}
+
+func TestCelery(t *testing.T) {
+	t.Parallel()
+	interpreter := python(t, "celery", "redis", "prometheus_client")
+	redis := peer(t, "redis-server", "apt-get install redis-server")
+	dir := sourceDir(t)
+	d := serve(t, "--dir", dir)
+
+	data := t.TempDir()
+	socket := filepath.Join(data, "redis.sock")
+	broker := start(t, exec.Command(redis, "--port", "0", "--unixsocket", socket, "--dir", data, "--save", "", "--appendonly", "no"))
+	broker.await("readiness", func(line string) bool { return strings.Contains(line, "eady to accept connections") })
+
+	url := "BROKER_URL=redis+socket://" + socket
+	const processes, tasks = 3, 600
+	pool := exec.Command(interpreter, "-m", "celery", "-A", "tasks", "worker", "--pool", "prefork", "--loglevel", "WARNING",
+		"--concurrency", strconv.Itoa(processes), "--max-tasks-per-child", "40",
+		"--without-gossip", "--without-mingle", "--without-heartbeat")
+	pool.Dir = filepath.Dir(app(t, "tasks.py"))
+	pool.Env = appEnv(dir, url)
+	server := start(t, pool)
+
+	watch := d.watchScrapes()
+	// The sender is no part of the pool: its metrics go elsewhere.
+	send := exec.Command(interpreter, app(t, "tasks.py"), "send", strconv.Itoa(tasks))
+	send.Env = appEnv(sourceDir(t), url)
+	if err := start(t, send).wait(); err != nil {
+		t.Fatalf("send tasks: %v", err)
+	}
+	done := func(v view) float64 { return v.total("jobs_done", "jobs_done_total") }
+	eventually(t, patience, func() error {
+		select {
+		case <-server.exited:
+			t.Fatalf("celery ended: %v\n%s", server.err, server.out.tail())
+		default:
+		}
+		v, err := d.text()
+		if err == nil && done(v) != tasks {
+			err = fmt.Errorf("%v tasks done, %d sent", done(v), tasks)
+		}
+		return err
+	})
+	t.Logf("%d scrapes meanwhile; files of %d processes", watch.finish(), countFiles(t, dir, "counter_*.db"))
+	check := func() error {
+		v, err := d.text()
+		if err != nil {
+			return err
+		}
+		if sizes := v.total("jobs_size_bytes", "jobs_size_bytes_count"); done(v) != tasks || sizes != tasks {
+			return fmt.Errorf("%v tasks, %v sizes; want %d of each", done(v), sizes, tasks)
+		}
+		return d.agree(dir, "--proc")
+	}
+	eventually(t, patience, check)
+	if n := countFiles(t, dir, "counter_*.db"); n <= processes+1 {
+		t.Errorf("files of %d processes: no child was recycled", n)
+	}
+	if !server.end(15 * time.Second) {
+		t.Log("celery did not end by itself")
+	}
+	eventually(t, patience, func() error {
+		v, err := d.text()
+		if err != nil {
+			return err
+		}
+		if v["jobs_active"] != nil {
+			return errors.New("a live gauge is served, and no worker is alive")
+		}
+		return check()
+	})
+	d.stop()
+}
+
+// TestWorkersBeforeDaemon starts the daemon on a directory that is full already, and
+// then on one that does not exist yet.
+func TestWorkersBeforeDaemon(t *testing.T) {
+	t.Parallel()
+	one := program{
+		Metrics: []declared{{Name: "c", Type: "counter", Help: "Count."}, {Name: "live", Type: "gauge", Help: "Level.", Mode: "livesum"}},
+		Workers: []worker{
+			{Steps: []step{{Metric: "c", Op: "inc", Value: "1"}, {Metric: "live", Op: "set", Value: "1"}}},
+			{Steps: []step{{Metric: "c", Op: "inc", Value: "2"}, {Metric: "live", Op: "set", Value: "2"}}},
+		},
+	}
+	t.Run("full", func(t *testing.T) {
+		dir := sourceDir(t)
+		w := startWorkers(t, dir, one)
+		w.finish(0)
+		d := serve(t, "--dir", dir)
+		// Ready means that the first full scan is merged: no waiting here.
+		v := d.mustText()
+		if got := v.value("c", "c_total"); got != 3 {
+			t.Errorf("c_total is %v right after ready, want 3", got)
+		}
+		if got := v.value("live", "live"); got != 2 {
+			t.Errorf("the live gauge is %v right after ready, want 2", got)
+		}
+		if err := d.agree(dir, append([]string{"--alive"}, w.alive()...)...); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("not_there_yet", func(t *testing.T) {
+		dir := filepath.Join(sourceDir(t), "later")
+		d := serve(t, "--dir", dir)
+		if v := d.mustText().workers(); len(v) != 0 {
+			t.Errorf("served without a directory: %v", v)
+		}
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		w := startWorkers(t, dir, one)
+		eventually(t, patience, func() error { return d.agree(dir, append([]string{"--alive"}, w.alive()...)...) })
+		w.processes[1].kill()
+		w.finish(0)
+		eventually(t, 5*time.Second, func() error { return d.agree(dir, "--alive") })
+	})
+	t.Run("two_pools", func(t *testing.T) {
+		web, jobs := sourceDir(t), sourceDir(t)
+		startWorkers(t, web, one)
+		startWorkers(t, jobs, one)
+		d := serve(t, "--dir", "web="+web, "--dir", "jobs="+jobs)
+		v := d.mustText()
+		for _, pool := range []string{"web", "jobs"} {
+			if got := v.value("c", fmt.Sprintf("c_total{pool=%q}", pool)); got != 3 {
+				t.Errorf("pool %s: c_total is %v, want 3: %v", pool, got, v["c"])
+			}
+		}
+	})
+}

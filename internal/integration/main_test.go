@@ -1,0 +1,97 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+// scratch is a directory for the whole run, on a file system that allows programs to be
+// executed. Everybody may enter it, as one test runs the daemon as another user.
+var scratch string
+
+func TestMain(m *testing.M) {
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	var err error
+	if scratch, err = os.MkdirTemp("", "aggregatord-integration-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(scratch)
+	if err := os.Chmod(scratch, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// build compiles the daemon once, with the race detector.
+var build = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(scratch, "aggregatord")
+	cmd := exec.Command("go", "build", "-race", "-o", path, "./cmd/aggregatord")
+	cmd.Dir = moduleRoot
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the daemon: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// moduleRoot is where go.mod is, seen from this package.
+const moduleRoot = "../.."
+
+// builtDaemon returns the path of the built daemon.
+func builtDaemon(t *testing.T) string {
+	t.Helper()
+	path, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// app returns the absolute path of a Python program of testdata/apps.
+func app(t *testing.T, name string) string {
+	t.Helper()
+	path, err := filepath.Abs(filepath.Join(moduleRoot, "testdata", "apps", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// sourceDir makes a directory for source files, on a real tmpfs where there is one: that
+// is where applications are told to put theirs, and where reading beyond the used
+// bytes would cost memory.
+func sourceDir(t *testing.T) string {
+	t.Helper()
+	base := "/dev/shm"
+	if info, err := os.Stat(base); err != nil || !info.IsDir() {
+		base = ""
+	}
+	dir, err := os.MkdirTemp(base, "aggregatord-")
+	if err != nil {
+		if dir, err = os.MkdirTemp("", "aggregatord-"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("remove the source directory: %v", err)
+		}
+	})
+	// The name must be the one the kernel shows in /proc/PID/maps, and another user
+	// must be able to look inside.
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}

@@ -1,0 +1,151 @@
+package integration
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "aggregatord"
+
+// rooms says which of our packages each package may import, its tests aside, and why
+// no more. Arrows point one way: the way of the data is directory, watch, store, merge,
+// exposition, serve.
+var rooms = map[string]struct {
+	may []string
+	why string
+	// onlyStandard forbids every package outside the standard library as well.
+	onlyStandard bool
+	// not lists packages of the standard library that have no place there.
+	not []string
+}{
+	"internal/metric": {
+		why: "everybody shares its words, so it knows nobody", onlyStandard: true,
+		not: []string{"os", "net/http"},
+	},
+	"internal/merge": {
+		may: []string{"internal/metric"}, onlyStandard: true,
+		why: "the rules know no file, no clock, no HTTP and no logger, so that they can be tested by themselves",
+		not: []string{"os", "net/http", "time", "log", "log/slog"},
+	},
+	"internal/store": {
+		may: []string{"internal/metric"},
+		why: "it turns names and bytes into entries; what they mean together is merge's, and HTTP is serve's",
+		not: []string{"net/http"},
+	},
+	"internal/watch": {
+		why: "it knows which files exist and who may write to them, not what is in them",
+		not: []string{"net/http"},
+	},
+	"internal/exposition": {
+		may: []string{"internal/metric", "internal/merge"},
+		why: "it turns a snapshot into bytes, wherever the snapshot came from",
+		not: []string{"os"},
+	},
+	"internal/serve": {
+		may: []string{"internal/exposition", "internal/merge", "internal/metric"},
+		why: "it knows HTTP; where snapshots come from is said by the interface it defines",
+	},
+	"internal/archive": {
+		may: []string{"internal/merge", "internal/store", "internal/metric"},
+		why: "it keeps what the dead left; which files those are is watch's to say",
+		not: []string{"net/http"},
+	},
+	"internal/telemetry": {
+		may: []string{"internal/merge", "internal/metric"},
+		why: "it shows numbers that it is given as one more snapshot",
+		not: []string{"os", "net/http"},
+	},
+	"internal/demo": {
+		may: []string{"internal/store", "internal/metric"},
+		why: "it plays the application, which knows the format of source files and nothing of the daemon",
+	},
+	"internal/pool": {
+		may: []string{"internal/store", "internal/watch", "internal/merge", "internal/telemetry", "internal/metric"},
+		why: "it keeps one directory merged; how that is served is none of its business",
+		not: []string{"net/http"},
+	},
+	"internal/buildinfo": {
+		why: "it tells what the linker recorded", onlyStandard: true,
+		not: []string{"net/http"},
+	},
+	"internal/config": {
+		may: []string{"internal/metric"},
+		why: "it reads the file of settings; whoever needs a setting is given it",
+		not: []string{"net/http"},
+	},
+}
+
+// free are packages that may import every room: they wire the others.
+var free = []string{"internal/daemon", "cmd/aggregatord", "internal/integration"}
+
+// TestRooms keeps the arrows between the packages.
+func TestRooms(t *testing.T) {
+	// With -e a package that does not build is still looked at: others tell of that better.
+	cmd := exec.Command("go", "list", "-e", "-json=ImportPath,Imports", "./...")
+	cmd.Dir = moduleRoot
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for dec := json.NewDecoder(out); ; {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		seen++
+		name := strings.TrimPrefix(p.ImportPath, module+"/")
+		if slices.Contains(free, name) {
+			continue
+		}
+		room, ok := rooms[name]
+		if !ok {
+			t.Errorf("%s is a new package: say in rooms_test.go what it may import, and why no more", name)
+			continue
+		}
+		for _, imported := range p.Imports {
+			if own, ok := strings.CutPrefix(imported, module+"/"); ok {
+				if !slices.Contains(room.may, own) {
+					t.Errorf("%s imports %s, but may import %s: %s", name, own, listOr(room.may, "none of our packages"), room.why)
+				}
+				continue
+			}
+			first, _, _ := strings.Cut(imported, "/")
+			if room.onlyStandard && strings.Contains(first, ".") {
+				t.Errorf("%s imports %s, but nothing outside the standard library: %s", name, imported, room.why)
+			}
+			if slices.Contains(room.not, imported) {
+				t.Errorf("%s imports %s: %s", name, imported, room.why)
+			}
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if seen < 4 {
+		t.Errorf("go list named %d packages: the test looks in the wrong place", seen)
+	}
+}
+
+// listOr joins names, or says otherwise when there are none.
+func listOr(names []string, otherwise string) string {
+	if len(names) == 0 {
+		return otherwise
+	}
+	return "only " + strings.Join(names, ", ")
+}
