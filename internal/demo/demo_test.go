@@ -17,12 +17,12 @@ import (
 	"testing"
 	"time"
 
-	"aggregatord/internal/metric"
-	"aggregatord/internal/store"
-
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"aggregatord/internal/metric"
+	"aggregatord/internal/store"
 )
 
 // patience is how long a test waits for what should take well under a second.
