@@ -53,49 +53,112 @@ func TestCollisions(t *testing.T) {
 		want   []string // TYPE lines
 		lost   []string // omissions
 	}{
-		{"gauge_named_like_a_counters_sample", text, snaps(snapshot(counter("x"), gauge("x_total"))),
-			[]string{"x_total counter"}, []string{`"x_total": name_collision with "x"`}},
-		{"counter_beside_gauge_of_its_family_name_text", text, snaps(snapshot(gauge("x_b"), counter("x"), gauge("w")), snapshot(gauge("x"))),
-			[]string{"w gauge", "x_total counter", "x gauge", "x_b gauge"}, nil},
-		{"counter_beside_gauge_of_its_family_name_openmetrics", om, snaps(snapshot(counter("x")), snapshot(gauge("x"))),
-			[]string{"x gauge"}, []string{`"x": name_collision with "x"`}},
-		{"histogram_bucket", text, snaps(snapshot(histogram("x"), gauge("x_bucket"))),
-			[]string{"x histogram"}, []string{`"x_bucket": name_collision with "x"`}},
-		{"histogram_count_of_counter", text, snaps(snapshot(histogram("x"), counter("x_count"))),
-			[]string{"x histogram", "x_count_total counter"}, nil},
-		{"histogram_count_of_counter_openmetrics", om, snaps(snapshot(histogram("x"), counter("x_count"))),
-			[]string{"x histogram"}, []string{`"x_count": name_collision with "x"`}},
-		{"histogram_sum_of_old_counter", text, snaps(snapshot(histogram("x"), oldCounter("x_sum"))),
-			[]string{"x histogram"}, []string{`"x_sum": name_collision with "x"`}},
-		{"summary_has_no_bucket", text, snaps(snapshot(summaryFam("x"), gauge("x_bucket"))),
-			[]string{"x summary", "x_bucket gauge"}, nil},
-		{"summary_count", text, snaps(snapshot(summaryFam("x"), gauge("x_count"))),
-			[]string{"x summary"}, []string{`"x_count": name_collision with "x"`}},
-		{"created_is_claimed_in_openmetrics", om, snaps(snapshot(counter("x"), gauge("x_created"))),
-			[]string{"x counter"}, []string{`"x_created": name_collision with "x"`}},
-		{"created_of_histograms_and_summaries_is_claimed_in_openmetrics", om, snaps(snapshot(histogram("x"), gauge("x_created"), summaryFam("y"), gauge("y_created"))),
-			[]string{"x histogram", "y summary"}, []string{`"x_created": name_collision with "x"`, `"y_created": name_collision with "y"`}},
-		{"created_is_free_in_text", text, snaps(snapshot(counter("x"), gauge("x_created"))),
-			[]string{"x_total counter", "x_created gauge"}, nil},
-		{"created_is_claimed_in_text_where_served", text, snaps(snapshot(
-			fam{name: "x", typ: metric.Counter, metrics: []met{created(total(1), 2)}}, gauge("x_created"))),
-			[]string{"x_total counter", "x_created gauge"}, []string{`"x_created": name_collision with "x"`}},
-		{"own_metrics_win", text, snaps(snapshot(histogram("a"), gauge("b")), snapshot(gauge("a_sum"))),
-			[]string{"a_sum gauge", "b gauge"}, []string{`"a": name_collision with "a_sum"`}},
-		{"same_name_earlier_snapshot_wins", text, snaps(snapshot(gauge("a")), snapshot(histogram("a")), snapshot()),
-			[]string{"a gauge"}, []string{`"a": name_collision with "a"`}},
-		{"the_loser_claims_nothing", text, snaps(snapshot(histogram("a"), gauge("a_bucket")), snapshot(gauge("a_sum"))),
-			[]string{"a_bucket gauge", "a_sum gauge"}, []string{`"a": name_collision with "a_sum"`}},
-		{"after_escaping", text, snaps(snapshot(gauge("a.b"), gauge("a_b"), gauge("a:b"))),
-			[]string{"a_b gauge", "a:b gauge"}, []string{`"a_b": name_collision with "a.b"`}},
-		{"not_without_escaping", utf8, snaps(snapshot(gauge("a.b"), gauge("a_b"))),
-			[]string{`"a.b" gauge`, "a_b gauge"}, nil},
-		{"sample_names_after_escaping", text, snaps(snapshot(histogram("a.b"), gauge("a_b_count"))),
-			[]string{"a_b histogram"}, []string{`"a_b_count": name_collision with "a.b"`}},
-		{"no_name", text, snaps(snapshot(gauge(""), gauge("a"))),
-			[]string{"a gauge"}, []string{`"": bad_name`}},
-		{"points_of_another_type", text, snaps(snapshot(fam{name: "g", typ: metric.Gauge, metrics: []met{value(1, "a", "b"), total(2, "a", "c")}})),
-			[]string{"g gauge"}, []string{`1 points of "g": bad_point`}},
+		{
+			"gauge_named_like_a_counters_sample", text, snaps(snapshot(counter("x"), gauge("x_total"))),
+			[]string{"x_total counter"},
+			[]string{`"x_total": name_collision with "x"`},
+		},
+		{
+			"counter_beside_gauge_of_its_family_name_text", text, snaps(snapshot(gauge("x_b"), counter("x"), gauge("w")), snapshot(gauge("x"))),
+			[]string{"w gauge", "x_total counter", "x gauge", "x_b gauge"},
+			nil,
+		},
+		{
+			"counter_beside_gauge_of_its_family_name_openmetrics", om, snaps(snapshot(counter("x")), snapshot(gauge("x"))),
+			[]string{"x gauge"},
+			[]string{`"x": name_collision with "x"`},
+		},
+		{
+			"histogram_bucket", text, snaps(snapshot(histogram("x"), gauge("x_bucket"))),
+			[]string{"x histogram"},
+			[]string{`"x_bucket": name_collision with "x"`},
+		},
+		{
+			"histogram_count_of_counter", text, snaps(snapshot(histogram("x"), counter("x_count"))),
+			[]string{"x histogram", "x_count_total counter"},
+			nil,
+		},
+		{
+			"histogram_count_of_counter_openmetrics", om, snaps(snapshot(histogram("x"), counter("x_count"))),
+			[]string{"x histogram"},
+			[]string{`"x_count": name_collision with "x"`},
+		},
+		{
+			"histogram_sum_of_old_counter", text, snaps(snapshot(histogram("x"), oldCounter("x_sum"))),
+			[]string{"x histogram"},
+			[]string{`"x_sum": name_collision with "x"`},
+		},
+		{
+			"summary_has_no_bucket", text, snaps(snapshot(summaryFam("x"), gauge("x_bucket"))),
+			[]string{"x summary", "x_bucket gauge"},
+			nil,
+		},
+		{
+			"summary_count", text, snaps(snapshot(summaryFam("x"), gauge("x_count"))),
+			[]string{"x summary"},
+			[]string{`"x_count": name_collision with "x"`},
+		},
+		{
+			"created_is_claimed_in_openmetrics", om, snaps(snapshot(counter("x"), gauge("x_created"))),
+			[]string{"x counter"},
+			[]string{`"x_created": name_collision with "x"`},
+		},
+		{
+			"created_of_histograms_and_summaries_is_claimed_in_openmetrics", om, snaps(snapshot(histogram("x"), gauge("x_created"), summaryFam("y"), gauge("y_created"))),
+			[]string{"x histogram", "y summary"},
+			[]string{`"x_created": name_collision with "x"`, `"y_created": name_collision with "y"`},
+		},
+		{
+			"created_is_free_in_text", text, snaps(snapshot(counter("x"), gauge("x_created"))),
+			[]string{"x_total counter", "x_created gauge"},
+			nil,
+		},
+		{
+			"created_is_claimed_in_text_where_served", text, snaps(snapshot(
+				fam{name: "x", typ: metric.Counter, metrics: []met{created(total(1), 2)}}, gauge("x_created"))),
+			[]string{"x_total counter", "x_created gauge"},
+			[]string{`"x_created": name_collision with "x"`},
+		},
+		{
+			"own_metrics_win", text, snaps(snapshot(histogram("a"), gauge("b")), snapshot(gauge("a_sum"))),
+			[]string{"a_sum gauge", "b gauge"},
+			[]string{`"a": name_collision with "a_sum"`},
+		},
+		{
+			"same_name_earlier_snapshot_wins", text, snaps(snapshot(gauge("a")), snapshot(histogram("a")), snapshot()),
+			[]string{"a gauge"},
+			[]string{`"a": name_collision with "a"`},
+		},
+		{
+			"the_loser_claims_nothing", text, snaps(snapshot(histogram("a"), gauge("a_bucket")), snapshot(gauge("a_sum"))),
+			[]string{"a_bucket gauge", "a_sum gauge"},
+			[]string{`"a": name_collision with "a_sum"`},
+		},
+		{
+			"after_escaping", text, snaps(snapshot(gauge("a.b"), gauge("a_b"), gauge("a:b"))),
+			[]string{"a_b gauge", "a:b gauge"},
+			[]string{`"a_b": name_collision with "a.b"`},
+		},
+		{
+			"not_without_escaping", utf8, snaps(snapshot(gauge("a.b"), gauge("a_b"))),
+			[]string{`"a.b" gauge`, "a_b gauge"},
+			nil,
+		},
+		{
+			"sample_names_after_escaping", text, snaps(snapshot(histogram("a.b"), gauge("a_b_count"))),
+			[]string{"a_b histogram"},
+			[]string{`"a_b_count": name_collision with "a.b"`},
+		},
+		{
+			"no_name", text, snaps(snapshot(gauge(""), gauge("a"))),
+			[]string{"a gauge"},
+			[]string{`"": bad_name`},
+		},
+		{
+			"points_of_another_type", text, snaps(snapshot(fam{name: "g", typ: metric.Gauge, metrics: []met{value(1, "a", "b"), total(2, "a", "c")}})),
+			[]string{"g gauge"},
+			[]string{`1 points of "g": bad_point`},
+		},
 		{"bound_that_is_no_number", text, snaps(snapshot(fam{name: "h", typ: metric.Histogram, metrics: []met{{nil, []pt{
 			{merge.Bucket, math.NaN(), 1}, {merge.Bucket, math.Inf(1), 1}, {merge.Sum, 0, 1}, {merge.Count, 0, 1},
 		}}}})), []string{"h histogram"}, []string{`1 points of "h": bad_point`}},
@@ -129,23 +192,48 @@ func TestLabelCollisions(t *testing.T) {
 		want    []string // sample lines
 		omitted int
 	}{
-		{"within_a_metric", text, gauge(value(1, "a.b", "x", "a_b", "y"), value(2, "a.b", "z")),
-			[]string{`g{a_b="z"} 2`}, 1},
-		{"between_metrics", text, gauge(value(1, "a.b", "x"), value(2, "a_b", "x"), value(3, "a_b", "y")),
-			[]string{`g{a_b="x"} 1`, `g{a_b="y"} 3`}, 1},
-		{"between_metrics_in_another_order", text, gauge(value(1, "a.b", "x", "aAb", "y"), value(2, "aAb", "y", "a_b", "x")),
-			[]string{`g{aAb="y",a_b="x"} 1`}, 1},
-		{"not_without_escaping", Format{Text100, AllowUTF8}, gauge(value(1, "a.b", "x", "a_b", "y")),
-			[]string{`g{"a.b"="x",a_b="y"} 1`}, 0},
-		{"values_that_are_not_utf8", text, gauge(value(1, "a", "\xff"), value(2, "a", "\xfe"), value(3, "a", "\xff\xff")),
-			[]string{"g{a=\"\ufffd\"} 2", "g{a=\"\ufffd\ufffd\"} 3"}, 1},
-		{"metric_name_label", text, gauge(value(1, "__name__", "x"), value(2, "..name__", "y"), value(3, "a", "b")),
-			[]string{`g{a="b"} 3`}, 2},
+		{
+			"within_a_metric", text, gauge(value(1, "a.b", "x", "a_b", "y"), value(2, "a.b", "z")),
+			[]string{`g{a_b="z"} 2`},
+			1,
+		},
+		{
+			"between_metrics", text, gauge(value(1, "a.b", "x"), value(2, "a_b", "x"), value(3, "a_b", "y")),
+			[]string{`g{a_b="x"} 1`, `g{a_b="y"} 3`},
+			1,
+		},
+		{
+			"between_metrics_in_another_order", text, gauge(value(1, "a.b", "x", "aAb", "y"), value(2, "aAb", "y", "a_b", "x")),
+			[]string{`g{aAb="y",a_b="x"} 1`},
+			1,
+		},
+		{
+			"not_without_escaping",
+			Format{Text100, AllowUTF8},
+			gauge(value(1, "a.b", "x", "a_b", "y")),
+			[]string{`g{"a.b"="x",a_b="y"} 1`},
+			0,
+		},
+		{
+			"values_that_are_not_utf8", text, gauge(value(1, "a", "\xff"), value(2, "a", "\xfe"), value(3, "a", "\xff\xff")),
+			[]string{"g{a=\"\ufffd\"} 2", "g{a=\"\ufffd\ufffd\"} 3"},
+			1,
+		},
+		{
+			"metric_name_label", text, gauge(value(1, "__name__", "x"), value(2, "..name__", "y"), value(3, "a", "b")),
+			[]string{`g{a="b"} 3`},
+			2,
+		},
 		{"empty_label_name", text, gauge(value(1, "", "x"), value(2, "a", "b")), []string{`g{a="b"} 2`}, 1},
 		{"colon", text, gauge(value(1, "a:b", "x")), []string{`g{a_b="x"} 1`}, 0},
 		{"colon_dots", Format{Text100, Dots}, gauge(value(1, "a:b.c", "x")), []string{`g{a__b_dot_c="x"} 1`}, 0},
-		{"colon_values", Format{Text100, Values}, gauge(value(1, "a:b_c", "x", "a:b.c", "y")),
-			[]string{`g{U__a_3a_b_2e_c="y",U__a_3a_b__c="x"} 1`}, 0},
+		{
+			"colon_values",
+			Format{Text100, Values},
+			gauge(value(1, "a:b_c", "x", "a:b.c", "y")),
+			[]string{`g{U__a_3a_b_2e_c="y",U__a_3a_b__c="x"} 1`},
+			0,
+		},
 		{"colon_quoted", Format{Text100, AllowUTF8}, gauge(value(1, "a:b", "x")), []string{`g{"a:b"="x"} 1`}, 0},
 		{"le_of_a_histogram", text, snapshot(fam{name: "h", typ: metric.Histogram, metrics: []met{
 			{labels("le", "7"), []pt{{merge.Bucket, math.Inf(1), 1}, {merge.Sum, 0, 1}, {merge.Count, 0, 1}}},
@@ -261,7 +349,7 @@ func wide(series int) *merge.Snapshot {
 	for f := 0; f*perFamily < series; f++ {
 		counter := fam{name: fmt.Sprintf("http_requests_of_kind_%d", f), typ: metric.Counter}
 		histogram := fam{name: fmt.Sprintf("http_request_duration_%d_seconds", f), typ: metric.Histogram}
-		for m := 0; m < perFamily/2; m++ {
+		for m := range perFamily / 2 {
 			pairs := []string{"method", "GET", "path", "/api/v1/items/" + strconv.Itoa(m), "status", "200"}
 			counter.metrics = append(counter.metrics, total(float64(m*f), pairs...))
 			if m%5 == 0 {

@@ -309,7 +309,7 @@ func (v *view) addSection(s section, labels *spelledLabels) {
 	s.first = len(v.blob)
 	s.gaps = fam.Sparse
 	end := func() {
-		s.ends = append(s.ends, uint32(min(len(v.blob)-s.first, math.MaxUint32)))
+		s.ends = append(s.ends, uint32(min(uint64(len(v.blob)-s.first), math.MaxUint32)))
 	}
 	if v.format.perMetric() {
 		s.ends = make([]uint32, 0, len(fam.Metrics))
@@ -333,7 +333,7 @@ func (v *view) addSection(s section, labels *spelledLabels) {
 			}
 		}
 	}
-	switch size := len(v.blob) - s.first; {
+	switch size := uint64(len(v.blob) - s.first); {
 	case size > math.MaxUint32: // more than the offsets can tell, and than a scrape can be
 		v.omit(s.family, Omission{Family: fam.Name, Reason: TooLarge})
 	case size > 0:

@@ -29,6 +29,6 @@ func homePage(telemetryPath string) http.Handler {
 		}
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		w.Header().Set("Content-Security-Policy", "default-src 'none'")
-		send(w, http.StatusOK, page)
+		send(w, http.StatusOK, page) //nolint:errcheck // the client is gone, and nobody else waits
 	})
 }

@@ -276,10 +276,7 @@ func TestTelemetryPath(t *testing.T) {
 
 func TestHomeHook(t *testing.T) {
 	h := New(Options{Gatherer: static(pool()), Home: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		if err := http.NewResponseController(w).SetWriteDeadline(time.Time{}); !errors.Is(err, http.ErrNotSupported) {
-			fmt.Fprintln(w, err)
-		}
-		fmt.Fprintln(w, "status page")
+		sendLine(w, http.StatusOK, "status page")
 	})})
 	if got := body(t, do(h, "GET", "/", "Accept", "text/html")); got != "status page\n" {
 		t.Errorf("a browser gets %q", got)
@@ -405,7 +402,7 @@ func TestPanics(t *testing.T) {
 	h := New(Options{
 		Gatherer: gatherFunc(func(context.Context) ([]*merge.Snapshot, error) { panic("oops") }),
 		Ready:    func() bool { return true },
-		Home:     http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "half"); panic("oops") }),
+		Home:     http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { sendLine(w, http.StatusOK, "half"); panic("oops") }),
 		Logger:   zap.New(core),
 		Observe:  func(i ScrapeInfo) { infos = append(infos, i) },
 	})
