@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -610,13 +611,7 @@ func (g *generator) snapshot() *merge.Snapshot {
 		names[g.name()] = true
 	}
 	var fams []fam
-	for _, name := range slices.Sorted(func(yield func(string) bool) {
-		for name := range names {
-			if !yield(name) {
-				return
-			}
-		}
-	}) {
+	for _, name := range slices.Sorted(maps.Keys(names)) {
 		f := fam{name: name, help: g.labelValue(), typ: metric.Type(g.IntN(int(metric.Summary) + 1))}
 		old := g.IntN(4) == 0
 		f.sparse = f.typ == metric.Gauge && g.IntN(2) == 0
