@@ -55,14 +55,16 @@ func (x *Index) accumulate(s *Source) {
 	}
 }
 
-// combine is accumulate for one value: what (hi, lo) becomes when (v, second) is added.
-// For sums second is a carried rounding error, for the most recent a timestamp.
-func combine(c class, hi, lo, v, second float64) (float64, float64) {
-	switch rule(c) {
+// Combine does for one value what a snapshot does for all: it returns what (hi, second)
+// becomes when another value is added to it, for keeping what processes leave behind. For
+// sums second is the rounding error carried along, in the most recent modes the timestamp
+// in Unix seconds. Start from what Zero returns.
+func Combine(typ metric.Type, mode metric.Mode, hi, second, v, vsecond float64) (float64, float64) {
+	switch rule(class{typ: typ, mode: mode}) {
 	case metric.Sum:
 		sum := hi + v
 		vv := sum - hi
-		return sum, lo + second + (hi - (sum - vv)) + (v - vv)
+		return sum, second + vsecond + (hi - (sum - vv)) + (v - vv)
 	case metric.Max:
 		if greater(v, hi) {
 			return v, 0
@@ -72,13 +74,21 @@ func combine(c class, hi, lo, v, second float64) (float64, float64) {
 			return v, 0
 		}
 	case metric.MostRecent:
-		if second > lo || (second == lo && second > 0 && greater(v, hi)) {
-			return v, second
+		if vsecond > second || (vsecond == second && vsecond > 0 && greater(v, hi)) {
+			return v, vsecond
 		}
 	case metric.All:
 		return v, 0
 	}
-	return hi, lo
+	return hi, second
+}
+
+// Zero is what Combine starts from: the value of no process at all.
+func Zero(typ metric.Type, mode metric.Mode) float64 {
+	if rule(class{typ: typ, mode: mode}) == metric.Sum {
+		return 0
+	}
+	return math.NaN()
 }
 
 // rule is the base mode that a class is combined by.

@@ -8,7 +8,7 @@
 // Snapshot adds them up cell by cell.
 //
 // The invariant of the room: a source counts with the last values that were loaded into
-// it until it is removed or folded, whatever has become of its file. So a file that can
+// it until it is removed, whatever has become of its file. So a file that can
 // no longer be read never makes a total fall.
 //
 // The order of addition does not matter, although floats are added: sums carry the

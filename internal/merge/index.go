@@ -49,14 +49,15 @@ type Source struct {
 	spec  SourceSpec
 	space *keyspace
 	alive bool
-	// folded sources hold the sum of what others left; they have no slots and come first.
+	// folded sources hold what others left, combined already; they come first.
 	folded bool
 
 	slots  []uint32
 	cells  []uint32
 	values []float64
-	// second holds the timestamps of a source in a most recent mode, and the carried
-	// rounding errors of a folded source that is added. Nil in all others.
+	// second is the other half of each value where there is one: the timestamp in the most
+	// recent modes, and in a folded source the rounding error carried beside a sum. Nil in
+	// all others.
 	second []float64
 }
 
@@ -72,13 +73,9 @@ func (s *Source) Slots() []uint32 { return s.slots }
 func (s *Source) Values() []float64 { return s.values }
 
 // Stamps returns the timestamps (Unix seconds, 0 = never set) in the order of Slots, or
-// nil where the mode does not need them. Like Values it is the caller's to fill.
-func (s *Source) Stamps() []float64 {
-	if s.folded {
-		return nil
-	}
-	return s.second
-}
+// nil where the mode does not need them. Like Values it is the caller's to fill. For a
+// source made by AddFolded it is the second halves that Combine made.
+func (s *Source) Stamps() []float64 { return s.second }
 
 // Entries is the number of entries that were learned.
 func (s *Source) Entries() int { return len(s.cells) }
@@ -95,10 +92,6 @@ type keyspace struct {
 	id      keyspaceID
 	cells   map[string]uint32
 	sources int
-	// folded is the source that has taken over what removed ones left, or nil;
-	// foldedAt finds its entry for a cell.
-	folded   *Source
-	foldedAt map[uint32]int
 }
 
 type keyspaceID struct {
@@ -166,8 +159,18 @@ func NewIndex(opts Options) *Index {
 }
 
 // Add makes a source without entries, of a process that is alive.
-func (x *Index) Add(spec SourceSpec) *Source {
-	s := &Source{spec: spec, space: x.spaceOf(&spec), alive: true}
+func (x *Index) Add(spec SourceSpec) *Source { return x.add(&Source{spec: spec, alive: true}) }
+
+// AddFolded makes a source for what sources that are no more have left, combined by
+// Combine: Values and Stamps are for the first and second half of each value. What lives
+// replaces it in mode All, and is right when files disagree.
+func (x *Index) AddFolded(spec SourceSpec) *Source {
+	spec.Created = math.MinInt64
+	return x.add(&Source{spec: spec, alive: true, folded: true})
+}
+
+func (x *Index) add(s *Source) *Source {
+	s.space = x.spaceOf(&s.spec)
 	s.space.sources++
 	x.insert(s)
 	return s
@@ -226,7 +229,7 @@ func (x *Index) Learn(s *Source, raw []byte, slot uint32) error {
 	s.slots = append(s.slots, slot)
 	s.cells = append(s.cells, cell)
 	s.values = append(s.values, 0)
-	if s.spec.Mode.Base() == metric.MostRecent {
+	if s.folded || s.spec.Mode.Base() == metric.MostRecent {
 		s.second = append(s.second, 0)
 	}
 	return nil
@@ -314,10 +317,7 @@ func (x *Index) newKey(s *Source, raw []byte) (uint32, error) {
 }
 
 func (x *Index) newCell(d cellDesc) uint32 {
-	init := 0.0
-	if d.group.typ == metric.Gauge && d.group.mode.Base() != metric.Sum {
-		init = math.NaN()
-	}
+	init := Zero(d.group.typ, d.group.mode)
 	x.unpinned++
 	if n := len(x.free); n > 0 {
 		c := x.free[n-1]
@@ -384,9 +384,6 @@ func (x *Index) Remove(s *Source) {
 	}
 	s.slots, s.cells, s.values, s.second = nil, nil, nil, nil
 	s.space.sources--
-	if s.space.folded == s {
-		s.space.folded, s.space.foldedAt = nil, nil
-	}
 	if s.space.sources == 0 {
 		delete(x.spaces, s.space.id)
 	}
@@ -439,42 +436,6 @@ func (x *Index) freeCell(c uint32) {
 	x.desc[c] = cellDesc{}
 	x.free = append(x.free, c)
 	x.unpinned--
-}
-
-// Fold takes a source out of the index and lets what it held count on: what is to be done
-// with the last values of a process that is gone. Live gauges are dropped. A worker with
-// the same ID replaces what an earlier one left in mode All.
-func (x *Index) Fold(s *Source) {
-	if s.spec.Mode.Live() || len(s.cells) == 0 {
-		x.Remove(s)
-		return
-	}
-	into := s.space.folded
-	if into == nil {
-		spec := s.spec
-		spec.Name, spec.Created = "", math.MinInt64
-		into = &Source{spec: spec, space: s.space, folded: true}
-		s.space.folded, s.space.foldedAt = into, map[uint32]int{}
-		s.space.sources++
-		x.insert(into)
-	}
-	for i, c := range s.cells {
-		at, ok := s.space.foldedAt[c]
-		if !ok {
-			at = len(into.cells)
-			s.space.foldedAt[c] = at
-			into.cells = append(into.cells, c)
-			into.values = append(into.values, x.init[c])
-			into.second = append(into.second, 0)
-			x.pin(into, c)
-		}
-		stamp := 0.0
-		if s.second != nil {
-			stamp = s.second[i]
-		}
-		into.values[at], into.second[at] = combine(s.space.id.class, into.values[at], into.second[at], s.values[i], stamp)
-	}
-	x.Remove(s)
 }
 
 // Snapshot combines the values of all sources. The caller must have filled them and must
