@@ -3,9 +3,11 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -247,4 +249,80 @@ func TestWorkersBeforeDaemon(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestDisagreement has two generations of an application declare one name with two types,
+// as after a deployment that leaves old workers running. The newer one wins, and the
+// exposition stays valid.
+func TestDisagreement(t *testing.T) {
+	t.Parallel()
+	dir := sourceDir(t)
+	d := serve(t, "--dir", dir)
+	startWorkers(t, dir, program{
+		Metrics: []declared{{Name: "thing", Type: "gauge", Help: "Old.", Mode: "max"}, {Name: "fine", Type: "counter", Help: "Count."}},
+		Workers: []worker{{Steps: []step{{Metric: "thing", Op: "set", Value: "1"}, {Metric: "fine", Op: "inc", Value: "1"}}}},
+	})
+	if got := d.mustText().value("thing", "thing"); got != 1 {
+		t.Errorf("the gauge is %v before anybody disagrees, want 1", got)
+	}
+	startWorkers(t, dir, program{
+		Metrics: []declared{{Name: "thing", Type: "counter", Help: "New."}, {Name: "fine", Type: "counter", Help: "Count."}},
+		Workers: []worker{{Steps: []step{{Metric: "thing", Op: "inc", Value: "2"}, {Metric: "fine", Op: "inc", Value: "2"}}}},
+	})
+	for _, scrape := range []func() (view, error){d.text, d.protobuf, d.openMetrics} {
+		v, err := scrape()
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if f := v["thing"]; f == nil || f.Type != "counter" || f.Help != "New." || len(f.Samples) != 1 || f.Samples["thing_total"] != 2 {
+			t.Errorf("the family two generations disagree on is %+v, want the newer one's", f)
+		}
+		if got := v.value("fine", "fine_total"); got != 3 {
+			t.Errorf("the counter they agree on is %v, want 3", got)
+		}
+		if v["aggregatord_conflicts"] == nil || v.value("aggregatord_conflicts", "aggregatord_conflicts") == 0 {
+			t.Errorf("the disagreement is not counted: %+v", v["aggregatord_conflicts"])
+		}
+	}
+	named := false
+	for _, entry := range d.logs() {
+		named = named || (entry["level"] == "warn" && entry["family"] == "thing")
+	}
+	if !named {
+		t.Error("the log does not name the family")
+	}
+	d.stop()
+}
+
+// TestDemo scrapes the built-in demo while its workers are recycled and killed: they write
+// the wide dialect, which no client that Debian packages does.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	dir := sourceDir(t)
+	d := startDaemon(t, nil, "demo", "--dir", dir, "--workers", "3", "--requests-per-second", "1000",
+		"--max-requests", "200", "--kill-every", "300ms")
+	watch := d.watchScrapes()
+	eventually(t, patience, func() error {
+		if n := countFiles(t, dir, "counter_*.db"); n < 12 {
+			return fmt.Errorf("files of %d workers", n)
+		}
+		return nil
+	})
+	scrapes := watch.finish()
+	v := d.mustText()
+	types := map[string]bool{}
+	for _, f := range v.workers() {
+		types[f.Type] = true
+	}
+	t.Logf("%d scrapes; families %v", scrapes, slices.Sorted(maps.Keys(v.workers())))
+	for _, typ := range []string{"counter", "gauge", "histogram", "summary"} {
+		if !types[typ] {
+			t.Errorf("the demo shows no %s", typ)
+		}
+	}
+	if scrapes < 3 {
+		t.Errorf("only %d scrapes while workers came and went", scrapes)
+	}
+	d.stop()
 }

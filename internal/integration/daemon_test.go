@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,8 +40,17 @@ func serve(t *testing.T, flags ...string) *daemon {
 // serveAs is serve with other attributes of the process.
 func serveAs(t *testing.T, attr *syscall.SysProcAttr, flags ...string) *daemon {
 	t.Helper()
+	return startDaemon(t, attr, "serve", flags...)
+}
+
+// startDaemon is serveAs for any subcommand that serves.
+func startDaemon(t *testing.T, attr *syscall.SysProcAttr, subcommand string, flags ...string) *daemon {
+	t.Helper()
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux tells which processes are dead, and most of what is expected here depends on it")
+	}
 	args := append([]string{
-		"serve", "--web.listen-address", "127.0.0.1:0", "--log.format", "json", "--log.level", "debug",
+		subcommand, "--web.listen-address", "127.0.0.1:0", "--log.format", "json", "--log.level", "debug",
 	}, flags...)
 	cmd := exec.Command(builtDaemon(t), args...)
 	cmd.SysProcAttr = attr
