@@ -86,6 +86,9 @@ func Run(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
+	if err := collector.Open(); err != nil {
+		return errors.Join(err, collector.Close())
+	}
 	set.OnSnapshot(collector.UpdateMetrics)
 	set.OnSnapshot(m.update)
 
@@ -152,7 +155,15 @@ func Run(ctx context.Context, opts Options) error {
 func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Options) {
 	start := time.Now()
 	c.Tend(true)
-	opts.Logger.Info("ready", zap.Duration("after", time.Since(start)))
+	for !c.Ready() && ctx.Err() == nil && c.Fold(time.Now()) {
+		// More files than may be open: the dead have to make room first.
+		c.Tend(true)
+	}
+	if c.Ready() {
+		opts.Logger.Info("ready", zap.Duration("after", time.Since(start)))
+	} else {
+		opts.Logger.Error("not ready: not all source files can be opened; the log above says why")
+	}
 	ticker := time.NewTicker(opts.TendInterval)
 	defer ticker.Stop()
 	rescan := time.NewTicker(opts.RescanInterval)
@@ -168,6 +179,9 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Opt
 			force = true
 		}
 		c.Tend(force)
+		for c.Fold(time.Now()) && ctx.Err() == nil {
+			c.Tend(false)
+		}
 	}
 }
 

@@ -438,6 +438,27 @@ func (x *Index) freeCell(c uint32) {
 	x.unpinned--
 }
 
+// Each calls yield for every entry of a source: a raw key that leads to its series, its
+// value and its timestamp. It is for saving what a source holds whose file can no longer
+// be read, and takes time in proportion to all keys of the source's kind.
+func (x *Index) Each(s *Source, yield func(raw string, value, stamp float64)) {
+	raws := make(map[uint32]string, len(s.cells))
+	for raw, c := range s.space.cells {
+		// Several spellings may lead to one series; any will do, as long as it is always the
+		// same one.
+		if old, ok := raws[c]; !ok || raw < old {
+			raws[c] = raw
+		}
+	}
+	for i, c := range s.cells {
+		stamp := 0.0
+		if s.second != nil {
+			stamp = s.second[i]
+		}
+		yield(raws[c], s.values[i], stamp)
+	}
+}
+
 // Snapshot combines the values of all sources. The caller must have filled them and must
 // Release the snapshot; it is the caller's, of any goroutine, until then. A source that
 // could not be read counts with what was last loaded into it.

@@ -1,9 +1,9 @@
 package pool
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
+	"iter"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"aggregatord/internal/archive"
 	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/store"
@@ -34,14 +35,21 @@ type dir struct {
 	// orphans are files that are no longer in the directory but still exist, because a
 	// process can write to them or they were only moved. They count as before.
 	orphans []*tracked
-	// open finds the files of both by what they are.
-	open    map[store.Identity]*tracked
-	foreign int
-	scanErr error
-	listed  bool // at least once
-	workers map[string]bool
+	// staged are the files of dead workers that were moved out of the way, by their names
+	// there, and what a crash left in that state.
+	staged map[string]*tracked
+	// open finds the files of all three by what they are.
+	open map[store.Identity]*tracked
+	// deferred is how many files could not be opened for want of descriptors.
+	deferred int
+	foreign  int
+	scanErr  error
+	listed   bool // at least once
+	workers  map[string]bool
 	// gauges are the label values that updateMetrics has set, to be removed when unused.
 	gauges map[fileGauge]bool
+
+	archiving
 }
 
 // tracked is one source file.
@@ -57,20 +65,31 @@ type tracked struct {
 	// failure is why the file cannot be read at present, "" if it can.
 	failure store.Reason
 	// seen are the reasons for which an entry of the file was left out and logged.
-	seen     map[store.Reason]bool
+	seen map[store.Reason]bool
+	// staged is the file's name in the staging, "" if it is not there.
+	staged string
+	// baseline is what of the file is archived already, nil for most: see archive.Baseline.
+	// gained is what counts of it: raw has the values as they are, base what to take off.
+	baseline  []float64
+	base, raw []float64
+	entries   int // that were learned or refused
+	// folding says that the file's entries are being archived: its values are the last ones,
+	// and it must neither be read nor probed, because we hold a lease on it.
+	folding  bool
 	learnErr error
 	loadErr  error
 }
 
-func newDir(c *Collector, spec DirSpec, limits store.Limits) *dir {
+func newDir(c *Collector, spec DirSpec, opts *Options) *dir {
 	logger := c.logger.With(zap.String("dir", spec.Path))
 	if spec.Pool != "" {
 		logger = logger.With(zap.String("pool", spec.Pool))
 	}
 	return &dir{
-		c: c, spec: spec, limits: limits, logger: logger,
+		c: c, spec: spec, limits: opts.Limits, logger: logger,
 		lister: watch.NewDir(spec.Path), prober: watch.NewProber(spec.Path),
-		files: map[string]*tracked{}, open: map[store.Identity]*tracked{}, workers: map[string]bool{}, gauges: map[fileGauge]bool{},
+		archiving: newArchiving(spec, opts),
+		files:     map[string]*tracked{}, staged: map[string]*tracked{}, open: map[store.Identity]*tracked{}, workers: map[string]bool{}, gauges: map[fileGauge]bool{},
 	}
 }
 
@@ -98,6 +117,7 @@ func (d *dir) scan(force bool) {
 		}
 	}
 	opened := 0
+	d.deferred = 0
 	for base, n := range names {
 		t := d.files[base]
 		if t == nil {
@@ -158,7 +178,9 @@ func (d *dir) names(entries []watch.Dirent) map[string]listed {
 	for _, e := range entries {
 		name, err := store.ParseName(e.Name)
 		if errors.Is(err, store.ErrForeign) {
-			d.foreign++
+			if e.Name != archive.HiddenDir {
+				d.foreign++
+			}
 			continue
 		}
 		name.Base = e.Name
@@ -201,11 +223,19 @@ func (t *tracked) is(ino uint64) bool {
 	return true
 }
 
+// errTooMany says that there are more files than may be open at once. Those of dead
+// workers make room when they are archived.
+var errTooMany = errors.New("too many open files")
+
 // errDuplicate says that a file has a second name in the directory.
 var errDuplicate = errors.New("the same file as another one")
 
 // take opens a file and adds its source to the index.
 func (d *dir) take(t *tracked) error {
+	if d.c.openFiles >= d.c.maxFiles {
+		d.deferred++
+		return fmt.Errorf("source file %q: %w: raise the limit of open files (RLIMIT_NOFILE, LimitNOFILE= of systemd) above %d", t.path, errTooMany, d.c.maxFiles)
+	}
 	file, err := store.Open(t.path, t.name, d.limits)
 	if err != nil {
 		return err
@@ -218,10 +248,11 @@ func (d *dir) take(t *tracked) error {
 		// It was moved here, or the whole directory was away for a while. Its values are
 		// read again before the next snapshot.
 		d.orphans = slices.Delete(d.orphans, i, i+1)
-		d.c.index.Remove(old.source)
-		d.close(old)
+		d.drop(old)
 	}
+	d.c.openFiles++
 	t.file = file
+	t.entries, t.base = 0, nil
 	t.alive = true
 	t.source = d.c.index.Add(merge.SourceSpec{
 		Pool: d.spec.Pool, Name: t.name.Base, Type: t.name.Type, Mode: t.name.Mode, ID: t.name.ID,
@@ -234,8 +265,15 @@ func (d *dir) take(t *tracked) error {
 // learn tells the index of entries that appeared since the last time.
 func (d *dir) learn(t *tracked) {
 	t.learnErr = t.file.Learn(func(e store.Entry) {
+		entry := t.entries
+		t.entries++
 		if err := d.c.index.Learn(t.source, e.Key, e.Slot); err != nil {
 			d.refused(t, e, err)
+			return
+		}
+		if t.baseline != nil {
+			base, _ := archive.BaselineAt(t.space(), t.baseline, entry)
+			t.base = append(t.base, base)
 		}
 	})
 }
@@ -251,6 +289,8 @@ func reasonOf(err error) store.Reason {
 		return "label_limit"
 	case errors.Is(err, errDuplicate):
 		return "duplicate"
+	case errors.Is(err, errTooMany):
+		return "too_many_open_files"
 	}
 	return store.ReasonOf(err)
 }
@@ -276,10 +316,50 @@ func (t *tracked) load() error {
 	if t.source.Entries() == 0 {
 		return nil
 	}
-	if stamps := t.source.Stamps(); stamps != nil {
-		return t.file.LoadStamped(t.source.Slots(), t.source.Values(), stamps)
+	values := t.source.Values()
+	if t.baseline != nil {
+		t.raw = slices.Grow(t.raw[:0], len(values))[:len(values)]
+		values = t.raw
 	}
-	return t.file.Load(t.source.Slots(), t.source.Values())
+	var err error
+	if stamps := t.source.Stamps(); stamps != nil {
+		err = t.file.LoadStamped(t.source.Slots(), values, stamps)
+	} else {
+		err = t.file.Load(t.source.Slots(), values)
+	}
+	if t.baseline != nil && err == nil {
+		for i, v := range values {
+			t.source.Values()[i] = archive.Gain(t.space(), v, t.base[i])
+		}
+	}
+	return err
+}
+
+// space is where the file's values are archived.
+func (t *tracked) space() archive.Space {
+	s, _ := archive.SpaceOf(t.name.Type, t.name.Mode, t.name.ID)
+	return s
+}
+
+// all iterates over all files, also those that could not be opened.
+func (d *dir) all() iter.Seq[*tracked] {
+	return func(yield func(*tracked) bool) {
+		for _, t := range d.files {
+			if !yield(t) {
+				return
+			}
+		}
+		for _, t := range d.staged {
+			if !yield(t) {
+				return
+			}
+		}
+		for _, t := range d.orphans {
+			if !yield(t) {
+				return
+			}
+		}
+	}
 }
 
 // note keeps account of whether the file can be read; each change is logged and each
@@ -317,7 +397,7 @@ func (d *dir) letGo(t *tracked) {
 	switch {
 	case t.file == nil:
 	case t.name.Type == metric.Gauge:
-		d.fold(t)
+		d.drop(t)
 	default:
 		d.orphans = append(d.orphans, t)
 	}
@@ -325,45 +405,30 @@ func (d *dir) letGo(t *tracked) {
 
 func (d *dir) close(t *tracked) {
 	delete(d.open, t.file.Identity())
+	d.c.openFiles--
 	if err := t.file.Close(); err != nil {
 		d.logger.Warn("close file", zap.String("path", t.path), zap.Error(err))
 	}
 	t.file = nil
 }
 
-// settle folds the orphans that are gone for good: no name leads to them any more, so
-// they cannot come back and be counted again, and nobody can write to them. It also gives
-// a second life to files that were emptied.
+// settle gives a second life to files that were emptied.
 func (d *dir) settle() {
-	d.orphans = slices.DeleteFunc(d.orphans, func(t *tracked) bool {
-		if t.alive || t.linked() {
-			return false
-		}
-		d.learn(t)
-		d.note(t, cmp.Or(t.learnErr, t.load()))
-		d.logger.Info("file was removed by somebody else; its last values still count", zap.String("path", t.path), zap.Int("entries", t.source.Entries()))
-		d.fold(t)
-		return true
-	})
 	for _, t := range d.files {
 		// What was read of a file that shrank still counts, and what is in it now may be the
 		// same values or others; only when it was seen empty must all that comes be new.
 		if t.file != nil && t.failure == store.Shrunk && t.emptied() {
 			d.logger.Warn("file was emptied by somebody else; its last values still count", zap.String("path", t.path))
-			d.fold(t)
+			d.absorb(t)
 			t.failure = ""
 			d.note(t, d.take(t))
 		}
 	}
 }
 
-// fold closes a file and lets its last values count on; those of gauges go with it.
-func (d *dir) fold(t *tracked) {
-	if t.name.Type == metric.Gauge {
-		d.c.index.Remove(t.source)
-	} else {
-		d.c.index.Fold(t.source)
-	}
+// drop closes a file and takes what it counted out of the view.
+func (d *dir) drop(t *tracked) {
+	d.c.index.Remove(t.source)
 	d.close(t)
 }
 
@@ -381,13 +446,10 @@ func (t *tracked) emptied() bool {
 
 // probe finds out which processes live.
 func (d *dir) probe() {
-	for _, t := range d.files {
-		if t.file != nil {
+	for t := range d.all() {
+		if t.file != nil && !t.folding {
 			d.check(t)
 		}
-	}
-	for _, t := range d.orphans {
-		d.check(t)
 	}
 }
 
@@ -411,8 +473,8 @@ func (d *dir) check(t *tracked) {
 // countWorkers logs which workers came and went since the last time.
 func (d *dir) countWorkers() {
 	now := make(map[string]bool, len(d.workers))
-	for _, t := range d.files {
-		if t.file != nil && !t.name.Archive {
+	for t := range d.all() {
+		if t.file != nil && !t.name.Archive && !t.folding {
 			now[t.name.ID] = now[t.name.ID] || t.alive
 		}
 	}
@@ -462,6 +524,9 @@ func (d *dir) updateMetrics() {
 			count(t, "dead")
 		}
 	}
+	for _, t := range d.staged {
+		count(t, "staged")
+	}
 	for _, t := range d.orphans {
 		count(t, "removed")
 	}
@@ -486,6 +551,7 @@ func (d *dir) updateMetrics() {
 		up = 0
 	}
 	m.directoryUp.With(pool).Set(up)
+	d.updateArchiveMetrics()
 }
 
 // dialect names how a file is laid out, as far as it shows.

@@ -21,6 +21,14 @@ type Metrics struct {
 	shared      telemetry.Counter
 	entriesRead telemetry.Counter
 	passSeconds telemetry.Histogram
+
+	directoryBytes, directoryInodes telemetry.GaugeVec // pool, what
+
+	archiveUp, archiveSeries, archiveUnsaved, archiveBytes telemetry.GaugeVec   // pool
+	awaiting, removing, lastFold                           telemetry.GaugeVec   // pool
+	folds, foldedFiles, foldedBytes, foldErrors            telemetry.CounterVec // pool
+	reopened, expired, archiveSetAside                     telemetry.CounterVec // pool
+	foldSeconds                                            telemetry.Histogram
 }
 
 // NewMetrics adds the room's metrics to set.
@@ -42,5 +50,25 @@ func NewMetrics(set *telemetry.Set) *Metrics {
 		entriesRead: set.Counter("aggregatord_entries_read_total", "Values loaded from source files."),
 		passSeconds: set.Histogram("aggregatord_merge_duration_seconds", "Time to read and merge all source files for one scrape.",
 			[]float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}),
+
+		directoryBytes:  set.GaugeVec("aggregatord_directory_bytes", "Bytes of the directory's file system; when a tmpfs has none free, the next value a worker stores kills it.", "pool", "kind"),
+		directoryInodes: set.GaugeVec("aggregatord_directory_inodes", "Inodes of the directory's file system.", "pool", "kind"),
+
+		archiveUp:       set.GaugeVec("aggregatord_archive_up", "1 if the archive is open and could be written the last time; 0: no file is removed.", "pool"),
+		archiveSeries:   set.GaugeVec("aggregatord_archive_series", "Keys in the archive.", "pool"),
+		archiveUnsaved:  set.GaugeVec("aggregatord_archive_unsaved_series", "Keys whose archived values are in memory only, because the archive could not be written yet.", "pool"),
+		archiveBytes:    set.GaugeVec("aggregatord_archive_bytes", "Size of the archive file.", "pool"),
+		awaiting:        set.GaugeVec("aggregatord_archive_awaiting_files", "Dead workers' files that are not archived yet.", "pool"),
+		removing:        set.GaugeVec("aggregatord_archive_removing_files", "Archived files that are about to be removed.", "pool"),
+		lastFold:        set.GaugeVec("aggregatord_archive_last_fold_timestamp_seconds", "When files were archived last, in Unix seconds.", "pool"),
+		folds:           set.CounterVec("aggregatord_archive_folds_total", "Batches of dead workers' files archived.", "pool"),
+		foldedFiles:     set.CounterVec("aggregatord_archive_folded_files_total", "Dead workers' files archived.", "pool"),
+		foldedBytes:     set.CounterVec("aggregatord_archive_folded_bytes_total", "Size of the dead workers' files archived.", "pool"),
+		foldErrors:      set.CounterVec("aggregatord_archive_fold_errors_total", "Times dead workers' files could not be archived; the log says why.", "pool"),
+		reopened:        set.CounterVec("aggregatord_archive_reopened_files_total", "Archived files that a worker opened at the last moment; what it added was counted too.", "pool"),
+		expired:         set.CounterVec("aggregatord_archive_expired_workers_total", "Dead workers whose gauges in mode all were dropped by retention.", "pool"),
+		archiveSetAside: set.CounterVec("aggregatord_archive_set_aside_total", "Times a damaged archive was set aside.", "pool"),
+		foldSeconds: set.Histogram("aggregatord_archive_fold_duration_seconds", "Time to archive a batch of dead workers' files.",
+			[]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}),
 	}
 }

@@ -7,7 +7,8 @@
 // values are folded, whether it becomes unreadable, is replaced or is removed by somebody
 // else; no total falls for a reason that lies in the file system.
 //
-// It never writes to a directory.
+// A Collector that archives folds the files of dead workers: see fold.go for the protocol.
+// One that does not never changes anything in a directory.
 package pool
 
 import (
@@ -17,12 +18,14 @@ import (
 	"fmt"
 	"io/fs"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"aggregatord/internal/merge"
 	"aggregatord/internal/store"
@@ -59,11 +62,32 @@ type Options struct {
 	Limits store.Limits
 	// Merge holds the limits of the index.
 	Merge merge.Options
+	// Archive says what becomes of dead workers' files. Nil: nothing, they are only read, and
+	// so is the archive that a daemon keeps or has left.
+	Archive *ArchiveOptions
+	// ArchiveDir is where the archives are, if not in the directories themselves.
+	ArchiveDir string
 	// Logger may be nil.
 	Logger *zap.Logger
 	// Metrics may be nil.
 	Metrics *Metrics
 }
+
+// ArchiveOptions say how the archive is kept. Zero fields mean the defaults given.
+type ArchiveOptions struct {
+	// GaugeRetention is how long the gauges of a dead worker in mode all are served.
+	// Default: DefaultGaugeRetention. Negative: for ever.
+	GaugeRetention time.Duration
+	// GaugeWorkers is how many dead workers' gauges in mode all are served at most; the
+	// longest dead go first. Default: DefaultGaugeWorkers. Negative: any number.
+	GaugeWorkers int
+}
+
+// Defaults of ArchiveOptions.
+const (
+	DefaultGaugeRetention = time.Hour
+	DefaultGaugeWorkers   = 1000
+)
 
 // Collector is the merged view of some directories. It is safe for several goroutines.
 // It starts none; Tend must be called now and then, and whenever something may have
@@ -84,6 +108,19 @@ type Collector struct {
 	loads    []*tracked // reused by load
 	reported map[merge.Conflict]bool
 	closed   bool
+	// openFiles is how many source files are open, maxFiles how many may be.
+	openFiles, maxFiles int
+}
+
+// maxOpenFiles returns how many source files may be open: what the process may, less some
+// for connections, the archive and the rest.
+func maxOpenFiles() int {
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
+		return 512
+	}
+	const reserve = 128
+	return max(int(min(limit.Cur, 1<<20))-reserve, int(limit.Cur)/2)
 }
 
 // ErrClosed is the error of a Collector that is closed.
@@ -97,9 +134,16 @@ func New(opts Options) (*Collector, error) {
 	if opts.Metrics == nil {
 		opts.Metrics = NewMetrics(telemetry.NewSet())
 	}
+	if opts.Archive != nil {
+		a := *opts.Archive
+		a.GaugeRetention = cmp.Or(a.GaugeRetention, DefaultGaugeRetention)
+		a.GaugeWorkers = cmp.Or(a.GaugeWorkers, DefaultGaugeWorkers)
+		opts.Archive = &a
+	}
 	c := &Collector{
 		logger: opts.Logger, metrics: opts.Metrics,
-		index: merge.NewIndex(opts.Merge), reported: map[merge.Conflict]bool{},
+		maxFiles: maxOpenFiles(),
+		index:    merge.NewIndex(opts.Merge), reported: map[merge.Conflict]bool{},
 	}
 	if len(opts.Dirs) == 0 {
 		return nil, errors.New("no directory given")
@@ -113,9 +157,25 @@ func New(opts Options) (*Collector, error) {
 			return nil, fmt.Errorf("two directories have the name %q", spec.Pool)
 		}
 		seen[spec.Pool] = true
-		c.dirs = append(c.dirs, newDir(c, spec, opts.Limits))
+		c.dirs = append(c.dirs, newDir(c, spec, &opts))
 	}
 	return c, nil
+}
+
+// Open takes the archives of the directories that are there. An error means that another
+// daemon has one of them, or that a newer program wrote it: then nothing must be served. It
+// is for Collectors that archive, and comes before the first Tend. What else is wrong with
+// an archive is logged, and tried again by Tend.
+func (c *Collector) Open() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var errs []error
+	for _, d := range c.dirs {
+		if err := d.attach(time.Now()); fatal(err) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Tend brings the view up to date with the directories: files that appeared, went or were
@@ -128,12 +188,21 @@ func (c *Collector) Tend(force bool) {
 		return
 	}
 	for _, d := range c.dirs {
+		d.attach(time.Now()) //nolint:errcheck // logged there
 		d.scan(force)
 		d.probe()
 		d.settle()
 		d.countWorkers()
 	}
-	c.ready.Store(true)
+	if !c.ready.Load() {
+		c.ready.Store(c.completeLocked())
+	}
+}
+
+// completeLocked reports whether every file that can be read is. Until it once was, a
+// total could rise later without anything having been counted.
+func (c *Collector) completeLocked() bool {
+	return !slices.ContainsFunc(c.dirs, func(d *dir) bool { return d.deferred > 0 })
 }
 
 // Ready reports whether the first look at all directories is done.
@@ -253,17 +322,14 @@ func (c *Collector) loadLocked() {
 	c.loads = c.loads[:0]
 	entries := 0
 	take := func(d *dir, t *tracked) {
-		if t.file != nil {
+		if t.file != nil && !t.folding {
 			d.learn(t)
 			c.loads = append(c.loads, t)
 			entries += t.source.Entries()
 		}
 	}
 	for _, d := range c.dirs {
-		for _, t := range d.files {
-			take(d, t)
-		}
-		for _, t := range d.orphans {
+		for t := range d.all() {
 			take(d, t)
 		}
 	}
@@ -327,14 +393,12 @@ func (c *Collector) Close() error {
 	c.closed = true
 	var errs []error
 	for _, d := range c.dirs {
-		for _, t := range d.files {
+		for t := range d.all() {
 			if t.file != nil {
 				errs = append(errs, t.file.Close())
 			}
 		}
-		for _, t := range d.orphans {
-			errs = append(errs, t.file.Close())
-		}
+		errs = append(errs, d.archive.Detach())
 	}
 	return errors.Join(errs...)
 }

@@ -378,3 +378,33 @@ func modified(f *os.File) (time.Time, error) {
 	}
 	return info.ModTime(), nil
 }
+
+// Walk calls yield for every entry of the file, from the first one, whatever Learn has
+// yielded before, and with the values that are in the file now. It changes nothing that
+// Learn and Load know. Errors are those of Learn; a file that Learn has found damaged or
+// lost yields what is in front of the damage, or nothing.
+func (f *File) Walk(yield func(Entry)) error {
+	if err := f.usable(); err != nil {
+		return err
+	}
+	buf := windows.Get().(*[windowBytes]byte)
+	defer windows.Put(buf)
+	w := window{src: f.file, buf: buf[:], end: firstBytes}
+	if _, err := w.at(0, headerBytes); err != nil && !errors.Is(err, errShort) {
+		return f.wrap("read", err)
+	}
+	header := w.have[:min(len(w.have), headerBytes)]
+	if err := f.refresh(); err != nil {
+		return err
+	}
+	used, d := usedBytes(header, f.size)
+	if d.reason != "" {
+		return d.error(f.path)
+	}
+	w.end = used
+	c := cursor{next: headerBytes}
+	if d = w.walk(&c, f.lim.KeyBytes, yield); d.reason != "" {
+		return d.error(f.path)
+	}
+	return nil
+}

@@ -191,7 +191,9 @@ func (s *Set) CounterVec(name, help string, labels ...string) CounterVec {
 }
 
 // With returns the counter with these label values; it is served from now on.
-func (v CounterVec) With(values ...string) Counter { return Counter{&v.set.child(v.f, values).values[0]} }
+func (v CounterVec) With(values ...string) Counter {
+	return Counter{&v.set.child(v.f, values).values[0]}
+}
 
 // GaugeVec is gauges that differ in labels.
 type GaugeVec struct {

@@ -1,0 +1,150 @@
+package archive
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// HiddenDir is the name of the directory, inside a watched one, that is the daemon's own.
+const HiddenDir = ".aggregatord"
+
+// A Staging is where dead workers' files wait to be folded, under names that were never
+// used before, out of reach of new workers with the same ID. It lies on the same file
+// system as the watched directory, because files are renamed into it.
+type Staging struct {
+	dir  string
+	run  string // tells the names of this run from those of all others
+	next uint64
+}
+
+// NewStaging returns the staging of a watched directory. It makes nothing yet.
+func NewStaging(watched string) *Staging {
+	id := make([]byte, 8)
+	rand.Read(id) //nolint:errcheck // crypto/rand.Read never fails
+	return &Staging{dir: filepath.Join(watched, HiddenDir, "staged"), run: hex.EncodeToString(id)}
+}
+
+// Dir returns the directory's path.
+func (s *Staging) Dir() string { return s.dir }
+
+// Path returns the path of a staged file.
+func (s *Staging) Path(name string) string { return filepath.Join(s.dir, name) }
+
+// Prepare makes the directory where it is missing, for nobody else to enter.
+func (s *Staging) Prepare() error {
+	hidden := filepath.Dir(s.dir)
+	for _, dir := range []string{hidden, s.dir} {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("make directory for staged files: %w", err)
+		}
+		info, err := os.Lstat(dir)
+		if err != nil {
+			return fmt.Errorf("make directory for staged files: %w", err)
+		}
+		if !info.IsDir() {
+			return fmt.Errorf("make directory for staged files: %q is no directory; remove it", dir)
+		}
+	}
+	return nil
+}
+
+// NewName returns a name for a source file that was never used before. It does not end
+// in .db: some clients look for that in directories below, too.
+func (s *Staging) NewName(base string) string {
+	s.next++
+	return base + "." + s.run + "-" + strconv.FormatUint(s.next, 36)
+}
+
+// BaseOf returns the source file's name of which NewName made a staged one.
+func BaseOf(name string) (base string, ok bool) {
+	base, _, ok = cutLast(name, ".")
+	return base, ok && base != ""
+}
+
+func cutLast(s, sep string) (before, after string, ok bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+// Stage renames a file into the staging. After nil the file has the new name and no
+// other, though not durably so before Sync; after an error it has the old one. It never
+// replaces a file.
+func (s *Staging) Stage(path, name string) error {
+	if err := renameNoReplace(path, s.Path(name)); err != nil {
+		return fmt.Errorf("stage source file %q: %w", path, err)
+	}
+	return nil
+}
+
+// Unstage gives a file back its old name, if that is free.
+func (s *Staging) Unstage(name, path string) error {
+	if err := renameNoReplace(s.Path(name), path); err != nil {
+		return fmt.Errorf("give back source file %q: %w", path, err)
+	}
+	return nil
+}
+
+// Remove removes a staged file, if it is the one with this device and inode. That it is
+// gone is durable after Sync.
+func (s *Staging) Remove(name string, dev, ino uint64) error {
+	var st unix.Stat_t
+	path := s.Path(name)
+	if err := unix.Lstat(path, &st); err != nil {
+		return fmt.Errorf("remove staged file %q: %w", path, err)
+	}
+	if uint64(st.Dev) != dev || st.Ino != ino { //nolint:unconvert // Dev is an int32 on macOS
+		return fmt.Errorf("remove staged file %q: it was replaced by another file", path)
+	}
+	if err := unix.Unlink(path); err != nil {
+		return fmt.Errorf("remove staged file %q: %w", path, err)
+	}
+	return nil
+}
+
+// Sync makes renames and removals durable: of the staging and of the watched directory.
+func (s *Staging) Sync() error {
+	return errors.Join(SyncDir(s.dir), SyncDir(filepath.Dir(filepath.Dir(s.dir))))
+}
+
+// SyncDir makes what happened to the names in a directory durable (fsync(2)).
+func SyncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	err = d.Sync()
+	if errors.Is(err, unix.EINVAL) {
+		err = nil // a file system without such a thing
+	}
+	if err = errors.Join(err, d.Close()); err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	return nil
+}
+
+// List returns the names of the staged files.
+func (s *Staging) List() ([]string, error) {
+	entries, err := os.ReadDir(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list staged files: %w", err)
+	}
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, nil
+}

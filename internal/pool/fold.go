@@ -1,0 +1,662 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"aggregatord/internal/archive"
+	"aggregatord/internal/merge"
+	"aggregatord/internal/metric"
+	"aggregatord/internal/store"
+	"aggregatord/internal/watch"
+)
+
+// How the file of a dead worker is folded, so that each increment counts exactly once
+// whatever dies, and when:
+//
+//  1. Take a read lease on it and keep it: nobody can write to it now, and who opens it
+//     to write waits until we let go.
+//  2. Rename it into the staging under a name never used before. A worker that gets the
+//     same ID makes a fresh file; only one that had looked the old name up a moment before
+//     can still open this one, and it waits.
+//  3. Read it a last time.
+//  4. Make the rename durable, then write its values and the record that this name is
+//     folded into the archive, in one transaction.
+//  5. In one step under the collector's lock, let the archive's values count instead of
+//     the file's. Let go of the lease.
+//  6. A moment later take the lease again. If the file still is as it was folded, remove
+//     it, make that durable, and let the archive forget the name.
+//
+// From 4 on the file counts with what it has gained over the recorded values. Normally that
+// is nothing. If the lease is refused in 6, or the values differ, the opener of step 2
+// exists: the file is a source like any other, of its gains, until it is dead again and
+// goes through 3 to 6 once more. So no step depends on seeing that opener in time.
+//
+// After a crash everything follows from what lies there. A file in the staging without a
+// record is a source in full, one with a record a source of its gains; both go through
+// the steps that are left. Leases die with their holder.
+
+// foldFiles and foldBytes bound a batch, and with it how long leases are held.
+const (
+	foldFiles = 128
+	foldBytes = 64 << 20
+)
+
+// removeAfter is how long a folded file is kept for an opener that is under way between
+// looking up its name and opening it: an eternity for the kernel.
+const removeAfter = time.Second
+
+// retryAfter is how long to wait after the archive could not be opened or written.
+const retryAfter = 5 * time.Second
+
+// archiving is the part of a dir that deals with the dead. Its methods that change the
+// archive or the staging are for the goroutine that tends the collector alone.
+type archiving struct {
+	opts       *ArchiveOptions // nil: read only
+	archive    *archive.Archive
+	archiveDir string
+	staging    *archive.Staging
+	// view is what a read-only dir has read of the archive.
+	view *archive.View
+	// folded are the sources of the index that show the archive's tables.
+	folded     map[archive.Space]*foldedSource
+	generation int
+	// removing are the folded files in the staging, and when they may be removed.
+	removing map[string]time.Time
+
+	attachErr, foldErr     error
+	attachRetry, foldRetry time.Time
+	// step is called before each change that a fold makes outside memory, with its name; an
+	// error is taken for that of the change, which is then not made. Nil except in tests.
+	step func(name string) error
+}
+
+type foldedSource struct {
+	source  *merge.Source
+	learned int // positions of the table
+}
+
+func newArchiving(spec DirSpec, opts *Options) archiving {
+	a := archiving{
+		opts: opts.Archive, archive: archive.New(), staging: archive.NewStaging(spec.Path),
+		folded: map[archive.Space]*foldedSource{}, removing: map[string]time.Time{},
+		archiveDir: filepath.Join(spec.Path, archive.HiddenDir),
+	}
+	if opts.ArchiveDir != "" {
+		a.archiveDir = filepath.Join(opts.ArchiveDir, spec.Pool)
+	}
+	return a
+}
+
+// do makes one change outside memory.
+func (d *dir) do(name string, change func() error) error {
+	if d.step != nil {
+		if err := d.step(name); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return change()
+}
+
+// fatal reports whether an error of attach must keep a daemon from starting.
+func fatal(err error) bool {
+	return errors.Is(err, archive.ErrLocked) || errors.Is(err, archive.ErrNewer)
+}
+
+// attach opens the archive if it is not, or is no longer the one at its path.
+func (d *dir) attach(now time.Time) error {
+	switch {
+	case d.opts == nil:
+		return d.readArchive()
+	case d.archive.Attached() && d.archive.InPlace():
+		return nil
+	case d.archive.Attached():
+		d.logger.Warn("archive was removed with its directory; it will be written anew")
+		if err := d.archive.Detach(); err != nil {
+			d.logger.Warn("close archive", zap.Error(err))
+		}
+	case now.Before(d.attachRetry):
+		return d.attachErr
+	}
+	if _, err := os.Stat(d.spec.Path); missing(err) {
+		return nil // nothing there to keep an archive for
+	}
+	err := d.openArchive(now)
+	if err != nil {
+		d.attachRetry = now.Add(retryAfter)
+		if d.attachErr == nil || d.attachErr.Error() != err.Error() {
+			d.logger.Error("archive cannot be opened; no file is removed until it can", zap.Error(err))
+		}
+		d.attachErr = err
+		d.readForNow(err)
+		return err
+	}
+	if d.attachErr != nil {
+		d.logger.Info("archive is open again")
+	}
+	d.attachErr = nil
+	stats := d.archive.Stats()
+	d.logger.Info("archive is open", zap.String("path", d.archive.Path()), zap.Int("series", d.archive.Totals().Series()), zap.Uint64("files_folded", stats.Files))
+	d.showAll()
+	d.takeStaged()
+	return nil
+}
+
+// openArchive makes what directories are missing and opens the archive; one that is
+// damaged is set aside.
+func (d *dir) openArchive(now time.Time) error {
+	if err := d.staging.Prepare(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(d.archiveDir, 0o700); err != nil {
+		return fmt.Errorf("make directory for the archive: %w", err)
+	}
+	err := d.archive.Attach(d.archiveDir)
+	if !errors.Is(err, archive.ErrDamaged) {
+		return err
+	}
+	name, moveErr := archive.SetAside(d.archiveDir, now)
+	if moveErr != nil {
+		return errors.Join(err, moveErr)
+	}
+	d.c.metrics.archiveSetAside.With(d.spec.Pool).Inc()
+	d.logger.Error("ARCHIVE IS DAMAGED and was set aside; what it held is missing from the totals, unless it is in memory",
+		zap.String("kept_as", name), zap.Error(err))
+	return d.archive.Attach(d.archiveDir)
+}
+
+// readForNow serves what is in an archive that can be read but not opened for writing.
+func (d *dir) readForNow(err error) {
+	if fatal(err) || !d.archive.Totals().Empty() {
+		return
+	}
+	view, err := archive.Read(d.archiveDir)
+	if err != nil || view.Totals().Empty() {
+		return
+	}
+	d.archive = view.Archive
+	d.logger.Info("archive is served as it was found", zap.Int("series", d.archive.Totals().Series()))
+	d.showAll()
+	d.takeStaged()
+}
+
+// readArchive reads the archive once, for one who only looks.
+func (d *dir) readArchive() error {
+	if d.view != nil {
+		return nil
+	}
+	view, err := archive.Read(d.archiveDir)
+	d.view, d.attachErr = view, err
+	if err != nil {
+		d.logger.Error("archive cannot be read; what the dead left is missing", zap.Error(err))
+	}
+	d.archive = view.Archive
+	d.showAll()
+	d.takeStaged()
+	return err
+}
+
+// showAll makes the index show the archive as it is.
+func (d *dir) showAll() {
+	if d.generation != d.archive.Generation() {
+		for s := range d.folded {
+			d.hide(s)
+		}
+		d.generation = d.archive.Generation()
+	}
+	for s := range d.archive.Totals().Spaces() {
+		d.show(s)
+	}
+}
+
+// show brings the index up to date with one table of the archive.
+func (d *dir) show(s archive.Space) {
+	table := d.archive.Totals().Table(s)
+	f := d.folded[s]
+	if f == nil {
+		f = &foldedSource{source: d.c.index.AddFolded(merge.SourceSpec{
+			Pool: d.spec.Pool, Type: s.Type, Mode: s.Mode, ID: s.Worker, ParseKey: store.ParseKey,
+		})}
+		d.folded[s] = f
+	}
+	for ; f.learned < table.Len(); f.learned++ {
+		if err := d.c.index.Learn(f.source, []byte(table.Key(f.learned)), uint32(f.learned)); err != nil {
+			reason := reasonOf(err)
+			d.c.metrics.entryErrors.With(d.spec.Pool, string(reason)).Inc()
+			d.logger.Debug("archived entry left out", zap.String("key", table.Key(f.learned)), zap.Error(err))
+		}
+	}
+	values, stamps := f.source.Values(), f.source.Stamps()
+	for i, pos := range f.source.Slots() {
+		values[i], stamps[i] = table.Values()[pos], table.Stamps()[pos]
+	}
+}
+
+func (d *dir) hide(s archive.Space) {
+	if f := d.folded[s]; f != nil {
+		d.c.index.Remove(f.source)
+		delete(d.folded, s)
+	}
+}
+
+// takeStaged takes up what lies in the staging and is not known.
+func (d *dir) takeStaged() {
+	names, err := d.staging.List()
+	if err != nil {
+		d.logger.Warn("staged files cannot be listed", zap.Error(err))
+		return
+	}
+	for _, name := range names {
+		if _, ok := d.removing[name]; !ok && (d.staged[name] == nil || d.staged[name].file == nil) {
+			d.takeOne(name)
+		}
+	}
+}
+
+// takeOne makes a staged file a source, of its gains if it is recorded as folded.
+func (d *dir) takeOne(name string) {
+	base, ok := archive.BaseOf(name)
+	parsed, err := store.ParseName(base)
+	if !ok || err != nil {
+		d.logger.Warn("foreign file in the staging; remove it", zap.String("path", d.staging.Path(name)))
+		return
+	}
+	t := d.staged[name]
+	if t == nil {
+		t = &tracked{dir: d, name: parsed, path: d.staging.Path(name), staged: name}
+		d.staged[name] = t
+	}
+	t.baseline, _ = d.archive.Baseline(name)
+	d.note(t, d.take(t))
+}
+
+// absorb keeps what a file has counted whose bytes can no longer be read, or will be gone
+// when it is closed, and closes it.
+func (d *dir) absorb(t *tracked) {
+	space, keep := archive.SpaceOf(t.name.Type, t.name.Mode, t.name.ID)
+	if keep && t.name.Type != metric.Gauge && t.source.Entries() > 0 {
+		b := archive.NewBatch(time.Now())
+		f := b.File(space, nil, t.file.Size())
+		d.c.index.Each(t.source, func(raw string, value, stamp float64) { f.Add([]byte(raw), value, stamp, true) })
+		d.archive.Absorb(b)
+		d.show(space)
+	}
+	d.drop(t)
+}
+
+// Fold archives dead workers' files: some, to be called again soon as long as it returns
+// true. It must not run beside itself, Tend or Close.
+func (c *Collector) Fold(now time.Time) (more bool) {
+	for _, d := range c.dirs {
+		if d.opts != nil {
+			more = d.foldSome(now) || more
+		}
+	}
+	return more
+}
+
+func (d *dir) foldSome(now time.Time) (more bool) {
+	d.foldOrphans()
+	if !d.archive.Attached() || now.Before(d.foldRetry) {
+		return false
+	}
+	err := d.removeFolded(now)
+	var batch []*tracked
+	if err == nil {
+		d.expire(now)
+		batch, more, err = d.pick()
+		if err == nil || len(batch) > 0 {
+			err = errors.Join(err, d.commit(batch, now))
+		}
+	}
+	if err != nil {
+		d.foldRetry = now.Add(retryAfter)
+		d.c.metrics.foldErrors.With(d.spec.Pool).Inc()
+		if d.foldErr == nil || d.foldErr.Error() != err.Error() {
+			d.logger.Error("dead workers' files cannot be archived; they stay and count on", zap.Error(err))
+		}
+		d.foldErr = err
+		return false
+	}
+	if d.foldErr != nil {
+		d.logger.Info("dead workers' files can be archived again")
+		d.foldErr = nil
+	}
+	return more && len(batch) > 0
+}
+
+// foldOrphans keeps what files counted that are gone for good: no name leads to them, so
+// they cannot come back and be counted again, and nobody can write to them. Their space is
+// given back at once, whether or not the archive can be written now.
+func (d *dir) foldOrphans() {
+	d.c.mu.Lock()
+	defer d.c.mu.Unlock()
+	d.orphans = slices.DeleteFunc(d.orphans, func(t *tracked) bool {
+		if t.alive || t.method != watch.MethodLease || t.linked() {
+			return false
+		}
+		if granted, err := watch.TryLease(int(t.file.Fd())); err != nil || !granted {
+			return false
+		}
+		d.learn(t)
+		d.note(t, errors.Join(t.learnErr, t.load()))
+		d.logger.Info("file was removed by somebody else; its last values still count", zap.String("path", t.path), zap.Int("entries", t.source.Entries()))
+		d.absorb(t)
+		return true
+	})
+}
+
+// pick takes leases on dead files and moves them into the staging: steps 1 to 3.
+func (d *dir) pick() (batch []*tracked, more bool, err error) {
+	d.c.mu.Lock()
+	defer d.c.mu.Unlock()
+	bytes := int64(0)
+	consider := func(t *tracked) bool {
+		if t.file == nil || t.alive || t.folding || t.failure != "" || t.method != watch.MethodLease || err != nil {
+			return true
+		}
+		if len(batch) >= foldFiles || bytes >= foldBytes {
+			more = true
+			return false
+		}
+		var ok bool
+		if ok, err = d.pickOne(t); ok {
+			batch = append(batch, t)
+			bytes += t.file.UsedBytes()
+		}
+		return err == nil
+	}
+	for _, t := range d.staged {
+		if !consider(t) {
+			return batch, more, err
+		}
+	}
+	for _, t := range d.files {
+		if !consider(t) {
+			return batch, more, err
+		}
+	}
+	return batch, more, err
+}
+
+func (d *dir) pickOne(t *tracked) (ok bool, err error) {
+	fd := int(t.file.Fd())
+	granted, err := watch.TryLease(fd)
+	if err != nil || !granted {
+		return false, nil // it lives again, or it cannot be known: the next probe will say
+	}
+	defer func() {
+		if !ok {
+			err = errors.Join(err, watch.ReleaseLease(fd))
+		}
+	}()
+	if t.staged == "" {
+		if same, err := d.stage(t); err != nil || !same {
+			return false, err
+		}
+	}
+	d.learn(t)
+	if err := errors.Join(t.learnErr, t.load()); err != nil {
+		d.note(t, err) // it stays, with what was read of it
+		return false, nil
+	}
+	t.folding = true
+	return true, nil
+}
+
+// stage moves the file into the staging. It reports whether it was this file that was
+// moved: between the last listing and now its name may have got to another one.
+func (d *dir) stage(t *tracked) (same bool, err error) {
+	name := d.staging.NewName(t.name.Base)
+	if err := d.do("stage", func() error { return d.staging.Stage(t.path, name) }); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			if _, statErr := os.Lstat(d.staging.Dir()); statErr == nil {
+				return false, nil // the file was removed: the next listing will say
+			}
+		}
+		return false, err
+	}
+	var st unix.Stat_t
+	path := d.staging.Path(name)
+	id := t.file.Identity()
+	if err := unix.Lstat(path, &st); err != nil {
+		return false, fmt.Errorf("look at staged file %q: %w", path, err)
+	}
+	if id.Dev != uint64(st.Dev) || id.Ino != st.Ino { //nolint:unconvert // Dev is an int32 on macOS
+		d.logger.Info("file was replaced while it was to be archived", zap.String("path", t.path))
+		if err := d.staging.Unstage(name, t.path); err != nil {
+			// Its name is taken again, so it stays where it is, and counts.
+			d.takeOne(name)
+		}
+		return false, nil
+	}
+	delete(d.files, t.name.Base)
+	d.staged[name] = t
+	t.staged, t.path = name, path
+	return true, nil
+}
+
+// commit archives a batch: steps 3 to 5.
+func (d *dir) commit(batch []*tracked, now time.Time) error {
+	start := time.Now()
+	b := archive.NewBatch(now)
+	var folded []*tracked
+	var bytes int64
+	err := func() error {
+		for _, t := range batch {
+			ok, err := d.addTo(b, t)
+			if err != nil {
+				return err
+			}
+			if ok {
+				folded = append(folded, t)
+				bytes += t.file.Size()
+			}
+		}
+		if len(folded) == 0 && !d.archive.Pending() {
+			return nil
+		}
+		if len(folded) > 0 {
+			if err := d.do("sync", d.staging.Sync); err != nil {
+				return err
+			}
+		}
+		return d.do("commit", func() error { return d.archive.Commit(b, d.swap(folded, now)) })
+	}()
+
+	d.c.mu.Lock()
+	defer d.c.mu.Unlock()
+	for _, t := range batch {
+		if t.file != nil {
+			t.folding = false
+			err = errors.Join(err, watch.ReleaseLease(int(t.file.Fd())))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if len(folded) > 0 {
+		m := d.c.metrics
+		m.folds.With(d.spec.Pool).Inc()
+		m.foldedFiles.With(d.spec.Pool).Add(float64(len(folded)))
+		m.foldedBytes.With(d.spec.Pool).Add(float64(bytes))
+		m.foldSeconds.Observe(time.Since(start).Seconds())
+		m.lastFold.With(d.spec.Pool).Set(float64(now.UnixMilli()) / 1000)
+		d.logger.Debug("dead workers' files archived", zap.Int("files", len(folded)), zap.Duration("duration", time.Since(start)))
+	}
+	return nil
+}
+
+// addTo reads a file of which we hold the lease and adds it to the batch. A file that
+// cannot be read to its end is left alone.
+func (d *dir) addTo(b *archive.Batch, t *tracked) (ok bool, err error) {
+	space, keep := archive.SpaceOf(t.name.Type, t.name.Mode, t.name.ID)
+	if !keep {
+		return true, nil
+	}
+	f := b.File(space, t.baseline, t.file.Size())
+	slots := t.source.Slots()
+	k := 0
+	err = t.file.Walk(func(e store.Entry) {
+		known := k < len(slots) && slots[k] == e.Slot
+		if known {
+			k++
+		}
+		f.Add(e.Key, e.Value, e.Stamp, known)
+	})
+	if err != nil || k != len(slots) {
+		return false, fmt.Errorf("source file %q changed while nobody could write to it (%d of %d entries): %w", t.path, k, len(slots), err)
+	}
+	f.Record(t.staged)
+	return true, nil
+}
+
+// swap returns what a commit is followed by: in one step for all scrapes the archive has
+// the values, and the files have not.
+func (d *dir) swap(folded []*tracked, now time.Time) func(change func()) {
+	return func(change func()) {
+		d.c.mu.Lock()
+		defer d.c.mu.Unlock()
+		change()
+		d.showAll()
+		for _, t := range folded {
+			delete(d.staged, t.staged)
+			d.removing[t.staged] = now.Add(removeAfter)
+			d.drop(t)
+		}
+	}
+}
+
+// removeFolded removes folded files that are still as they were: step 6.
+func (d *dir) removeFolded(now time.Time) error {
+	var gone []string
+	var errs []error
+	for name, due := range d.removing {
+		if now.Before(due) || len(errs) > 0 {
+			continue
+		}
+		switch removed, err := d.removeOne(name); {
+		case err != nil:
+			errs = append(errs, err)
+		case removed:
+			gone = append(gone, name)
+		default:
+			d.c.mu.Lock()
+			delete(d.removing, name)
+			d.c.metrics.reopened.With(d.spec.Pool).Inc()
+			d.logger.Info("a worker writes to a file that was archived; what it adds counts", zap.String("path", d.staging.Path(name)))
+			d.takeOne(name)
+			d.c.mu.Unlock()
+		}
+	}
+	if len(gone) == 0 {
+		return errors.Join(errs...)
+	}
+	if err := d.do("sync", d.staging.Sync); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	d.c.mu.Lock()
+	defer d.c.mu.Unlock()
+	for _, name := range gone {
+		delete(d.removing, name)
+		d.archive.Forget(name)
+	}
+	return errors.Join(errs...)
+}
+
+// removeOne removes a folded file, unless somebody has opened it since.
+func (d *dir) removeOne(name string) (removed bool, err error) {
+	base, _ := archive.BaseOf(name)
+	parsed, err := store.ParseName(base)
+	if err != nil {
+		return false, err
+	}
+	file, err := store.Open(d.staging.Path(name), parsed, d.limits)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }() // lets go of the lease, too
+	if granted, err := watch.TryLease(int(file.Fd())); err != nil || !granted {
+		return false, err
+	}
+	if space, keep := archive.SpaceOf(parsed.Type, parsed.Mode, parsed.ID); keep {
+		baseline, ok := d.archive.Baseline(name)
+		if !ok {
+			return false, nil
+		}
+		c := archive.Compare(space, baseline)
+		if err := file.Walk(func(e store.Entry) { c.Add(e.Value, e.Stamp) }); err != nil || !c.Equal() {
+			return false, nil
+		}
+	}
+	id := file.Identity()
+	if err := d.do("remove", func() error { return d.staging.Remove(name, id.Dev, id.Ino) }); err != nil {
+		return false, err
+	}
+	return true, nil
+}
+
+// expire drops the gauges of workers that are dead for too long, or are too many.
+func (d *dir) expire(now time.Time) {
+	d.c.mu.Lock()
+	defer d.c.mu.Unlock()
+	type dead struct {
+		space archive.Space
+		since time.Time
+	}
+	var all []dead
+	for s, t := range d.archive.Totals().Spaces() {
+		if s.Mode == metric.All {
+			all = append(all, dead{s, t.LastFold()})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b dead) int { return b.since.Compare(a.since) })
+	for i, w := range all {
+		old := d.opts.GaugeRetention > 0 && now.Sub(w.since) > d.opts.GaugeRetention
+		many := d.opts.GaugeWorkers > 0 && i >= d.opts.GaugeWorkers
+		if old || many {
+			d.hide(w.space)
+			d.archive.Drop(w.space)
+			d.c.metrics.expired.With(d.spec.Pool).Inc()
+		}
+	}
+}
+
+func (d *dir) updateArchiveMetrics() {
+	m, pool := d.c.metrics, d.spec.Pool
+	var fsStat unix.Statfs_t
+	if unix.Statfs(d.spec.Path, &fsStat) == nil {
+		block := float64(fsStat.Bsize)
+		m.directoryBytes.With(pool, "free").Set(float64(fsStat.Bavail) * block)
+		m.directoryBytes.With(pool, "total").Set(float64(fsStat.Blocks) * block)
+		m.directoryInodes.With(pool, "free").Set(float64(fsStat.Ffree))
+		m.directoryInodes.With(pool, "total").Set(float64(fsStat.Files))
+	}
+	m.archiveSeries.With(pool).Set(float64(d.archive.Totals().Series()))
+	m.archiveUnsaved.With(pool).Set(float64(d.archive.Unsaved()))
+	m.archiveBytes.With(pool).Set(float64(d.archive.SizeBytes()))
+	up := 0.0
+	if d.archive.Attached() && d.foldErr == nil {
+		up = 1
+	}
+	m.archiveUp.With(pool).Set(up)
+	awaiting := 0
+	for t := range d.all() {
+		if t.file != nil && !t.alive {
+			awaiting++
+		}
+	}
+	m.awaiting.With(pool).Set(float64(awaiting))
+	m.removing.With(pool).Set(float64(len(d.removing)))
+}
