@@ -141,7 +141,7 @@ func (o *demoOptions) runBoth(ctx context.Context, dir string, logger *zap.Logge
 	})
 	both.Go(func() {
 		defer stop()
-		daemonErr = serveDirs(ctx, []pool.DirSpec{{Path: dir}}, o.web, logger)
+		daemonErr = serveDirs(ctx, pool.Options{Dirs: []pool.DirSpec{{Path: dir}}, Archive: &pool.ArchiveOptions{}}, o.web, logger)
 	})
 	both.Wait()
 	return errors.Join(poolErr, daemonErr)

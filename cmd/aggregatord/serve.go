@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
 	"strings"
 	"time"
@@ -45,13 +46,15 @@ func (o *webOptions) validate() error {
 }
 
 type serveOptions struct {
-	dirs dirOptions
-	log  logOptions
-	web  webOptions
+	dirs    dirOptions
+	archive archiveOptions
+	web     webOptions
+	log     logOptions
 }
 
 func (o *serveOptions) addFlags(f *pflag.FlagSet) {
 	o.dirs.addFlags(f)
+	o.archive.addFlags(f)
 	o.web.addFlags(f)
 	o.log.addFlags(f)
 }
@@ -62,7 +65,8 @@ func newServeCmd() *cobra.Command {
 		Use:   "serve",
 		Short: "Watch directories of source files and serve the merged metrics",
 		Long: `Watch one or several directories of source files and serve what they hold, merged,
-until SIGTERM or SIGINT. A directory need not exist yet.`,
+until SIGTERM or SIGINT. A directory need not exist yet. The files of dead workers are
+archived, so that their counts stay and the directory stays small.`,
 		Example: `  aggregatord serve --dir /dev/shm/myapp
   aggregatord serve --dir web=/dev/shm/web --dir jobs=/dev/shm/celery`,
 		Args: noArgs,
@@ -82,19 +86,19 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	if err := o.web.validate(); err != nil {
+	if err := errors.Join(o.web.validate(), o.archive.validate()); err != nil {
 		return err
 	}
-	return serveDirs(cmd.Context(), dirs, o.web, logger)
+	return serveDirs(cmd.Context(), pool.Options{Dirs: dirs, Archive: o.archive.options(), ArchiveDir: o.archive.dir}, o.web, logger)
 }
 
 // serveDirs runs the daemon on some directories.
-func serveDirs(ctx context.Context, dirs []pool.DirSpec, web webOptions, logger *zap.Logger) error {
+func serveDirs(ctx context.Context, dirs pool.Options, web webOptions, logger *zap.Logger) error {
 	info := buildinfo.Get()
 	logger.Info("aggregatord starts", zap.String("version", info.Version), zap.String("revision", info.Revision))
 	defer logger.Sync() //nolint:errcheck // standard error cannot be synced everywhere, and nothing is lost
 	return daemon.Run(ctx, daemon.Options{
-		Pool:            pool.Options{Dirs: dirs},
+		Pool:            dirs,
 		ListenAddresses: web.listen,
 		TelemetryPath:   web.telemetryPath,
 		ShutdownTimeout: web.shutdownTimeout,

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"aggregatord/internal/pool"
+)
+
+// archiveOptions says how the archive of dead workers is kept.
+type archiveOptions struct {
+	dir            string
+	gaugeRetention time.Duration
+	gaugeWorkers   int
+}
+
+func (o *archiveOptions) addFlags(f *pflag.FlagSet) {
+	o.addDirFlag(f)
+	f.DurationVar(&o.gaugeRetention, "archive.gauge-retention", pool.DefaultGaugeRetention, "how long the gauges of a dead worker in mode all are served; 0 is for ever")
+	f.IntVar(&o.gaugeWorkers, "archive.gauge-workers", pool.DefaultGaugeWorkers, "of how many dead `WORKERS` they are served; 0 is any number")
+}
+
+// addDirFlag adds the flag that read-only commands need, too.
+func (o *archiveOptions) addDirFlag(f *pflag.FlagSet) {
+	f.StringVar(&o.dir, "archive.dir", "", "`DIR` to keep the archive of dead workers in; with named directories, in DIR/NAME\n(default: .aggregatord in each directory)")
+}
+
+func (o *archiveOptions) validate() error {
+	if o.gaugeRetention < 0 {
+		return usagef("--archive.gauge-retention %v must not be negative", o.gaugeRetention)
+	}
+	if o.gaugeWorkers < 0 {
+		return usagef("--archive.gauge-workers %d must not be negative", o.gaugeWorkers)
+	}
+	return nil
+}
+
+// options returns what the pool takes, where 0 means the default and -1 no bound.
+func (o *archiveOptions) options() *pool.ArchiveOptions {
+	a := &pool.ArchiveOptions{GaugeRetention: o.gaugeRetention, GaugeWorkers: o.gaugeWorkers}
+	if a.GaugeRetention == 0 {
+		a.GaugeRetention = -1
+	}
+	if a.GaugeWorkers == 0 {
+		a.GaugeWorkers = -1
+	}
+	return a
+}
