@@ -254,6 +254,12 @@ func (d *dir) takeStaged() {
 		d.logger.Warn("staged files cannot be listed", zap.Error(err))
 		return
 	}
+	for _, name := range d.archive.Records() {
+		// Removed, but a crash came before the archive could forget it.
+		if _, ok := d.removing[name]; !ok && d.staged[name] == nil && !slices.Contains(names, name) {
+			d.archive.Forget(name)
+		}
+	}
 	for _, name := range names {
 		if _, ok := d.removing[name]; !ok && (d.staged[name] == nil || d.staged[name].file == nil) {
 			d.takeOne(name)
@@ -601,11 +607,20 @@ func (d *dir) removeOne(name string) (removed bool, err error) {
 		}
 	}
 	id := file.Identity()
-	if err := d.do("remove", func() error { return d.staging.Remove(name, id.Dev, id.Ino) }); err != nil {
-		return false, err
+	err = d.do("remove", func() error {
+		if broken, err := watch.LeaseBroken(int(file.Fd())); err != nil || broken {
+			return errors.Join(errReopened, err) // somebody waits for us to let go
+		}
+		return d.staging.Remove(name, id.Dev, id.Ino)
+	})
+	if errors.Is(err, errReopened) {
+		return false, nil
 	}
-	return true, nil
+	return err == nil, err
 }
+
+// errReopened says that a file to be removed was opened by a worker.
+var errReopened = errors.New("file was opened for writing")
 
 // expire drops the gauges of workers that are dead for too long, or are too many.
 func (d *dir) expire(now time.Time) {

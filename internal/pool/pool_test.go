@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
@@ -22,8 +21,6 @@ import (
 	"aggregatord/internal/store"
 	"aggregatord/internal/telemetry"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // worker is a process of the test's own that writes one source file.
 type worker struct {
@@ -44,7 +41,11 @@ func write(t *testing.T, dir, base string) *worker {
 // set stores a value under a sample name, of the family it tells, and labels as name, value.
 func (w *worker) set(sample string, value float64, labels ...string) *worker {
 	w.t.Helper()
-	k := metric.Key{Family: strings.TrimSuffix(sample, "_total"), Help: "Help.", Series: metric.Series{Sample: sample}}
+	family := sample
+	for _, suffix := range []string{"_total", "_sum", "_count"} {
+		family = strings.TrimSuffix(family, suffix)
+	}
+	k := metric.Key{Family: family, Help: "Help.", Series: metric.Series{Sample: sample}}
 	for i := 0; i < len(labels); i += 2 {
 		k.Series.Labels = append(k.Series.Labels, metric.Label{Name: labels[i], Value: labels[i+1]})
 	}
@@ -86,6 +87,7 @@ func tmpfs(t *testing.T) string {
 type harness struct {
 	*Collector
 	t    *testing.T
+	opts *ArchiveOptions
 	logs *observer.ObservedLogs
 	set  *telemetry.Set
 }
@@ -108,20 +110,13 @@ func collect(t *testing.T, dirs ...DirSpec) *harness {
 		}
 	})
 	c.Tend(true)
-	return &harness{c, t, logs, set}
+	return &harness{c, t, c.dirs[0].opts, logs, set}
 }
 
 // fold archives all that is dead, and removes all that is archived.
 func (h *harness) fold() {
 	h.t.Helper()
-	now := time.Now()
-	for range 3 {
-		h.Tend(true)
-		for h.Fold(now) {
-			h.Tend(true)
-		}
-		now = now.Add(removeAfter)
-	}
+	foldAll(h.Collector)
 }
 
 // view returns the samples as text, one a line.

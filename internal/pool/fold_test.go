@@ -1,0 +1,594 @@
+package pool
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"aggregatord/internal/archive"
+)
+
+// childEnv makes the test binary fold a directory and kill itself: see foldAndDie.
+const childEnv = "AGGREGATORD_TEST_FOLD"
+
+func TestMain(m *testing.M) {
+	if order := os.Getenv(childEnv); order != "" {
+		foldAndDie(order)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// order tells a child what to fold and when to die.
+type order struct {
+	Dir string
+	// Step is the number of the step before which the child kills itself.
+	Step int
+}
+
+// foldAndDie folds until the step, then dies as by SIGKILL. It exits with 0 if there was
+// no such step any more.
+func foldAndDie(text string) {
+	var o order
+	if err := json.Unmarshal([]byte(text), &o); err != nil {
+		panic(err)
+	}
+	c, err := New(Options{Dirs: []DirSpec{{Path: o.Dir}}, Archive: &ArchiveOptions{}})
+	if err != nil {
+		panic(err)
+	}
+	n := 0
+	c.dirs[0].step = func(string) error {
+		if n == o.Step {
+			syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+		n++
+		return nil
+	}
+	if err := c.Open(); err != nil {
+		panic(err)
+	}
+	foldAll(c)
+	os.Exit(0)
+}
+
+// foldAll archives what is dead and removes what is archived. Processes of other tests may
+// hold a file for a moment between fork and exec, so it goes on until all is done.
+func foldAll(c *Collector) {
+	now := time.Now()
+	for deadline := now.Add(5 * time.Second); ; {
+		c.Tend(true)
+		for c.Fold(now) {
+			c.Tend(true)
+		}
+		d := c.dirs[0]
+		busy := len(d.staged)+len(d.removing) > 0 || d.archive.Pending()
+		for _, t := range d.files {
+			busy = busy || !t.alive
+		}
+		if !busy || time.Now().After(deadline) {
+			return
+		}
+		now = now.Add(10 * time.Second) // past every time to wait
+	}
+}
+
+// dead writes what dead workers left, of every kind that is kept, and returns the view
+// that must be served from then on. Its sums are not exact in floats.
+func dead(t *testing.T, dir string) []string {
+	t.Helper()
+	for i := 1; i <= 3; i++ {
+		id := strconv.Itoa(i)
+		write(t, dir, "counter_"+id+".db").set("hits_total", 0.1*float64(i)).set("hits_total", float64(i), "path", "/").die()
+		write(t, dir, "summary_"+id+".db").set("size_sum", 1e16/float64(i)).set("size_count", 1).die()
+		write(t, dir, "gauge_max_"+id+".db").set("peak", float64(i)).die()
+		write(t, dir, "gauge_sum_"+id+".db").set("balance", float64(-i)).die()
+		write(t, dir, "gauge_all_"+id+".db").set("temp", float64(i)).die()
+		write(t, dir, "gauge_livesum_"+id+".db").set("busy", 1).die()
+		w := write(t, dir, "gauge_mostrecent_"+id+".db")
+		slot, err := w.w.Slot([]byte(`["rate", "rate", {}, "Help."]`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.w.Set(slot, float64(10*i), float64(100-i))
+		w.die()
+	}
+	if err := os.WriteFile(filepath.Join(dir, "counter_4.db"), nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	return []string{
+		"balance -6", "hits_total 0.6000000000000001", "hits_total path=/ 6", "peak 3", "rate 10",
+		"size_sum 1.8333333333333332e+16", "size_count 3", "temp pid=1 1", "temp pid=2 2", "temp pid=3 3",
+	}
+}
+
+// waiting lists the files in a directory that are not our own, staged ones too.
+func waiting(t *testing.T, dir string) (paths []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() && e.Name() != archive.FileName && e.Name() != "owner" {
+			paths = append(paths, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return paths
+}
+
+// folded reports whether nothing is left to fold, remove or forget.
+func folded(t *testing.T, dir string) bool {
+	t.Helper()
+	view, err := archive.Read(filepath.Join(dir, archive.HiddenDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(waiting(t, dir)) == 0 && len(view.Records()) == 0
+}
+
+// wantFolded checks that.
+func wantFolded(t *testing.T, dir string) {
+	t.Helper()
+	if !folded(t, dir) {
+		t.Errorf("not folded: %v, or their records were not forgotten", waiting(t, dir))
+	}
+}
+
+func TestFold(t *testing.T) {
+	dir := tmpfs(t)
+	want := dead(t, dir)
+	h := collect(t, DirSpec{Path: dir})
+	h.want(want...)
+	h.fold()
+	h.want(want...)
+	wantFolded(t, dir)
+	if got := h.own("aggregatord_archive_folded_files_total"); got != 22 {
+		t.Errorf("%v files folded, want 22", got)
+	}
+	// What comes adds to it; a worker with the ID of a dead one replaces its gauge.
+	w := write(t, dir, "counter_1.db").set("hits_total", 1, "path", "/")
+	g := write(t, dir, "gauge_all_1.db").set("temp", 50)
+	want[2], want[7] = "hits_total path=/ 7", "temp pid=1 50"
+	h.want(want...)
+	w.die()
+	g.die()
+	h.want(want...)
+	h.fold()
+	h.want(want...)
+	wantFolded(t, dir)
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	collect(t, DirSpec{Path: dir}).want(want...)
+}
+
+// TestKilledAtEachStep kills a process that folds before its first step, its second, and
+// so on until a run has no such step, and checks after each what the next one serves.
+func TestKilledAtEachStep(t *testing.T) {
+	t.Parallel()
+	for step := 0; ; step++ {
+		dir := tmpfs(t)
+		want := dead(t, dir)
+		text, err := json.Marshal(order{dir, step})
+		if err != nil {
+			t.Fatal(err)
+		}
+		child := exec.Command(os.Args[0])
+		child.Env = append(os.Environ(), childEnv+"="+string(text))
+		out, err := child.CombinedOutput()
+		var exit *exec.ExitError
+		killed := errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
+		if err != nil && !killed {
+			t.Fatalf("step %d: %v\n%s", step, err, out)
+		}
+		// One who only looks sees it as it lies there.
+		before := tree(t, dir)
+		readOnly(t, dir, want...)
+		if after := tree(t, dir); after != before {
+			t.Fatalf("step %d: looking changed the directory from\n%s to\n%s", step, before, after)
+		}
+		h := collect(t, DirSpec{Path: dir})
+		h.want(want...)
+		h.fold()
+		h.want(want...)
+		wantFolded(t, dir)
+		if t.Failed() {
+			t.Fatalf("after a crash before step %d", step)
+		}
+		if !killed {
+			if step < 10 {
+				t.Fatalf("a fold has only %d steps", step)
+			}
+			return
+		}
+	}
+}
+
+// tree describes everything below a directory: names, sizes, times and contents.
+func tree(t *testing.T, dir string) string {
+	t.Helper()
+	var b strings.Builder
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&b, "%s %v %d %v", path, info.Mode(), info.Size(), info.ModTime())
+		if info.Mode().IsRegular() {
+			data, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(&b, " %x", data)
+		}
+		b.WriteByte('\n')
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// TestFailsAtEachStep lets each step of a fold fail once, then all from it on for a while,
+// and checks that totals stay and that it goes on afterwards.
+func TestFailsAtEachStep(t *testing.T) {
+	t.Parallel()
+	for _, lasting := range []bool{false, true} {
+		for step := 0; ; step++ {
+			dir := tmpfs(t)
+			want := dead(t, dir)
+			h := collect(t, DirSpec{Path: dir})
+			n, failed := 0, ""
+			h.dirs[0].step = func(name string) error {
+				n++
+				if n-1 == step || lasting && n-1 > step && n-1 < step+5 {
+					failed = name
+					return syscall.ENOSPC
+				}
+				return nil
+			}
+			now := time.Now()
+			for range 12 {
+				h.Tend(true)
+				h.Fold(now)
+				h.want(want...)
+				now = now.Add(10 * time.Second)
+			}
+			wantFolded(t, dir)
+			if t.Failed() {
+				t.Fatalf("after step %d (%s) failed", step, failed)
+			}
+			if err := h.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if failed == "" {
+				if step < 10 {
+					t.Fatalf("a fold has only %d steps", step)
+				}
+				break
+			}
+			if got := h.own("aggregatord_archive_fold_errors_total"); got == 0 || h.logged("cannot be archived", "") == 0 {
+				t.Errorf("step %d (%s) failed unseen: %v errors counted", step, failed, got)
+			}
+		}
+	}
+}
+
+// TestOpenedAtEachStep lets a worker that had looked up a file's old name open it at each
+// step of its fold, and count on in it for a while.
+func TestOpenedAtEachStep(t *testing.T) {
+	t.Parallel()
+	for step := 0; ; step++ {
+		dir := tmpfs(t)
+		want := dead(t, dir)
+		h := collect(t, DirSpec{Path: dir})
+		path := filepath.Join(dir, "counter_1.db")
+		// An open descriptor stands for the name that was looked up: what is opened through
+		// it is the same file wherever it is now.
+		held, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		opened := make(chan *os.File, 1)
+		n := 0
+		removed := false
+		h.dirs[0].step = func(string) error {
+			if n == step {
+				// Who comes after the file was removed has looked its name up more than a second
+				// ago, and could not be helped.
+				info, err := held.Stat()
+				if removed = err == nil && info.Sys().(*syscall.Stat_t).Nlink == 0; removed {
+					n++
+					return nil
+				}
+				go func() {
+					w, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", held.Fd()), os.O_RDWR, 0)
+					if err != nil {
+						t.Errorf("step %d: %v", step, err)
+					}
+					opened <- w
+				}()
+				time.Sleep(5 * time.Millisecond) // so that it waits in open, where it has to
+			}
+			n++
+			return nil
+		}
+		now := time.Now()
+		foldOnce := func() {
+			h.Tend(true)
+			for h.Fold(now) {
+				h.Tend(true)
+			}
+			now = now.Add(10 * time.Second)
+		}
+		for n <= step && n >= 0 {
+			before := n
+			foldOnce()
+			if n > step {
+				break
+			}
+			h.want(want...)
+			if n == before {
+				n = -1 - n // no such step
+			}
+		}
+		if n > step && !removed {
+			w := <-opened // at the latest when the fold let go
+			if w == nil {
+				t.FailNow()
+			}
+			h.want(want...)
+			if got := addLate(t, w, 1000); got != 1 {
+				t.Fatalf("step %d: the worker found %v, want 1", step, got)
+			}
+			foldOnce()
+			addLate(t, w, 2000)
+			foldOnce()
+			h.Tend(true)
+			want[2] = "hits_total path=/ 3006"
+			h.want(want...)
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			h.want(want...)
+		}
+		if err := held.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(5 * time.Second); !folded(t, dir) && time.Now().Before(deadline); {
+			foldOnce()
+		}
+		h.want(want...)
+		wantFolded(t, dir)
+		if t.Failed() {
+			t.Fatalf("opened at step %d", step)
+		}
+		if err := h.Close(); err != nil {
+			t.Fatal(err)
+		}
+		collect(t, DirSpec{Path: dir}).want(want...)
+		if n < 0 {
+			if step < 10 {
+				t.Fatalf("a fold has only %d steps", step)
+			}
+			return
+		}
+	}
+}
+
+// addLate adds to hits_total{path="/"} in an open source file, and returns what it was.
+func addLate(t *testing.T, f *os.File, delta float64) float64 {
+	t.Helper()
+	data, err := io.ReadAll(io.NewSectionReader(f, 0, 4096))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := []byte(`["hits", "hits_total", {"path": "/"}, "Help."]`)
+	at := bytes.Index(data, key) + len(key)
+	at += 8 - at%8 // the padding: 1 to 8 spaces up to where values are aligned
+	old := math.Float64frombits(binary.LittleEndian.Uint64(data[at:]))
+	if _, err := f.WriteAt(binary.LittleEndian.AppendUint64(nil, math.Float64bits(old+delta)), int64(at)); err != nil {
+		t.Fatal(err)
+	}
+	return old
+}
+
+// TestFoldEqualsMerge folds random subsets in random order, with restarts in between: the
+// view never changes, to the last bit.
+func TestFoldEqualsMerge(t *testing.T) {
+	t.Parallel()
+	for range 8 {
+		seed := rand.Uint64()
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(seed, 3))
+			dir := tmpfs(t)
+			var alive []*worker
+			for id := range 20 {
+				for _, kind := range []string{"counter", "summary", "gauge_sum", "gauge_max", "gauge_min", "gauge_all"} {
+					sample := map[string]string{"counter": "c_total", "summary": "s_sum", "gauge_sum": "g"}[kind]
+					if sample == "" {
+						sample = kind
+					}
+					w := write(t, dir, fmt.Sprintf("%s_%d.db", kind, id))
+					for i := range r.IntN(6) {
+						w.set(sample, r.NormFloat64()*float64(int(1)<<r.IntN(60)), "i", strconv.Itoa(i))
+					}
+					alive = append(alive, w)
+				}
+			}
+			h := collect(t, DirSpec{Path: dir})
+			want := h.view()
+			r.Shuffle(len(alive), func(i, j int) { alive[i], alive[j] = alive[j], alive[i] })
+			for len(alive) > 0 {
+				n := 1 + r.IntN(len(alive))
+				for _, w := range alive[:n] {
+					w.die()
+				}
+				alive = alive[n:]
+				h.fold()
+				if got := h.view(); got != want {
+					t.Fatalf("after a fold: got\n%s\nwant\n%s", got, want)
+				}
+				if r.IntN(2) == 0 {
+					if err := h.Close(); err != nil {
+						t.Fatal(err)
+					}
+					h = collect(t, DirSpec{Path: dir})
+					if got := h.view(); got != want {
+						t.Fatalf("after a restart: got\n%s\nwant\n%s", got, want)
+					}
+				}
+			}
+			wantFolded(t, dir)
+		})
+	}
+}
+
+func TestGaugeRetention(t *testing.T) {
+	dir := tmpfs(t)
+	for i := 1; i <= 5; i++ {
+		write(t, dir, fmt.Sprintf("gauge_all_%d.db", i)).set("temp", float64(i)).die()
+	}
+	write(t, dir, "gauge_max_1.db").set("peak", 1).die()
+	h := collect(t, DirSpec{Path: dir})
+	h.opts.GaugeWorkers = 3
+	now := time.Now()
+	h.Tend(true)
+	h.Fold(now)
+	h.Fold(now)
+	if got := strings.Count(h.view(), "temp pid="); got != 3 {
+		t.Errorf("%d dead workers' gauges are served, want 3:\n%s", got, h.view())
+	}
+	now = now.Add(h.opts.GaugeRetention - time.Minute)
+	h.Fold(now)
+	if got := strings.Count(h.view(), "temp pid="); got != 3 {
+		t.Errorf("before their time: %d dead workers' gauges are served, want 3", got)
+	}
+	h.Fold(now.Add(2 * time.Minute))
+	h.want("peak 1")
+	if got := h.own("aggregatord_archive_expired_workers_total"); got != 5 {
+		t.Errorf("%v expired, want 5", got)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	collect(t, DirSpec{Path: dir}).want("peak 1")
+}
+
+// TestWiped removes everything, the archive too, as scripts do before they start an
+// application: nothing falls, and the new archive has it all.
+func TestWiped(t *testing.T) {
+	dir := filepath.Join(tmpfs(t), "d")
+	if err := os.Mkdir(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, "counter_1.db").set("hits_total", 5).die()
+	h := collect(t, DirSpec{Path: dir})
+	h.fold()
+	write(t, dir, "counter_2.db").set("hits_total", 6).die()
+	h.want("hits_total 11")
+	for i := range 3 {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			h.Tend(false)
+		}
+		if err := os.Mkdir(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		write(t, dir, "counter_1.db").set("hits_total", 100).die()
+		h.want(fmt.Sprintf("hits_total %d", 111+100*i))
+		h.fold()
+		h.want(fmt.Sprintf("hits_total %d", 111+100*i))
+		wantFolded(t, dir)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	collect(t, DirSpec{Path: dir}).want("hits_total 311")
+}
+
+// TestFewDescriptors folds more files than may be open at once.
+func TestFewDescriptors(t *testing.T) {
+	dir := tmpfs(t)
+	for i := range 100 {
+		write(t, dir, fmt.Sprintf("counter_%d.db", i)).set("hits_total", 1).die()
+	}
+	c, err := New(Options{Dirs: []DirSpec{{Path: dir}}, Archive: &ArchiveOptions{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.maxFiles = 30
+	h := &harness{Collector: c, t: t}
+	h.Tend(true)
+	if h.Ready() {
+		t.Error("ready without most of the files")
+	}
+	for range 5 {
+		h.Fold(time.Now())
+		h.Tend(true)
+	}
+	if !h.Ready() {
+		t.Error("not ready")
+	}
+	h.want("hits_total 100")
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSecondDaemon(t *testing.T) {
+	dir := tmpfs(t)
+	write(t, dir, "counter_1.db").set("hits_total", 5).die()
+	h := collect(t, DirSpec{Path: dir})
+	second, err := New(Options{Dirs: []DirSpec{{Path: dir}}, Archive: &ArchiveOptions{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = second.Open()
+	if !errors.Is(err, archive.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d", os.Getpid())) {
+		t.Errorf("a second daemon: %v", err)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+	h.fold()
+	readOnly(t, dir, "hits_total 5")
+}
+
+// readOnly checks what one who only looks sees.
+func readOnly(t *testing.T, dir string, want ...string) {
+	t.Helper()
+	err := Read(t.Context(), Options{Dirs: []DirSpec{{Path: dir}}}, func(v View) error {
+		if got := strings.Split(strings.TrimSuffix(text(v.Snapshot), "\n"), "\n"); !slices.Equal(got, want) {
+			t.Errorf("read only: got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}

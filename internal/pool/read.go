@@ -1,0 +1,75 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"aggregatord/internal/archive"
+	"aggregatord/internal/merge"
+)
+
+// A View is what Read has found.
+type View struct {
+	*merge.Snapshot
+	// Collector has the files that were read open, for looking closer.
+	Collector *Collector
+}
+
+// Read merges what is in the directories once, the archive included, changes nothing in
+// them and gives the view to f, which must not keep it. It may run beside a daemon, and on
+// what a crash has left. The error is that of a directory that cannot be listed, of an
+// archive that cannot be read, of ctx or of f.
+func Read(ctx context.Context, opts Options, f func(View) error) error {
+	opts.Archive = nil
+	for {
+		again, err := readOnce(ctx, opts, f)
+		if !again {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(archive.ErrBusy, ctx.Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// readOnce is one attempt. A daemon that archives a file while we look could have moved its
+// values from where we have yet to look to where we have looked; then the archive has
+// changed, and it must be done again.
+func readOnce(ctx context.Context, opts Options, f func(View) error) (again bool, err error) {
+	c, err := New(opts)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	c.Tend(true)
+	c.mu.Lock()
+	for _, d := range c.dirs {
+		d.takeStaged() // once more: what was renamed between its listing and the directory's
+	}
+	c.mu.Unlock()
+	if err := c.Err(); err != nil {
+		return false, err
+	}
+	snap, err := c.Gather(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer snap.Release()
+	for _, d := range c.dirs {
+		if d.view != nil && !d.view.Current() || d.missed() {
+			return true, nil
+		}
+	}
+	return false, f(View{snap, c})
+}
+
+// missed reports whether files are in the staging now that were not found there, nor taken
+// along from the directory.
+func (d *dir) missed() bool {
+	names, err := d.staging.List()
+	return err != nil || slices.ContainsFunc(names, func(name string) bool { return d.staged[name] == nil })
+}
