@@ -11,12 +11,14 @@ import (
 // archiveOptions says how the archive of dead workers is kept.
 type archiveOptions struct {
 	dir            string
+	disable        bool
 	gaugeRetention time.Duration
 	gaugeWorkers   int
 }
 
 func (o *archiveOptions) addFlags(f *pflag.FlagSet) {
 	o.addDirFlag(f)
+	f.BoolVar(&o.disable, "archive.disable", false, "only read: leave the files of dead workers where they are, and count them there")
 	f.DurationVar(&o.gaugeRetention, "archive.gauge-retention", pool.DefaultGaugeRetention, "how long the gauges of a dead worker in mode all are served; 0 is for ever")
 	f.IntVar(&o.gaugeWorkers, "archive.gauge-workers", pool.DefaultGaugeWorkers, "of how many dead `WORKERS` they are served; 0 is any number")
 }
@@ -38,6 +40,9 @@ func (o *archiveOptions) validate() error {
 
 // options returns what the pool takes, where 0 means the default and -1 no bound.
 func (o *archiveOptions) options() *pool.ArchiveOptions {
+	if o.disable {
+		return nil
+	}
 	a := &pool.ArchiveOptions{GaugeRetention: o.gaugeRetention, GaugeWorkers: o.gaugeWorkers}
 	if a.GaugeRetention == 0 {
 		a.GaugeRetention = -1

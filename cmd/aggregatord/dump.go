@@ -17,15 +17,17 @@ import (
 )
 
 type dumpOptions struct {
-	dirs   dirOptions
-	log    logOptions
-	format string
-	output string
-	names  []string
+	dirs    dirOptions
+	archive archiveOptions
+	log     logOptions
+	format  string
+	output  string
+	names   []string
 }
 
 func (o *dumpOptions) addFlags(f *pflag.FlagSet) {
 	o.dirs.addFlags(f)
+	o.archive.addDirFlag(f)
 	f.StringVar(&o.format, "format", exposition.FormatNames()[0], "`FORMAT`: "+strings.Join(exposition.FormatNames(), ", "))
 	f.StringVarP(&o.output, "output", "o", "-", "`FILE` to write, replaced in one step; - is standard output")
 	f.StringArrayVar(&o.names, "name", nil, "only the metric or sample of this `NAME`; repeat it for several")
@@ -39,9 +41,10 @@ func newDumpCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dump",
 		Short: "Print the merged view of a directory once",
-		Long: `Read a directory of source files once and print what would be served for it. Nothing
-in the directory is changed, so this is safe beside a running pool. Files that cannot be
-read are named on standard error; the others are served all the same.`,
+		Long: `Read a directory of source files once, with the archive of dead workers if a daemon
+keeps or has left one, and print what would be served for it. Nothing in the directory
+is changed, so this is safe beside a running pool and a running daemon. Files that
+cannot be read are named on standard error; the others are served all the same.`,
 		Example: `  aggregatord dump --dir /dev/shm/myapp
   aggregatord dump --dir /dev/shm/myapp --format json --name http_requests_total
   aggregatord dump --dir /dev/shm/myapp --output /var/lib/node_exporter/textfile/myapp.prom`,
@@ -66,7 +69,8 @@ func (o *dumpOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	out, err := render(cmd.Context(), dirs, format, exposition.NewFilter(o.names), logger)
+	opts := pool.Options{Dirs: dirs, ArchiveDir: o.archive.dir, Logger: logger}
+	out, err := render(cmd.Context(), opts, format, exposition.NewFilter(o.names))
 	if err != nil {
 		return err
 	}
@@ -78,23 +82,13 @@ func (o *dumpOptions) run(cmd *cobra.Command) error {
 }
 
 // render reads the directories once and returns their merged view.
-func render(ctx context.Context, dirs []pool.DirSpec, format exposition.Format, filter exposition.Filter, logger *zap.Logger) (out []byte, err error) {
-	c, err := pool.New(pool.Options{Dirs: dirs, Logger: logger})
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
-	c.Tend(true)
-	if err := c.Err(); err != nil {
-		return nil, err
-	}
-	snap, err := c.Gather(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer snap.Release()
-	enc := exposition.Encoder{OnReport: logOmissions(logger)}
-	return enc.Append(nil, format, filter, snap), nil
+func render(ctx context.Context, opts pool.Options, format exposition.Format, filter exposition.Filter) (out []byte, err error) {
+	err = pool.Read(ctx, opts, func(v pool.View) error {
+		enc := exposition.Encoder{OnReport: logOmissions(opts.Logger)}
+		out = enc.Append(nil, format, filter, v.Snapshot)
+		return nil
+	})
+	return out, err
 }
 
 // logOmissions names what an encoder had to leave out.

@@ -66,7 +66,7 @@ var rooms = map[string]struct {
 		why: "it plays the application, which knows the format of source files and nothing of the daemon",
 	},
 	"internal/pool": {
-		may: []string{"internal/store", "internal/watch", "internal/merge", "internal/telemetry", "internal/metric"},
+		may: []string{"internal/archive", "internal/store", "internal/watch", "internal/merge", "internal/telemetry", "internal/metric"},
 		why: "it keeps one directory merged; how that is served is none of its business",
 		not: []string{"net/http"},
 	},

@@ -302,6 +302,7 @@ func (d *dir) absorb(t *tracked) {
 // true. It must not run beside itself, Tend or Close.
 func (c *Collector) Fold(now time.Time) (more bool) {
 	for _, d := range c.dirs {
+		d.foldOrphans() // changes nothing in a directory
 		if d.opts != nil {
 			more = d.foldSome(now) || more
 		}
@@ -310,7 +311,6 @@ func (c *Collector) Fold(now time.Time) (more bool) {
 }
 
 func (d *dir) foldSome(now time.Time) (more bool) {
-	d.foldOrphans()
 	if !d.archive.Attached() || now.Before(d.foldRetry) {
 		return false
 	}
