@@ -155,7 +155,7 @@ func Run(ctx context.Context, opts Options) error {
 func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Options) {
 	start := time.Now()
 	c.Tend(true)
-	for !c.Ready() && ctx.Err() == nil && c.Fold(time.Now()) {
+	for !c.Ready() && ctx.Err() == nil && c.Fold() {
 		// More files than may be open: the dead have to make room first.
 		c.Tend(true)
 	}
@@ -179,7 +179,7 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Opt
 			force = true
 		}
 		c.Tend(force)
-		for c.Fold(time.Now()) && ctx.Err() == nil {
+		for c.Fold() && ctx.Err() == nil {
 			c.Tend(false)
 		}
 	}

@@ -72,6 +72,9 @@ type archiving struct {
 	// removing are the folded files in the staging, and when they may be removed.
 	removing map[string]time.Time
 
+	// ballastDue is when to look next whether there is room for a ballast.
+	ballastDue time.Time
+
 	attachErr, foldErr     error
 	attachRetry, foldRetry time.Time
 	// step is called before each change that a fold makes outside memory, with its name; an
@@ -123,7 +126,7 @@ func (d *dir) attach(now time.Time) error {
 		if err := d.archive.Detach(); err != nil {
 			d.logger.Warn("close archive", zap.Error(err))
 		}
-	case now.Before(d.attachRetry):
+	case now.Before(d.attachRetry), now.Before(d.foldRetry) && d.foldErr != nil:
 		return d.attachErr
 	}
 	if _, err := os.Stat(d.spec.Path); missing(err) {
@@ -147,6 +150,7 @@ func (d *dir) attach(now time.Time) error {
 	d.logger.Info("archive is open", zap.String("path", d.archive.Path()), zap.Int("series", d.archive.Totals().Series()), zap.Uint64("files_folded", stats.Files))
 	d.showAll()
 	d.takeStaged()
+	d.keepBallast(now)
 	return nil
 }
 
@@ -261,9 +265,18 @@ func (d *dir) takeStaged() {
 		}
 	}
 	for _, name := range names {
-		if _, ok := d.removing[name]; !ok && (d.staged[name] == nil || d.staged[name].file == nil) {
-			d.takeOne(name)
+		if _, ok := d.removing[name]; ok {
+			continue
 		}
+		t := d.staged[name]
+		if t != nil && t.file != nil {
+			baseline, _ := d.archive.Baseline(name)
+			if slices.Equal(baseline, t.baseline) {
+				continue
+			}
+			d.drop(t) // a commit that failed has reached the disk
+		}
+		d.takeOne(name)
 	}
 }
 
@@ -289,7 +302,7 @@ func (d *dir) takeOne(name string) {
 func (d *dir) absorb(t *tracked) {
 	space, keep := archive.SpaceOf(t.name.Type, t.name.Mode, t.name.ID)
 	if keep && t.name.Type != metric.Gauge && t.source.Entries() > 0 {
-		b := archive.NewBatch(time.Now())
+		b := archive.NewBatch(d.c.now())
 		f := b.File(space, nil, t.file.Size())
 		d.c.index.Each(t.source, func(raw string, value, stamp float64) { f.Add([]byte(raw), value, stamp, true) })
 		d.archive.Absorb(b)
@@ -300,7 +313,8 @@ func (d *dir) absorb(t *tracked) {
 
 // Fold archives dead workers' files: some, to be called again soon as long as it returns
 // true. It must not run beside itself, Tend or Close.
-func (c *Collector) Fold(now time.Time) (more bool) {
+func (c *Collector) Fold() (more bool) {
+	now := c.now()
 	for _, d := range c.dirs {
 		d.foldOrphans() // changes nothing in a directory
 		if d.opts != nil {
@@ -325,6 +339,10 @@ func (d *dir) foldSome(now time.Time) (more bool) {
 	}
 	if err != nil {
 		d.foldRetry = now.Add(retryAfter)
+		if errors.Is(err, unix.ENOSPC) && d.dropBallast() {
+			// A full directory is emptied by folding, which needs some room itself.
+			d.foldRetry = now
+		}
 		d.c.metrics.foldErrors.With(d.spec.Pool).Inc()
 		if d.foldErr == nil || d.foldErr.Error() != err.Error() {
 			d.logger.Error("dead workers' files cannot be archived; they stay and count on", zap.Error(err))
@@ -336,6 +354,7 @@ func (d *dir) foldSome(now time.Time) (more bool) {
 		d.logger.Info("dead workers' files can be archived again")
 		d.foldErr = nil
 	}
+	d.keepBallast(now)
 	return more && len(batch) > 0
 }
 
@@ -487,6 +506,11 @@ func (d *dir) commit(batch []*tracked, now time.Time) error {
 		}
 	}
 	if err != nil {
+		if d.archive.Attached() {
+			// Part of what failed may have come to the disk all the same, at worst all of it. The
+			// next attempt begins by reading what is there; until then nothing has changed.
+			err = errors.Join(err, d.archive.Detach())
+		}
 		return err
 	}
 	if len(folded) > 0 {
@@ -621,6 +645,50 @@ func (d *dir) removeOne(name string) (removed bool, err error) {
 
 // errReopened says that a file to be removed was opened by a worker.
 var errReopened = errors.New("file was opened for writing")
+
+// The ballast is a file that only takes up room, so that there is some to give back when a
+// directory is full of dead workers' files and the archive needs a few pages to take them.
+const (
+	ballastName  = "ballast"
+	ballastBytes = 1 << 20
+	// ballastPart is the part of a file system that a ballast may take at most.
+	ballastPart = 16
+)
+
+func (d *dir) ballastPath() string { return filepath.Join(d.archiveDir, ballastName) }
+
+// keepBallast makes a ballast if there is none and much more room than it takes.
+func (d *dir) keepBallast(now time.Time) {
+	if now.Before(d.ballastDue) {
+		return
+	}
+	d.ballastDue = now.Add(retryAfter)
+	if _, err := os.Lstat(d.ballastPath()); !errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var st unix.Statfs_t
+	if unix.Statfs(d.archiveDir, &st) != nil {
+		return
+	}
+	block := int64(st.Bsize) //nolint:unconvert // a uint32 on macOS
+	size := min(ballastBytes, int64(st.Blocks)*block/ballastPart)
+	if int64(st.Bavail)*block < 4*size {
+		return
+	}
+	if err := os.WriteFile(d.ballastPath(), make([]byte, size), 0o600); err != nil {
+		d.dropBallast() // not a part of it either
+	}
+}
+
+// dropBallast gives the ballast's room back and reports whether there was one.
+func (d *dir) dropBallast() bool {
+	if err := os.Remove(d.ballastPath()); err != nil {
+		return false
+	}
+	d.ballastDue = d.c.now().Add(retryAfter)
+	d.logger.Warn("file system is full; gave up the room kept in reserve to archive dead workers' files", zap.String("path", d.ballastPath()))
+	return true
+}
 
 // expire drops the gauges of workers that are dead for too long, or are too many.
 func (d *dir) expire(now time.Time) {

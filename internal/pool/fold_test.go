@@ -72,10 +72,9 @@ func foldAndDie(text string) {
 // foldAll archives what is dead and removes what is archived. Processes of other tests may
 // hold a file for a moment between fork and exec, so it goes on until all is done.
 func foldAll(c *Collector) {
-	now := time.Now()
-	for deadline := now.Add(5 * time.Second); ; {
+	for deadline := time.Now().Add(5 * time.Second); ; {
 		c.Tend(true)
-		for c.Fold(now) {
+		for c.Fold() {
 			c.Tend(true)
 		}
 		d := c.dirs[0]
@@ -86,8 +85,14 @@ func foldAll(c *Collector) {
 		if !busy || time.Now().After(deadline) {
 			return
 		}
-		now = now.Add(10 * time.Second) // past every time to wait
+		advance(c)
 	}
+}
+
+// advance moves the collector's clock past every time to wait.
+func advance(c *Collector) {
+	later := c.now().Add(10 * time.Second)
+	c.now = func() time.Time { return later }
 }
 
 // dead writes what dead workers left, of every kind that is kept, and returns the view
@@ -123,7 +128,7 @@ func dead(t *testing.T, dir string) []string {
 func waiting(t *testing.T, dir string) (paths []string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err == nil && !e.IsDir() && e.Name() != archive.FileName && e.Name() != "owner" {
+		if err == nil && !e.IsDir() && e.Name() != archive.FileName && e.Name() != "owner" && e.Name() != ballastName {
 			paths = append(paths, path)
 		}
 		return err
@@ -269,12 +274,11 @@ func TestFailsAtEachStep(t *testing.T) {
 				}
 				return nil
 			}
-			now := time.Now()
-			for range 12 {
+			for range 14 {
 				h.Tend(true)
-				h.Fold(now)
+				h.Fold()
 				h.want(want...)
-				now = now.Add(10 * time.Second)
+				advance(h.Collector)
 			}
 			wantFolded(t, dir)
 			if t.Failed() {
@@ -335,13 +339,12 @@ func TestOpenedAtEachStep(t *testing.T) {
 			n++
 			return nil
 		}
-		now := time.Now()
 		foldOnce := func() {
 			h.Tend(true)
-			for h.Fold(now) {
+			for h.Fold() {
 				h.Tend(true)
 			}
-			now = now.Add(10 * time.Second)
+			advance(h.Collector)
 		}
 		for n <= step && n >= 0 {
 			before := n
@@ -474,19 +477,21 @@ func TestGaugeRetention(t *testing.T) {
 	write(t, dir, "gauge_max_1.db").set("peak", 1).die()
 	h := collect(t, DirSpec{Path: dir})
 	h.opts.GaugeWorkers = 3
-	now := time.Now()
+	at := time.Now()
+	h.now = func() time.Time { return at }
 	h.Tend(true)
-	h.Fold(now)
-	h.Fold(now)
+	h.Fold()
+	h.Fold()
 	if got := strings.Count(h.view(), "temp pid="); got != 3 {
 		t.Errorf("%d dead workers' gauges are served, want 3:\n%s", got, h.view())
 	}
-	now = now.Add(h.opts.GaugeRetention - time.Minute)
-	h.Fold(now)
+	at = at.Add(h.opts.GaugeRetention - time.Minute)
+	h.Fold()
 	if got := strings.Count(h.view(), "temp pid="); got != 3 {
 		t.Errorf("before their time: %d dead workers' gauges are served, want 3", got)
 	}
-	h.Fold(now.Add(2 * time.Minute))
+	at = at.Add(2 * time.Minute)
+	h.Fold()
 	h.want("peak 1")
 	if got := h.own("aggregatord_archive_expired_workers_total"); got != 5 {
 		t.Errorf("%v expired, want 5", got)
@@ -548,7 +553,7 @@ func TestFewDescriptors(t *testing.T) {
 		t.Error("ready without most of the files")
 	}
 	for range 5 {
-		h.Fold(time.Now())
+		h.Fold()
 		h.Tend(true)
 	}
 	if !h.Ready() {

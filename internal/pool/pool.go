@@ -96,6 +96,7 @@ type Collector struct {
 	logger  *zap.Logger
 	metrics *Metrics
 	ready   atomic.Bool
+	now     func() time.Time
 
 	// next is the pass that has not begun yet, for scrapes to join; nil if none waits.
 	nextMu sync.Mutex
@@ -142,8 +143,8 @@ func New(opts Options) (*Collector, error) {
 	}
 	c := &Collector{
 		logger: opts.Logger, metrics: opts.Metrics,
-		maxFiles: maxOpenFiles(),
-		index:    merge.NewIndex(opts.Merge), reported: map[merge.Conflict]bool{},
+		now: time.Now, maxFiles: maxOpenFiles(),
+		index: merge.NewIndex(opts.Merge), reported: map[merge.Conflict]bool{},
 	}
 	if len(opts.Dirs) == 0 {
 		return nil, errors.New("no directory given")
@@ -171,7 +172,7 @@ func (c *Collector) Open() error {
 	defer c.mu.Unlock()
 	var errs []error
 	for _, d := range c.dirs {
-		if err := d.attach(time.Now()); fatal(err) {
+		if err := d.attach(c.now()); fatal(err) {
 			errs = append(errs, err)
 		}
 	}
@@ -188,7 +189,7 @@ func (c *Collector) Tend(force bool) {
 		return
 	}
 	for _, d := range c.dirs {
-		d.attach(time.Now()) //nolint:errcheck // logged there
+		d.attach(c.now()) //nolint:errcheck // logged there
 		d.scan(force)
 		d.probe()
 		d.settle()
