@@ -66,7 +66,7 @@ func (w *worker) die() {
 }
 
 // tmpfs returns a directory like those that pools use.
-func tmpfs(t *testing.T) string {
+func tmpfs(t testing.TB) string {
 	t.Helper()
 	if info, err := os.Stat("/dev/shm"); err != nil || !info.IsDir() {
 		return t.TempDir()

@@ -1,0 +1,122 @@
+package pool
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"testing"
+
+	"aggregatord/internal/metric"
+	"aggregatord/internal/store"
+)
+
+// benchPool writes source files of many workers with realistic keys, and returns the
+// directory and what lets go of the files.
+func benchPool(b *testing.B, files, series int) (dir string, release func()) {
+	b.Helper()
+	dir = tmpfs(b)
+	var writers []*store.Writer
+	keys := make([][]byte, series)
+	for i := range keys {
+		family := fmt.Sprintf("http_requests_kind_%d", i/200)
+		keys[i] = store.AppendKey(nil, metric.Key{
+			Family: family, Help: "Requests by what they were for.",
+			Series: metric.Series{Sample: family + "_total", Labels: []metric.Label{
+				{Name: "handler", Value: fmt.Sprintf("/api/v1/resource/%d", i%200)}, {Name: "method", Value: "GET"}, {Name: "status", Value: "200"},
+			}},
+		})
+	}
+	for id := range files {
+		w, err := store.OpenWriter(filepath.Join(dir, fmt.Sprintf("counter_%d.db", id)), store.WriterOptions{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for i, k := range keys {
+			slot, err := w.Slot(k)
+			if err != nil {
+				b.Fatal(err)
+			}
+			w.Set(slot, float64(i), 0)
+		}
+		writers = append(writers, w)
+	}
+	return dir, func() {
+		for _, w := range writers {
+			if err := w.Close(); err != nil {
+				b.Error(err)
+			}
+		}
+	}
+}
+
+// BenchmarkGather is a scrape without its encoding: look for changes, ask for signs of
+// life, load and merge.
+func BenchmarkGather(b *testing.B) {
+	for _, shape := range []struct{ files, series int }{{16, 5000}, {64, 20000}} {
+		b.Run(fmt.Sprintf("files=%d/series=%d", shape.files, shape.series), func(b *testing.B) {
+			dir, release := benchPool(b, shape.files, shape.series)
+			defer release()
+			c, err := New(Options{Dirs: []DirSpec{{Path: dir}}, Archive: &ArchiveOptions{}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer c.Close() //nolint:errcheck // nothing was written
+			c.Tend(true)
+			b.ReportAllocs()
+			for b.Loop() {
+				snap, err := c.Gather(context.Background())
+				if err != nil {
+					b.Fatal(err)
+				}
+				snap.Release()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(shape.files*shape.series), "ns/entry")
+		})
+	}
+}
+
+// BenchmarkFirstGather is a cold start: open, decode, learn and merge.
+func BenchmarkFirstGather(b *testing.B) {
+	dir, release := benchPool(b, 64, 5000)
+	defer release()
+	b.ReportAllocs()
+	for b.Loop() {
+		c, err := New(Options{Dirs: []DirSpec{{Path: dir}}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		c.Tend(true)
+		snap, err := c.Gather(context.Background())
+		if err != nil {
+			b.Fatal(err)
+		}
+		snap.Release()
+		if err := c.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkFold archives the files of dead workers.
+func BenchmarkFold(b *testing.B) {
+	const files = 64
+	for b.Loop() {
+		b.StopTimer()
+		dir, release := benchPool(b, files, 500)
+		release()
+		c, err := New(Options{Dirs: []DirSpec{{Path: dir}}, Archive: &ArchiveOptions{}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		c.Tend(true)
+		b.StartTimer()
+		for c.Fold() {
+		}
+		b.StopTimer()
+		if err := c.Close(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/files, "µs/file")
+}
