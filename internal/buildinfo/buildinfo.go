@@ -11,20 +11,38 @@ var Version = "dev"
 
 // Info describes the running binary.
 type Info struct {
-	Version, Revision, GoVersion, Platform string
+	// Version as the linker was told, "dev" if it was not.
+	Version string
+	// Revision is the commit that was built, with "-modified" after it if files had changed
+	// since, and "unknown" where the toolchain did not record it: outside a checkout, or
+	// with -buildvcs=false.
+	Revision string
+	// GoVersion and Platform are those of the toolchain, such as go1.25.1 and linux/amd64.
+	GoVersion, Platform string
 }
 
 // Get returns what the linker and the Go toolchain recorded.
 func Get() Info {
-	i := Info{Version: Version, Revision: "unknown", GoVersion: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	bi, ok := debug.ReadBuildInfo()
 	if !ok {
-		return i
+		bi = &debug.BuildInfo{}
 	}
-	for _, s := range bi.Settings {
-		if s.Key == "vcs.revision" {
-			i.Revision = s.Value
+	return Info{
+		Version: Version, Revision: revision(bi.Settings),
+		GoVersion: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
+	}
+}
+
+// revision finds the commit in the settings that the toolchain recorded.
+func revision(settings []debug.BuildSetting) string {
+	revision, modified := "unknown", ""
+	for _, s := range settings {
+		switch {
+		case s.Key == "vcs.revision":
+			revision = s.Value
+		case s.Key == "vcs.modified" && s.Value == "true":
+			modified = "-modified"
 		}
 	}
-	return i
+	return revision + modified
 }
