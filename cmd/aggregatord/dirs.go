@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 
 	"github.com/spf13/pflag"
@@ -48,15 +49,27 @@ func (o *dirOptions) specs() ([]pool.DirSpec, error) {
 	return specs, nil
 }
 
+// watchable is specs for a command that waits: a directory may come later, but where a
+// file has its name it never will.
+func (o *dirOptions) watchable() ([]pool.DirSpec, error) {
+	specs, err := o.specs()
+	for _, s := range specs {
+		if info, statErr := os.Stat(s.Path); statErr == nil && !info.IsDir() {
+			return nil, usagef("%q is not a directory; give the one that holds the source files", s.Path)
+		}
+	}
+	return specs, err
+}
+
 // existing is specs for a command that reads once: a directory that is not there is a
 // mistake, not something to wait for.
 func (o *dirOptions) existing() ([]pool.DirSpec, error) {
 	specs, err := o.specs()
 	for _, s := range specs {
 		if info, statErr := os.Stat(s.Path); statErr != nil {
-			return nil, usagef("directory %q cannot be read: %w", s.Path, statErr)
+			return nil, usagef("directory %q cannot be read: %w; give the one that holds the source files", s.Path, errors.Unwrap(statErr))
 		} else if !info.IsDir() {
-			return nil, usagef("%q is not a directory", s.Path)
+			return nil, usagef("%q is not a directory; give the one that holds the source files", s.Path)
 		}
 	}
 	return specs, err

@@ -54,9 +54,7 @@ func (o *inspectOptions) run(w io.Writer, paths []string) error {
 			errs = append(errs, err)
 			continue
 		}
-		if in.Damage != nil {
-			errs = append(errs, in.Damage)
-		}
+		errs = append(errs, unreadableKeys(in), in.Damage)
 		if o.json {
 			errs = append(errs, json.NewEncoder(out).Encode(describe(in)))
 			continue
@@ -67,6 +65,25 @@ func (o *inspectOptions) run(w io.Writer, paths []string) error {
 		printInspection(out, in)
 	}
 	return errors.Join(append(errs, out.Flush())...)
+}
+
+// unreadableKeys is the error of a file with entries whose key cannot be read, and nil for
+// any other: such an entry is left out of what is served, so the file is not whole.
+func unreadableKeys(in store.Inspection) error {
+	n := 0
+	var first store.InspectedEntry
+	for _, e := range in.Entries {
+		if e.KeyErr == nil {
+			continue
+		}
+		if n++; n == 1 {
+			first = e
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("source file %q: %d of %d keys cannot be read, the first at byte %d: %w", in.Path, n, len(in.Entries), first.Offset, first.KeyErr)
 }
 
 // printInspection writes an inspection for people to read.

@@ -42,6 +42,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
+	adoptCobraCommands(root)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -81,6 +82,37 @@ Nothing in the application changes: start it beside the pool, on the same direct
 	})
 	root.AddCommand(newServeCmd(), newDumpCmd(), newInspectCmd(), newDemoCmd(), newVersionCmd())
 	return root
+}
+
+// adoptCobraCommands makes the commands that cobra brings along, help and completion,
+// refuse what they do not understand as ours do. By themselves they print some help and
+// exit with 0, or with 1. Completion keeps the standard output that root has now.
+func adoptCobraCommands(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Args = func(_ *cobra.Command, args []string) error {
+				if _, rest, err := root.Find(args); err != nil || len(rest) > 0 {
+					return usagef("unknown command %q; see aggregatord --help", strings.Join(args, " "))
+				}
+				return nil
+			}
+		case "completion":
+			cmd.Args = func(_ *cobra.Command, args []string) error {
+				if len(args) > 0 {
+					return usagef("unknown shell %q; see aggregatord completion --help", args[0])
+				}
+				return nil
+			}
+			// Only a command that can run has its arguments looked at.
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+			for _, shell := range cmd.Commands() {
+				shell.Args = noArgs
+			}
+		}
+	}
 }
 
 // noArgs refuses arguments, with an error that says where flags are listed.

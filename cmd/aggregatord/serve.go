@@ -32,7 +32,11 @@ func (o *webOptions) addFlags(f *pflag.FlagSet) {
 
 func (o *webOptions) validate() error {
 	for _, addr := range o.listen {
-		if _, _, err := net.SplitHostPort(addr); err != nil {
+		_, port, err := net.SplitHostPort(addr)
+		if err == nil && port != "" {
+			_, err = net.LookupPort("tcp", port) // a number in range, or a name in /etc/services
+		}
+		if err != nil || port == "" {
 			return usagef("--web.listen-address %q: use host:port or :port", addr)
 		}
 	}
@@ -41,6 +45,12 @@ func (o *webOptions) validate() error {
 	}
 	if strings.HasPrefix(o.telemetryPath, "/-/") || o.telemetryPath == "/" {
 		return usagef("--web.telemetry-path %q is taken; use another, such as /metrics", o.telemetryPath)
+	}
+	if strings.ContainsAny(o.telemetryPath, "?#") {
+		return usagef("--web.telemetry-path %q: a path has no ? and no #; use another, such as /metrics", o.telemetryPath)
+	}
+	if o.shutdownTimeout <= 0 {
+		return usagef("--web.shutdown-timeout %v: use a time above 0", o.shutdownTimeout)
 	}
 	return nil
 }
@@ -78,7 +88,7 @@ archived, so that their counts stay and the directory stays small.`,
 }
 
 func (o *serveOptions) run(cmd *cobra.Command) error {
-	dirs, err := o.dirs.specs()
+	dirs, err := o.dirs.watchable()
 	if err != nil {
 		return err
 	}
