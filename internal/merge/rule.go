@@ -58,25 +58,16 @@ func identify(key metric.Key, spec *SourceSpec) (identity, error) {
 	case metric.Gauge:
 		id.kind = Value
 		ok = suffix == ""
-	case metric.Histogram:
-		switch suffix {
-		case "_bucket":
+	case metric.Histogram, metric.Summary:
+		switch {
+		case suffix == "_sum":
+			id.kind = Sum
+		case suffix == "_count":
+			id.kind = Count
+		case suffix == "_bucket" && spec.Type == metric.Histogram:
 			id.kind, boundLabel = Bucket, "le"
-		case "_sum":
-			id.kind = Sum
-		case "_count":
-			id.kind = Count
-		default:
-			ok = false
-		}
-	case metric.Summary:
-		switch suffix {
-		case "":
+		case suffix == "" && spec.Type == metric.Summary:
 			id.kind, boundLabel = Quantile, "quantile"
-		case "_sum":
-			id.kind = Sum
-		case "_count":
-			id.kind = Count
 		default:
 			ok = false
 		}

@@ -229,19 +229,13 @@ func (f *File) Learn(yield func(Entry)) error {
 	if f.cur.entries > 0 {
 		w.end = headerBytes
 	}
-	// Used bytes before size: the writer enlarges the file before it uses what it gained.
-	_, err := w.at(0, headerBytes)
-	if err != nil && !errors.Is(err, errShort) {
-		return f.wrap("read", err)
-	}
-	header := w.have[:min(len(w.have), headerBytes)]
-	if err := f.refresh(); err != nil {
+	header, used, d, err := f.header(&w)
+	if err != nil {
 		return err
 	}
-	used, d := usedBytes(header, f.size)
 	switch {
-	case len(header) < headerBytes && f.used > 0:
-		return f.lose(damage{reason: Shrunk, number: int64(len(header))})
+	case header < headerBytes && f.used > 0:
+		return f.lose(damage{reason: Shrunk, number: int64(header)})
 	case d.reason != "":
 		return d.error(f.path)
 	case used < f.used:
@@ -258,6 +252,21 @@ func (f *File) Learn(yield func(Entry)) error {
 		return f.lose(d)
 	}
 	return d.error(f.path)
+}
+
+// header reads how many bytes are used, through a window that has not been used yet. It
+// also returns how many bytes of the header there are.
+func (f *File) header(w *window) (n int, used int64, d damage, err error) {
+	// Used bytes before size: the writer enlarges the file before it uses what it gained.
+	if _, err := w.at(0, headerBytes); err != nil && !errors.Is(err, errShort) {
+		return 0, 0, damage{}, f.wrap("read", err)
+	}
+	header := w.have[:min(len(w.have), headerBytes)]
+	if err := f.refresh(); err != nil {
+		return 0, 0, damage{}, err
+	}
+	used, d = usedBytes(header, f.size)
+	return len(header), used, d, nil
 }
 
 // usedBytes returns what the header of a file of size bytes claims, if that can be.
@@ -390,14 +399,10 @@ func (f *File) Walk(yield func(Entry)) error {
 	buf := windows.Get().(*[windowBytes]byte)
 	defer windows.Put(buf)
 	w := window{src: f.file, buf: buf[:], end: firstBytes}
-	if _, err := w.at(0, headerBytes); err != nil && !errors.Is(err, errShort) {
-		return f.wrap("read", err)
-	}
-	header := w.have[:min(len(w.have), headerBytes)]
-	if err := f.refresh(); err != nil {
+	_, used, d, err := f.header(&w)
+	if err != nil {
 		return err
 	}
-	used, d := usedBytes(header, f.size)
 	if d.reason != "" {
 		return d.error(f.path)
 	}
