@@ -21,7 +21,6 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
-	"google.golang.org/protobuf/proto"
 
 	"aggregatord/internal/exposition"
 )
@@ -137,7 +136,7 @@ func parseProtobuf(t *testing.T, body string) samples {
 		for _, m := range f.GetMetric() {
 			// Protobuf leaves the last bucket out, as the count says the same.
 			if h := m.Histogram; h != nil {
-				h.Bucket = append(h.Bucket, &dto.Bucket{UpperBound: proto.Float64(math.Inf(1)), CumulativeCount: h.SampleCount})
+				h.Bucket = append(h.Bucket, &dto.Bucket{UpperBound: new(math.Inf(1)), CumulativeCount: h.SampleCount})
 			}
 		}
 		s.addFamily(t, &f)

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,7 +33,7 @@ func newInspectCmd() *cobra.Command {
 		Long: `Print what source files hold, entry by entry, and where the damage is if there is any.
 Nothing is changed. The exit code is 1 if a file is damaged or cannot be read.`,
 		Example: "  aggregatord inspect /dev/shm/myapp/counter_*.db",
-		Args: func(cmd *cobra.Command, args []string) error {
+		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usagef("name the source files to inspect, as in: aggregatord inspect DIR/counter_*.db")
 			}
@@ -46,7 +46,7 @@ Nothing is changed. The exit code is 1 if a file is damaged or cannot be read.`,
 }
 
 func (o *inspectOptions) run(w io.Writer, paths []string) error {
-	out := bufio.NewWriter(w)
+	var out bytes.Buffer
 	var errs []error
 	for i, path := range paths {
 		in, err := store.Inspect(path, store.Limits{})
@@ -56,15 +56,18 @@ func (o *inspectOptions) run(w io.Writer, paths []string) error {
 		}
 		errs = append(errs, unreadableKeys(in), in.Damage)
 		if o.json {
-			errs = append(errs, json.NewEncoder(out).Encode(describe(in)))
-			continue
+			errs = append(errs, json.NewEncoder(&out).Encode(describe(in)))
+		} else {
+			if i > 0 {
+				out.WriteByte('\n')
+			}
+			printInspection(&out, in)
 		}
-		if i > 0 {
-			fmt.Fprintln(out)
+		if _, err := out.WriteTo(w); err != nil {
+			return errors.Join(append(errs, err)...)
 		}
-		printInspection(out, in)
 	}
-	return errors.Join(append(errs, out.Flush())...)
+	return errors.Join(errs...)
 }
 
 // unreadableKeys is the error of a file with entries whose key cannot be read, and nil for
@@ -87,7 +90,7 @@ func unreadableKeys(in store.Inspection) error {
 }
 
 // printInspection writes an inspection for people to read.
-func printInspection(w io.Writer, in store.Inspection) {
+func printInspection(w *bytes.Buffer, in store.Inspection) {
 	fmt.Fprintf(w, "%s\n", in.Path)
 	name, err := store.ParseName(filepath.Base(in.Path))
 	switch {
@@ -106,13 +109,13 @@ func printInspection(w io.Writer, in store.Inspection) {
 		if e.KeyErr != nil {
 			fmt.Fprintf(w, "%q  UNREADABLE KEY: %v", e.RawKey, e.KeyErr)
 		} else {
-			io.WriteString(w, seriesName(e.Key.Series)) //nolint:errcheck // a bufio.Writer keeps its first error for Flush
+			w.WriteString(seriesName(e.Key.Series))
 		}
 		fmt.Fprintf(w, "  %s", metric.AppendValue(nil, e.Value))
 		if e.Stamp != 0 {
 			fmt.Fprintf(w, "  set %s", stampTime(e.Stamp).Format(time.RFC3339Nano))
 		}
-		fmt.Fprintln(w)
+		w.WriteByte('\n')
 	}
 	if in.Damage != nil {
 		fmt.Fprintf(w, "  DAMAGE  %v\n", in.Damage)
@@ -205,8 +208,7 @@ func describe(in store.Inspection) jsonFile {
 	}
 	if in.Damage != nil {
 		j.Damage = &jsonDamage{Reason: string(store.ReasonOf(in.Damage)), Error: in.Damage.Error()}
-		var c *store.CorruptionError
-		if errors.As(in.Damage, &c) {
+		if c, ok := errors.AsType[*store.CorruptionError](in.Damage); ok {
 			j.Damage.Offset = c.Offset
 		}
 	}

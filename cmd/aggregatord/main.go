@@ -48,9 +48,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	// One line each: several errors may be joined by newlines.
-	fmt.Fprintf(stderr, "aggregatord: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
-	var usage usageError
-	if errors.As(err, &usage) {
+	fmt.Fprintf(stderr, "aggregatord: %s\n", strings.ReplaceAll(err.Error(), "\n", "; ")) //nolint:errcheck // there is nowhere else to say it
+	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
 	}
 	return exitFailure
@@ -68,7 +67,7 @@ Nothing in the application changes: start it beside the pool, on the same direct
   aggregatord demo                             try it on a built-in pool of workers`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args: func(cmd *cobra.Command, args []string) error {
+		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usagef("unknown command %q; see aggregatord --help", args[0])
 			}
