@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -164,6 +165,7 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Opt
 	} else {
 		opts.Logger.Error("not ready: not all source files can be opened; the log above says why")
 	}
+	debug.FreeOSMemory() // what the first scan has left
 	ticker := time.NewTicker(opts.TendInterval)
 	defer ticker.Stop()
 	rescan := time.NewTicker(opts.RescanInterval)

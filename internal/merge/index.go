@@ -351,6 +351,19 @@ func (x *Index) activate(cell uint32, by int32) {
 	}
 }
 
+// Compact gives back the room that the source's lists have for more entries, where it is
+// much. Call it when no more entries are expected soon.
+func (s *Source) Compact() {
+	if n := len(s.cells); cap(s.cells)-n > n/16 {
+		s.slots = append(make([]uint32, 0, n), s.slots...)
+		s.cells = append(make([]uint32, 0, n), s.cells...)
+		s.values = append(make([]float64, 0, n), s.values...)
+		if s.second != nil {
+			s.second = append(make([]float64, 0, n), s.second...)
+		}
+	}
+}
+
 // SetAlive says whether the source's process lives; the live gauge modes count only the
 // living. A source is alive when it is added.
 func (x *Index) SetAlive(s *Source, alive bool) {

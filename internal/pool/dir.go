@@ -276,6 +276,7 @@ func (d *dir) learn(t *tracked) {
 			t.base = append(t.base, base)
 		}
 	})
+	t.source.Compact()
 }
 
 // reasonOf extends the store's reasons by those of merge.

@@ -194,6 +194,12 @@ func (c *Collector) Tend(force bool) {
 		d.probe()
 		d.settle()
 		d.countWorkers()
+		// So that no scrape has to wait for many new entries to be learned.
+		for t := range d.all() {
+			if t.file != nil && !t.folding {
+				d.learn(t)
+			}
+		}
 	}
 	if !c.ready.Load() {
 		c.ready.Store(c.completeLocked())
