@@ -342,14 +342,12 @@ type fileState struct {
 	info    fs.FileInfo // for os.SameFile
 }
 
-// states returns the state of a directory and of everything in it.
+// states returns the state of a directory and of everything in it. What goes away while it
+// looks, as a daemon may do with what is its own, is not part of it.
 func states(t *testing.T, dir string) map[string]fileState {
 	t.Helper()
 	all := map[string]fileState{}
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
+	look := func(path string, d fs.DirEntry) error {
 		info, err := d.Info()
 		if err != nil {
 			return err
@@ -357,21 +355,31 @@ func states(t *testing.T, dir string) map[string]fileState {
 		s := fileState{mode: info.Mode(), size: info.Size(), mtime: info.ModTime(), info: info}
 		switch {
 		case info.Mode().IsRegular():
-			b, err := os.ReadFile(path)
-			if err != nil {
-				return err
-			}
+			var b []byte
+			b, err = os.ReadFile(path)
 			s.content = string(b)
 		case info.Mode()&fs.ModeSymlink != 0:
-			if s.content, err = os.Readlink(path); err != nil {
-				return err
-			}
+			s.content, err = os.Readlink(path)
 		}
-		all[path] = s
-		return nil
+		if err == nil {
+			all[path] = s
+		}
+		return err
+	}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil {
+			err = look(path, d)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if len(all) == 0 {
+		t.Fatalf("%s is gone", dir)
 	}
 	return all
 }
