@@ -600,7 +600,7 @@ func TestOwnMetrics(t *testing.T) {
 			t.Errorf("no counter for scrapes that end with %s", o)
 		}
 	}
-	for _, name := range []string{"aggregatord_cpu_seconds", "aggregatord_goroutines", "aggregatord_start_time_seconds"} {
+	for _, name := range []string{"aggregatord_cpu_seconds_total", "aggregatord_goroutines", "aggregatord_start_time_seconds"} {
 		if v, ok := f.value(name); !ok || v <= 0 {
 			t.Errorf("%s is %v", name, v)
 		}

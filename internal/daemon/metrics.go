@@ -30,7 +30,8 @@ type metrics struct {
 	eventsUp          telemetry.GaugeVec   // pool
 	notifiers         []notifierOf
 
-	resident, cpu, goroutines telemetry.Gauge
+	resident, goroutines telemetry.Gauge
+	cpu                  telemetry.Counter
 }
 
 type notifierOf struct {
@@ -51,7 +52,7 @@ func newMetrics(set *telemetry.Set) *metrics {
 		overflows:  set.CounterVec("aggregatord_watch_overflows_total", "Times file system events were lost; a rescan makes up for it.", "pool"),
 		eventsUp:   set.GaugeVec("aggregatord_watch_up", "1 if the directory's file system events arrive; 0: it is looked at every second.", "pool"),
 		resident:   set.Gauge("aggregatord_resident_anonymous_bytes", "Anonymous resident memory of the daemon (RssAnon), without the mapped source files; 0 where it cannot be known."),
-		cpu:        set.Gauge("aggregatord_cpu_seconds", "CPU time the daemon has used."),
+		cpu:        set.Counter("aggregatord_cpu_seconds_total", "CPU time the daemon has used."),
 		goroutines: set.Gauge("aggregatord_goroutines", "Goroutines of the daemon."),
 	}
 	info := buildinfo.Get()

@@ -279,19 +279,39 @@ func (d *dir) learn(t *tracked) {
 	t.source.Compact()
 }
 
-// reasonOf extends the store's reasons by those of merge.
+// Reasons beside those of store.
+const (
+	reasonDuplicate store.Reason = "duplicate"
+	reasonTooMany   store.Reason = "too_many_open_files"
+	reasonSample    store.Reason = "bad_sample"
+	reasonSeries    store.Reason = "series_limit"
+	reasonLabels    store.Reason = "label_limit"
+)
+
+// fileReasons are why a file cannot be read, entryReasons why an entry is left out.
+func fileReasons() []store.Reason {
+	return append(slices.DeleteFunc(store.Reasons(), func(r store.Reason) bool {
+		return r == store.BadKey || r == store.Foreign || r == store.Gone
+	}), reasonDuplicate, reasonTooMany)
+}
+
+func entryReasons() []store.Reason {
+	return []store.Reason{store.BadKey, reasonSample, reasonSeries, reasonLabels}
+}
+
+// reasonOf extends store.ReasonOf.
 func reasonOf(err error) store.Reason {
 	switch {
 	case errors.Is(err, merge.ErrSample):
-		return "bad_sample"
+		return reasonSample
 	case errors.Is(err, merge.ErrSeriesLimit):
-		return "series_limit"
+		return reasonSeries
 	case errors.Is(err, merge.ErrLabelLimit):
-		return "label_limit"
+		return reasonLabels
 	case errors.Is(err, errDuplicate):
-		return "duplicate"
+		return reasonDuplicate
 	case errors.Is(err, errTooMany):
-		return "too_many_open_files"
+		return reasonTooMany
 	}
 	return store.ReasonOf(err)
 }

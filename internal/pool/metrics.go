@@ -72,3 +72,19 @@ func NewMetrics(set *telemetry.Set) *Metrics {
 			[]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}),
 	}
 }
+
+// prepare makes a pool's counters, so that they are there before they count and the first
+// event is an increase, too.
+func (m *Metrics) prepare(pool string) {
+	for _, v := range []telemetry.CounterVec{
+		m.rescans, m.scanErrors, m.folds, m.foldedFiles, m.foldedBytes, m.foldErrors, m.reopened, m.expired, m.archiveSetAside,
+	} {
+		v.With(pool)
+	}
+	for _, reason := range fileReasons() {
+		m.fileErrors.With(pool, string(reason))
+	}
+	for _, reason := range entryReasons() {
+		m.entryErrors.With(pool, string(reason))
+	}
+}

@@ -158,6 +158,7 @@ func New(opts Options) (*Collector, error) {
 			return nil, fmt.Errorf("two directories have the name %q", spec.Pool)
 		}
 		seen[spec.Pool] = true
+		c.metrics.prepare(spec.Pool)
 		c.dirs = append(c.dirs, newDir(c, spec, &opts))
 	}
 	return c, nil
