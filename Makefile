@@ -14,7 +14,7 @@ COUNT ?= 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run build test test-deps check-format vet vet-darwin test-fuzz test-race lint fuzz bench-go clean
+.PHONY: help run build test test-deps check-format vet vet-darwin test-fuzz test-race lint fuzz bench bench-go clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ $(GOLANGCI):
 
 fuzz: ## Fuzz each target for FUZZTIME
 	$(call fuzz_all,$(FUZZTIME))
+
+# BENCHFLAGS=-h lists what it takes; -large adds the largest shape.
+bench: build ## Measure the daemon beside a floor and the Python client, with BENCHFLAGS
+	$(GO) run ./internal/bench $(BENCHFLAGS)
 
 bench-go: ## Go benchmarks, COUNT times, in the form benchstat reads
 	$(GO) test -run '^$$' -bench . -benchmem -count $(COUNT) ./...

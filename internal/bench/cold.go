@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// cold measures a daemon that meets a directory of dead workers' files: its first
+// response, and how it folds them.
+func (b *bench) cold(ctx context.Context, sh shape) error {
+	name := sh.String()
+	var c coldRun
+	for i := range b.opts.coldRounds {
+		b.say("%v: cold start %d of %d", sh, i+1, b.opts.coldRounds)
+		if err := b.coldOnce(ctx, sh, &c); err != nil {
+			return err
+		}
+	}
+	r := b.report
+	r.note("%v: %d files of %s, %s used", sh, c.files, b.layout.name, mebibytes(c.bytes))
+	r.time(name, "open and read every file", c.read, "", nil)
+	r.time(name, "open, read, hash and look up every key", c.table, "", nil)
+	r.time(name, "cold start to the first response", c.ready, "open, read, hash and look up", c.table)
+	r.time(name, "from the start until all are folded", c.folded, "", nil)
+	r.time(name, "from the start until their files are gone", c.gone, "", nil)
+	r.time(name, "longest scrape while folding", c.longest, "", nil)
+	r.number(name, "scrapes answered while folding", fmt.Sprint(c.scrapes), fmt.Sprintf("%d runs", b.opts.coldRounds))
+	r.number(name, "RssAnon when all are folded", mebibytes(median(c.memory)), "")
+	r.time(name, "plain scrape when all are folded", c.after, "of one living worker with the same series", c.one)
+
+	r.atMost(name, "cold start to the first response", "≤ 2 × (open + read + hash + table)", median(c.ready)/median(c.table), times, 2)
+	r.atMost(name, "all folded, serving all the while", "< 3 s", median(c.folded), duration, 3)
+	r.atMost(name, "growth: plain scrape when all are folded", "≤ 1.5 × that of one living worker", median(c.after)/median(c.one), times, 1.5)
+	limit := 24<<20 + 1024*float64(sh.series)
+	r.atMost(name, "RssAnon when all are folded", "≤ "+mebibytes(limit)+" (24 MiB + 1 KiB a series)", median(c.memory), mebibytes, limit)
+	return nil
+}
+
+// A coldRun holds what the rounds found, in seconds and bytes.
+type coldRun struct {
+	files, scrapes                   int
+	bytes                            float64
+	read, table, ready, folded, gone []float64
+	longest, memory, after, one      []float64
+}
+
+// coldOnce generates the directory, since each daemon leaves an empty one, and measures
+// everything once.
+func (b *bench) coldOnce(ctx context.Context, sh shape, c *coldRun) (err error) {
+	d, err := generate(b.path(sh.name), sh, b.layout)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.remove()) }()
+	c.files, c.bytes = d.files, float64(d.bytes)
+	if err := b.coldFloor(d, c); err != nil {
+		return err
+	}
+
+	daemon, err := startDaemon(ctx, b.opts.daemon, d.path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, daemon.stop()) }()
+	s := newScraper(daemon.url)
+	defer s.close()
+	if err := retry(ctx, time.Millisecond, func() error { _, err := s.scrape(ctx, false); return err }); err != nil {
+		return err
+	}
+	c.ready = append(c.ready, time.Since(daemon.started).Seconds())
+	total, err := firstTotal(s, d)
+	if err != nil {
+		return err
+	}
+
+	folded, longest := 0.0, 0.0
+	for {
+		took, err := s.scrape(ctx, false)
+		if err != nil {
+			return fmt.Errorf("while folding: %w", err)
+		}
+		c.scrapes++
+		longest = max(longest, took.Seconds())
+		if now := s.value(total.sample); now != total.value {
+			return fmt.Errorf("%s was %v and is %v while folding", total.sample, total.value, now)
+		}
+		since := time.Since(daemon.started).Seconds()
+		if folded == 0 && s.value("aggregatord_archive_folded_files_total") == float64(d.files) {
+			folded = since
+		}
+		left, err := filepath.Glob(filepath.Join(d.path, "*.db"))
+		if err != nil {
+			return err
+		}
+		if folded > 0 && len(left) == 0 && s.value("aggregatord_archive_removing_files") == 0 {
+			c.gone = append(c.gone, since)
+			break
+		}
+		if since > patience.Seconds() {
+			return fmt.Errorf("%v of %d files are folded after %v, and %d left", s.value("aggregatord_archive_folded_files_total"), d.files, patience, len(left))
+		}
+		// A scraper that never rests would measure itself.
+		if err := sleepUntil(ctx, time.Now().Add(5*time.Millisecond)); err != nil {
+			return err
+		}
+	}
+	c.folded = append(c.folded, folded)
+	c.longest = append(c.longest, longest)
+	c.memory = append(c.memory, rssAnon(daemon.cmd.Process.Pid))
+	return b.afterwards(ctx, sh, s, c)
+}
+
+// A knownTotal must not change while the files that make it are folded.
+type knownTotal struct {
+	sample string
+	value  float64
+}
+
+// firstTotal takes a total from the response in s and checks it against the generator.
+func firstTotal(s *scraper, d *directory) (knownTotal, error) {
+	family, child := d.schema.witness()
+	t := knownTotal{sample: string(appendLabels([]byte(family+"_total"), child.labels))}
+	if t.value = s.value(t.sample); t.value != d.total {
+		return t, fmt.Errorf("%s is %v, and %v is right", t.sample, t.value, d.total)
+	}
+	return t, nil
+}
+
+// coldFloor does plainly what a cold start must: open and read every file, and look up
+// every key in one table.
+func (b *bench) coldFloor(d *directory, c *coldRun) error {
+	buf := make([]byte, 1<<20)
+	for range 2 { // the first time brings the directory into the kernel's caches
+		start := time.Now()
+		if err := readAll(d.path, buf, func([]byte) error { return nil }); err != nil {
+			return err
+		}
+		read := time.Since(start).Seconds()
+		start = time.Now()
+		table := map[string]int{}
+		var sums []float64
+		entries := 0
+		err := readAll(d.path, buf, func(used []byte) error {
+			n, err := lookUp(used, b.layout.width, table, &sums)
+			entries += n
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if entries != d.shape.entries() || len(table) != d.shape.series {
+			return fmt.Errorf("found %d entries of %d series", entries, len(table))
+		}
+		c.read, c.table = append(c.read, read), append(c.table, time.Since(start).Seconds())
+	}
+	return nil
+}
+
+// readAll opens every file of a directory and gives the used bytes to f.
+func readAll(dir string, buf []byte, f func(used []byte) error) error {
+	list, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer list.Close() //nolint:errcheck // only read
+	names, err := list.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	one := func(name string) error {
+		file, err := os.Open(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		defer file.Close() //nolint:errcheck // only read
+		// A file of this shape fits into its first size, so one read finds it all.
+		n, err := file.ReadAt(buf[:32<<10], 0)
+		if err != nil {
+			return err
+		}
+		used := int(binary.LittleEndian.Uint32(buf))
+		if used > n {
+			return fmt.Errorf("%s: %d bytes used, more than expected", name, used)
+		}
+		return f(buf[:used])
+	}
+	for _, name := range names {
+		if err := one(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lookUp walks the entries of a file, looks each key up in the table and adds its value.
+func lookUp(used []byte, width int, table map[string]int, sums *[]float64) (entries int, err error) {
+	for at := 8; at < len(used); {
+		n := int(binary.LittleEndian.Uint32(used[at:]))
+		value := at + 4 + n
+		value += 8 - value%8
+		if value+width > len(used) {
+			return entries, fmt.Errorf("entry at byte %d is cut short", at)
+		}
+		key := used[at+4 : at+4+n]
+		i, ok := table[string(key)]
+		if !ok {
+			i = len(*sums)
+			table[string(key)] = i
+			*sums = append(*sums, 0)
+		}
+		(*sums)[i] += math.Float64frombits(binary.LittleEndian.Uint64(used[value:]))
+		at = value + width
+		entries++
+	}
+	return entries, nil
+}
+
+// afterwards compares a scrape of what is folded with that of one living worker with the
+// same series, in turns.
+func (b *bench) afterwards(ctx context.Context, sh shape, s *scraper, c *coldRun) (err error) {
+	sh.workers, sh.name = 1, sh.name+"-one"
+	live := sh
+	live.dead = false
+	d, err := generateAs(b.path(sh.name), live, newSchema(sh), b.layout)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.remove()) }()
+	daemon, err := startDaemon(ctx, b.opts.daemon, d.path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, daemon.stop()) }()
+	one := newScraper(daemon.url)
+	defer one.close()
+	if err := retry(ctx, time.Millisecond, func() error { _, err := one.scrape(ctx, false); return err }); err != nil {
+		return err
+	}
+	get := func(s *scraper) func() (float64, error) {
+		return func() (float64, error) {
+			took, err := s.scrape(ctx, false)
+			return took.Seconds(), err
+		}
+	}
+	mine, other := &measurement{name: "folded", run: get(s)}, &measurement{name: "living", run: get(one)}
+	if err := inTurns(ctx, max(b.opts.rounds, 10), mine, other); err != nil {
+		return err
+	}
+	c.after, c.one = append(c.after, mine.samples...), append(c.one, other.samples...)
+	return nil
+}
