@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"testing"
+	"time"
 
 	"aggregatord/internal/metric"
 	"aggregatord/internal/store"
@@ -119,4 +121,38 @@ func BenchmarkFold(b *testing.B) {
 		b.StartTimer()
 	}
 	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/files, "µs/file")
+}
+
+// TestGatherAllocations checks that a scrape makes a few objects, however many files and
+// entries there are.
+func TestGatherAllocations(t *testing.T) {
+	allocs := func(files, series int) float64 {
+		dir := tmpfs(t)
+		for id := range files {
+			w := write(t, dir, fmt.Sprintf("counter_%d.db", id))
+			for i := range series {
+				w.set("hits_total", 1, "i", fmt.Sprint(i))
+			}
+			defer w.die()
+		}
+		c, err := New(Options{Dirs: []DirSpec{{Path: dir}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()                   //nolint:errcheck // nothing was written
+		time.Sleep(30 * time.Millisecond) // until the directory's last change is surely past
+		c.Tend(true)
+		return testing.AllocsPerRun(50, func() {
+			snap, err := c.Gather(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			snap.Release()
+		})
+	}
+	few, many := allocs(2, 10), allocs(60, 800)
+	// Loading side by side takes a goroutine for each core.
+	if limit := few + 4*float64(runtime.GOMAXPROCS(0)); few > 20 || many > limit {
+		t.Errorf("%v allocations for 20 entries, %v for 48,000, want at most 20 and %v", few, many, limit)
+	}
 }
