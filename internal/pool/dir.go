@@ -73,6 +73,8 @@ type tracked struct {
 	baseline  []float64
 	base, raw []float64
 	entries   int // that were learned or refused
+	// unfoldable says that archiving the file has failed in a way that would fail again.
+	unfoldable bool
 	// folding says that the file's entries are being archived: its values are the last ones,
 	// and it must neither be read nor probed, because we hold a lease on it.
 	folding  bool

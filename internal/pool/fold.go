@@ -385,7 +385,7 @@ func (d *dir) pick() (batch []*tracked, more bool, err error) {
 	defer d.c.mu.Unlock()
 	bytes := int64(0)
 	consider := func(t *tracked) bool {
-		if t.file == nil || t.alive || t.folding || t.failure != "" || t.method != watch.MethodLease || err != nil {
+		if t.file == nil || t.alive || t.folding || t.unfoldable || t.failure != "" || t.method != watch.MethodLease || err != nil {
 			return true
 		}
 		if len(batch) >= foldFiles || bytes >= foldBytes {
@@ -477,14 +477,12 @@ func (d *dir) commit(batch []*tracked, now time.Time) error {
 	var bytes int64
 	err := func() error {
 		for _, t := range batch {
-			ok, err := d.addTo(b, t)
-			if err != nil {
+			if err := d.addTo(b, t); err != nil {
+				t.unfoldable = true // the others go without it the next time
 				return err
 			}
-			if ok {
-				folded = append(folded, t)
-				bytes += t.file.Size()
-			}
+			folded = append(folded, t)
+			bytes += t.file.Size()
 		}
 		if len(folded) == 0 && !d.archive.Pending() {
 			return nil
@@ -525,28 +523,31 @@ func (d *dir) commit(batch []*tracked, now time.Time) error {
 	return nil
 }
 
-// addTo reads a file of which we hold the lease and adds it to the batch. A file that
-// cannot be read to its end is left alone.
-func (d *dir) addTo(b *archive.Batch, t *tracked) (ok bool, err error) {
+// addTo reads a file of which we hold the lease and adds it to the batch, which is of no
+// use any more after an error.
+func (d *dir) addTo(b *archive.Batch, t *tracked) error {
 	space, keep := archive.SpaceOf(t.name.Type, t.name.Mode, t.name.ID)
 	if !keep {
-		return true, nil
+		return nil
 	}
 	f := b.File(space, t.baseline, t.file.Size())
 	slots := t.source.Slots()
 	k := 0
-	err = t.file.Walk(func(e store.Entry) {
+	err := t.file.Walk(func(e store.Entry) {
 		known := k < len(slots) && slots[k] == e.Slot
 		if known {
 			k++
 		}
 		f.Add(e.Key, e.Value, e.Stamp, known)
 	})
-	if err != nil || k != len(slots) {
-		return false, fmt.Errorf("source file %q changed while nobody could write to it (%d of %d entries): %w", t.path, k, len(slots), err)
+	if err == nil && k != len(slots) {
+		err = fmt.Errorf("only %d of %d entries were found again", k, len(slots))
+	}
+	if err != nil {
+		return fmt.Errorf("source file %q changed while nobody could write to it; it stays: %w", t.path, err)
 	}
 	f.Record(t.staged)
-	return true, nil
+	return nil
 }
 
 // swap returns what a commit is followed by: in one step for all scrapes the archive has
