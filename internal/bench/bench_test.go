@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"testing"
 
 	"aggregatord/internal/exposition"
+	"aggregatord/internal/pool"
 )
 
 // BenchmarkScrape is a scrape without its HTTP, for profiles: what the daemon does and,
@@ -45,4 +47,38 @@ func BenchmarkScrape(b *testing.B) {
 			perEntry(b)
 		})
 	}
+}
+
+// BenchmarkFold is what a daemon does that meets a directory of dead workers' files, for
+// profiles: the first look, and the folding of everything, as its loop goes about it.
+func BenchmarkFold(b *testing.B) {
+	sh := named(b, "dead")
+	base := roomyDir(b, int64(sh.entries())*400)
+	b.Run("shape=dead", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			d := generated(b, base, sh, py16)
+			b.StartTimer()
+			c, err := pool.New(pool.Options{Dirs: []pool.DirSpec{{Path: d.path}}, Archive: &pool.ArchiveOptions{}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := c.Open(); err != nil {
+				b.Fatal(err)
+			}
+			c.Tend(true)
+			for c.Fold() {
+				c.Tend(false)
+			}
+			b.StopTimer()
+			if left, err := count(d.path); err != nil || left > 0 {
+				b.Fatalf("%d files left, %v", left, err)
+			}
+			if err := errors.Join(c.Close(), d.remove()); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+		}
+		b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/float64(2*sh.workers), "µs/file")
+	})
 }

@@ -30,7 +30,7 @@ func (b *bench) cold(ctx context.Context, sh shape) error {
 	r.time(name, "from the start until all are folded", c.folded, "", nil)
 	r.time(name, "from the start until their files are gone", c.gone, "", nil)
 	r.time(name, "longest scrape while folding", c.longest, "", nil)
-	r.number(name, "scrapes answered while folding", fmt.Sprint(c.scrapes), fmt.Sprintf("%d runs", b.opts.coldRounds))
+	r.number(name, fmt.Sprintf("scrapes answered while folding, one in %v", foldScrape), fmt.Sprint(c.scrapes), fmt.Sprintf("%d runs", b.opts.coldRounds))
 	r.number(name, "RssAnon when all are folded", mebibytes(median(c.memory)), "")
 	r.time(name, "plain scrape when all are folded", c.after, "of one living worker with the same series", c.one)
 
@@ -79,8 +79,26 @@ func (b *bench) coldOnce(ctx context.Context, sh shape, c *coldRun) (err error) 
 		return err
 	}
 
-	folded, longest := 0.0, 0.0
-	for {
+	folded, gone, longest, err := b.watchFold(ctx, d, s, daemon.started, total, c)
+	if err != nil {
+		return err
+	}
+	c.gone = append(c.gone, gone)
+	c.folded = append(c.folded, folded)
+	c.longest = append(c.longest, longest)
+	c.memory = append(c.memory, rssAnon(daemon.cmd.Process.Pid))
+	return b.afterwards(ctx, sh, s, c)
+}
+
+// foldScrape is the time between two scrapes while the dead are folded: far more often
+// than anybody scrapes, and yet rare enough not to be what keeps the daemon busy.
+const foldScrape = 250 * time.Millisecond
+
+// watchFold scrapes a daemon that folds until all is done, and checks each response. It
+// returns when all were folded and when their files were gone, in seconds since started,
+// and the longest scrape.
+func (b *bench) watchFold(ctx context.Context, d *directory, s *scraper, started time.Time, total knownTotal, c *coldRun) (folded, gone, longest float64, err error) {
+	scrape := func() error {
 		took, err := s.scrape(ctx, false)
 		if err != nil {
 			return fmt.Errorf("while folding: %w", err)
@@ -90,30 +108,52 @@ func (b *bench) coldOnce(ctx context.Context, sh shape, c *coldRun) (err error) 
 		if now := s.value(total.sample); now != total.value {
 			return fmt.Errorf("%s was %v and is %v while folding", total.sample, total.value, now)
 		}
-		since := time.Since(daemon.started).Seconds()
-		if folded == 0 && s.value("aggregatord_archive_folded_files_total") == float64(d.files) {
-			folded = since
+		return nil
+	}
+	for next := time.Now(); ; {
+		since := time.Since(started).Seconds()
+		left, err := count(d.path)
+		switch {
+		case err != nil:
+			return 0, 0, 0, err
+		case since > 2*patience.Seconds():
+			return 0, 0, 0, fmt.Errorf("after %v there are %d files left of %d", 2*patience, left, d.files)
+		case left == 0:
+			// What is in no directory any more may yet be on its way into the archive.
+			if err := scrape(); err != nil {
+				return 0, 0, 0, err
+			}
+			if folded == 0 && s.value("aggregatord_archive_folded_files_total") == float64(d.files) {
+				folded = since
+			}
+			if folded > 0 && s.value("aggregatord_archive_removing_files") == 0 {
+				return folded, since, longest, nil
+			}
+		case !time.Now().Before(next):
+			next = time.Now().Add(foldScrape)
+			if err := scrape(); err != nil {
+				return 0, 0, 0, err
+			}
 		}
-		left, err := filepath.Glob(filepath.Join(d.path, "*.db"))
-		if err != nil {
-			return err
-		}
-		if folded > 0 && len(left) == 0 && s.value("aggregatord_archive_removing_files") == 0 {
-			c.gone = append(c.gone, since)
-			break
-		}
-		if since > patience.Seconds() {
-			return fmt.Errorf("%v of %d files are folded after %v, and %d left", s.value("aggregatord_archive_folded_files_total"), d.files, patience, len(left))
-		}
-		// A scraper that never rests would measure itself.
-		if err := sleepUntil(ctx, time.Now().Add(5*time.Millisecond)); err != nil {
-			return err
+		if err := sleepUntil(ctx, time.Now().Add(20*time.Millisecond)); err != nil {
+			return 0, 0, 0, err
 		}
 	}
-	c.folded = append(c.folded, folded)
-	c.longest = append(c.longest, longest)
-	c.memory = append(c.memory, rssAnon(daemon.cmd.Process.Pid))
-	return b.afterwards(ctx, sh, s, c)
+}
+
+// count returns how many source files are in a directory.
+func count(dir string) (int, error) {
+	list, err := os.Open(dir)
+	if err != nil {
+		return 0, err
+	}
+	defer list.Close() //nolint:errcheck // only read
+	names, err := list.Readdirnames(-1)
+	n := 0
+	for _, name := range names {
+		n += b2i(filepath.Ext(name) == ".db")
+	}
+	return n, err
 }
 
 // A knownTotal must not change while the files that make it are folded.

@@ -182,7 +182,8 @@ func (f *floor) format() []byte {
 func (f *floor) integralShare() float64 {
 	n := 0
 	for _, l := range f.lines {
-		n += b2i(f.cells[l.cell] == math.Trunc(f.cells[l.cell]))
+		// A count is a number of whole observations; its line has no cell of its own.
+		n += b2i(l.op == last || f.cells[l.cell] == math.Trunc(f.cells[l.cell]))
 	}
 	return float64(n) / float64(len(f.lines))
 }
