@@ -69,8 +69,7 @@ func foldAndDie(text string) {
 	os.Exit(0)
 }
 
-// foldAll archives what is dead and removes what is archived. Processes of other tests may
-// hold a file for a moment between fork and exec, so it goes on until all is done.
+// foldAll archives what is dead and removes what is archived.
 func foldAll(c *Collector) {
 	for deadline := time.Now().Add(5 * time.Second); ; {
 		c.Tend(true)
@@ -86,6 +85,7 @@ func foldAll(c *Collector) {
 			return
 		}
 		advance(c)
+		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -149,9 +149,14 @@ func folded(t *testing.T, dir string) bool {
 	return len(waiting(t, dir)) == 0 && len(view.Records()) == 0
 }
 
-// wantFolded checks that.
-func wantFolded(t *testing.T, dir string) {
+// wantFolded folds until nothing is left. Processes of other tests may hold a file for a
+// moment, between fork and exec, so it may take a while.
+func (h *harness) wantFolded(dir string) {
+	t := h.t
 	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !folded(t, dir) && time.Now().Before(deadline); {
+		h.fold()
+	}
 	if !folded(t, dir) {
 		t.Errorf("not folded: %v, or their records were not forgotten", waiting(t, dir))
 	}
@@ -164,7 +169,7 @@ func TestFold(t *testing.T) {
 	h.want(want...)
 	h.fold()
 	h.want(want...)
-	wantFolded(t, dir)
+	h.wantFolded(dir)
 	if got := h.own("aggregatord_archive_folded_files_total"); got != 22 {
 		t.Errorf("%v files folded, want 22", got)
 	}
@@ -178,7 +183,7 @@ func TestFold(t *testing.T) {
 	h.want(want...)
 	h.fold()
 	h.want(want...)
-	wantFolded(t, dir)
+	h.wantFolded(dir)
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +219,7 @@ func TestKilledAtEachStep(t *testing.T) {
 		h.want(want...)
 		h.fold()
 		h.want(want...)
-		wantFolded(t, dir)
+		h.wantFolded(dir)
 		if t.Failed() {
 			t.Fatalf("after a crash before step %d", step)
 		}
@@ -280,7 +285,7 @@ func TestFailsAtEachStep(t *testing.T) {
 				h.want(want...)
 				advance(h.Collector)
 			}
-			wantFolded(t, dir)
+			h.wantFolded(dir)
 			if t.Failed() {
 				t.Fatalf("after step %d (%s) failed", step, failed)
 			}
@@ -334,7 +339,7 @@ func TestOpenedAtEachStep(t *testing.T) {
 					}
 					opened <- w
 				}()
-				time.Sleep(5 * time.Millisecond) // so that it waits in open, where it has to
+				waitOpened(t, info, func() bool { return len(opened) > 0 })
 			}
 			n++
 			return nil
@@ -380,11 +385,8 @@ func TestOpenedAtEachStep(t *testing.T) {
 		if err := held.Close(); err != nil {
 			t.Fatal(err)
 		}
-		for deadline := time.Now().Add(5 * time.Second); !folded(t, dir) && time.Now().Before(deadline); {
-			foldOnce()
-		}
+		h.wantFolded(dir)
 		h.want(want...)
-		wantFolded(t, dir)
 		if t.Failed() {
 			t.Fatalf("opened at step %d", step)
 		}
@@ -399,6 +401,28 @@ func TestOpenedAtEachStep(t *testing.T) {
 			return
 		}
 	}
+}
+
+// waitOpened waits until a file is open or somebody waits in open for its lease to end, as
+// proc_locks(5) shows.
+func waitOpened(t *testing.T, info fs.FileInfo, opened func() bool) {
+	t.Helper()
+	inode := fmt.Sprintf(":%d ", info.Sys().(*syscall.Stat_t).Ino)
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		locks, err := os.ReadFile("/proc/locks")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(locks)) {
+			if strings.Contains(line, "LEASE") && strings.Contains(line, "BREAKING") && strings.Contains(line, inode) {
+				return
+			}
+		}
+		if opened() {
+			return
+		}
+	}
+	t.Fatal("the file was not opened")
 }
 
 // addLate adds to hits_total{path="/"} in an open source file, and returns what it was.
@@ -464,7 +488,7 @@ func TestFoldEqualsMerge(t *testing.T) {
 					}
 				}
 			}
-			wantFolded(t, dir)
+			h.wantFolded(dir)
 		})
 	}
 }
@@ -528,7 +552,7 @@ func TestWiped(t *testing.T) {
 		h.want(fmt.Sprintf("hits_total %d", 111+100*i))
 		h.fold()
 		h.want(fmt.Sprintf("hits_total %d", 111+100*i))
-		wantFolded(t, dir)
+		h.wantFolded(dir)
 	}
 	if err := h.Close(); err != nil {
 		t.Fatal(err)

@@ -96,7 +96,7 @@ func collect(t *testing.T, dirs ...DirSpec) *harness {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	set := telemetry.NewSet()
-	c, err := New(Options{Dirs: dirs, Logger: zap.New(core), Metrics: NewMetrics(set), Archive: &ArchiveOptions{}})
+	c, err := New(Options{Dirs: dirs, Logger: zap.New(core), Metrics: NewMetrics(set), Archive: &ArchiveOptions{GaugeRetention: 1000 * time.Hour}})
 	if err != nil {
 		t.Fatal(err)
 	}
