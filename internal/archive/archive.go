@@ -11,11 +11,9 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
-	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
 
 	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
@@ -24,8 +22,9 @@ import (
 // FileName is the name of the archive in its directory.
 const FileName = "archive.bolt"
 
-// format is the version of what is on disk. Whoever changes the layout raises it.
-const format = 1
+// Format is the version of what is on disk. Whoever changes the layout raises it, and keeps
+// where it is written as it is.
+const Format = 1
 
 var (
 	bucketMeta   = []byte("meta")
@@ -36,6 +35,7 @@ var (
 
 	metaFormat = []byte("format")
 	metaID     = []byte("id")
+	metaCommit = []byte("commit")
 	metaStats  = []byte("stats")
 )
 
@@ -70,8 +70,12 @@ type Stats struct {
 type Archive struct {
 	path string
 	db   *bolt.DB // nil while detached
-	file fs.FileInfo
-	id   []byte
+	// handle is the file that db has open, file what it is.
+	handle *os.File
+	file   fs.FileInfo
+	id     []byte
+	// attempt is what a commit that failed was to be told by, should it be on disk after all.
+	attempt []byte
 	// totals is everything, unsaved that part of it which is not on disk yet.
 	totals  Totals
 	unsaved Totals
@@ -82,7 +86,8 @@ type Archive struct {
 	forgotten      map[string]bool
 	// dropped are the tables on disk that are to go.
 	dropped []uint32
-	stats   Stats
+	// stats are the counts, saved what they were when memory and disk last agreed.
+	stats, saved Stats
 	// known says that id is that of a file that was attached once.
 	known      bool
 	generation int
@@ -90,12 +95,16 @@ type Archive struct {
 
 // New returns an empty archive that is not attached to a file.
 func New() *Archive {
-	id := make([]byte, 16)
-	rand.Read(id) //nolint:errcheck // crypto/rand.Read never fails
 	return &Archive{
-		id: id, records: map[string][]float64{}, unsavedRecords: map[string]bool{}, forgotten: map[string]bool{},
+		id: newID(), records: map[string][]float64{}, unsavedRecords: map[string]bool{}, forgotten: map[string]bool{},
 		stats: Stats{Created: time.Now().Truncate(time.Second)},
 	}
+}
+
+func newID() []byte {
+	id := make([]byte, 16)
+	rand.Read(id) //nolint:errcheck // crypto/rand.Read never fails
+	return id
 }
 
 // Open opens the archive in dir, or makes one, and locks it against other processes. On
@@ -122,14 +131,19 @@ func (a *Archive) Attach(dir string) (err error) {
 		}
 	}()
 	return guard(fmt.Sprintf("open archive %q", path), func() error {
-		db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockTimeout, NoStatistics: true})
+		f, err := open(dir)
 		if err != nil {
-			return openError(dir, err)
-		}
-		a.db, a.path = db, path
-		if a.file, err = os.Stat(path); err != nil {
 			return err
 		}
+		info, err := f.Stat()
+		if err != nil {
+			return errors.Join(err, f.Close())
+		}
+		db, err := openBolt(f, false)
+		if err != nil {
+			return err
+		}
+		a.db, a.handle, a.file, a.path = db, f, info, path
 		writeOwner(dir)
 		var loaded *contents
 		err = db.View(func(tx *bolt.Tx) error {
@@ -143,38 +157,32 @@ func (a *Archive) Attach(dir string) (err error) {
 	})
 }
 
-// lockTimeout is how long Open waits for another process to let go: a daemon that is being
-// replaced by the next one.
-const lockTimeout = 500 * time.Millisecond
-
-// openError says what an error of bolt.Open means.
-func openError(dir string, err error) error {
-	switch {
-	case errors.Is(err, berrors.ErrTimeout):
-		return fmt.Errorf("%w: %s", ErrLocked, readOwner(dir))
-	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch),
-		errors.Is(err, berrors.ErrInvalidMapping):
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
-		return err
-	}
-	return fmt.Errorf("%w: %w", ErrDamaged, err)
-}
-
 // adopt makes memory agree with the file.
 func (a *Archive) adopt(c *contents) error {
 	switch {
-	case c.id == nil:
-		// A new file: all that is in memory must go to it.
+	case len(c.commit) == 0:
+		// A new file, in which nobody has written yet, whoever has made it.
+		// All that is in memory must go to it. It has an id of its own, because the file that
+		// was open before may be somewhere still and come back.
+		a.id = c.id
 		a.allUnsaved()
-	case a.known && !slices.Equal(c.id, a.id):
+	case a.known && !slices.Equal(c.id, a.id) && !a.blank():
 		return ErrForeign
 	default:
 		// What is on disk is what was committed, and memory is that and the unsaved.
-		a.id, a.stats = c.id, c.stats
-		a.totals = c.totals
+		if !slices.Equal(c.id, a.id) {
+			a.forgotten, a.dropped = map[string]bool{}, nil
+		}
+		if a.attempt != nil && slices.Equal(c.commit, a.attempt) {
+			a.settled() // a commit that failed has come to the disk all the same
+		}
+		a.attempt = nil
+		a.id, a.totals = c.id, c.totals
+		for s, t := range a.totals.tables {
+			if slices.Contains(a.dropped, t.id) {
+				delete(a.totals.tables, s)
+			}
+		}
 		a.totals.merge(&a.unsaved)
 		for name := range a.unsavedRecords {
 			c.records[name] = a.records[name]
@@ -183,17 +191,25 @@ func (a *Archive) adopt(c *contents) error {
 			delete(c.records, name)
 		}
 		a.records = c.records
-		for _, id := range a.dropped {
-			for s, t := range a.totals.tables {
-				if t.id == id {
-					delete(a.totals.tables, s)
-				}
-			}
-		}
+		a.stats, a.saved = c.stats.and(a.stats, a.saved), c.stats
 	}
 	a.known = true
 	a.generation++
 	return nil
+}
+
+// blank reports whether there is nothing in memory that another file would lack.
+func (a *Archive) blank() bool {
+	return a.totals.Empty() && a.unsaved.Empty() && len(a.records) == 0
+}
+
+// settled takes note that everything in memory is on disk.
+func (a *Archive) settled() {
+	a.unsaved = Totals{}
+	clear(a.unsavedRecords)
+	clear(a.forgotten)
+	a.dropped = nil
+	a.saved = a.stats
 }
 
 // allUnsaved takes note that nothing in memory is on disk.
@@ -208,6 +224,7 @@ func (a *Archive) allUnsaved() {
 	}
 	clear(a.forgotten)
 	a.dropped = nil
+	a.saved = Stats{}
 }
 
 // Generation changes when Attach has replaced the tables, so that positions seen before
@@ -217,8 +234,11 @@ func (a *Archive) Generation() int { return a.generation }
 // InPlace reports whether the file that is open is still the one at its path: a directory
 // that is removed and made anew takes the archive with it.
 func (a *Archive) InPlace() bool {
-	now, err := os.Stat(a.path)
-	return a.db != nil && err == nil && os.SameFile(now, a.file)
+	if a.db == nil {
+		return false
+	}
+	now, err := os.Lstat(a.path)
+	return err == nil && os.SameFile(now, a.file)
 }
 
 // Attached reports whether there is a file to write to.
@@ -295,6 +315,17 @@ func (s Stats) with(b *Batch) Stats {
 		s.Files += uint64(b.files)
 		s.Bytes += uint64(b.bytes)
 		s.LastFold = b.now
+	}
+	return s
+}
+
+// and adds to the counts on disk what memory has counted since they were last written.
+func (s Stats) and(memory, saved Stats) Stats {
+	s.Folds += memory.Folds - saved.Folds
+	s.Files += memory.Files - saved.Files
+	s.Bytes += memory.Bytes - saved.Bytes
+	if memory.LastFold.After(saved.LastFold) && memory.LastFold.After(s.LastFold) {
+		s.LastFold = memory.LastFold
 	}
 	return s
 }
@@ -420,8 +451,9 @@ func Gain(s Space, value, folded float64) float64 {
 func (f *FoldedFile) Record(name string) { f.batch.records[name] = f.values }
 
 // Commit writes the batch, with all that is unsaved, in one transaction. After nil it is
-// durable; after an error the archive is as it was before, in memory and on disk, and the
-// next Commit may succeed.
+// durable. After an error memory is as it was before, and the next Commit may succeed. So
+// is the file; where that is not certain, because the very last step failed or the file
+// went bad under us, the archive is detached now, and Attach finds out what is in the file.
 //
 // While it writes it only reads what is in memory, so that another goroutine may read
 // Totals meanwhile. To change memory afterwards it calls apply with a function that does
@@ -431,14 +463,22 @@ func (a *Archive) Commit(b *Batch, apply func(change func())) error {
 	if a.db == nil {
 		return ErrDetached
 	}
+	a.attempt = newID()
 	var w write
+	txid := 0
 	err := guard(fmt.Sprintf("write archive %q", a.path), func() error {
 		return a.db.Update(func(tx *bolt.Tx) error {
-			w = write{a: a, b: b, tx: tx}
+			txid = tx.ID()
+			w = write{a: a, b: b, tx: tx, commit: a.attempt}
 			return w.run()
 		})
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrDamaged):
+		return errors.Join(err, a.letGo())
+	case err != nil && !a.undone(txid):
+		return errors.Join(err, a.Detach())
+	case err != nil:
 		return err
 	}
 	change := func() { a.commitDone(&w) }
@@ -448,6 +488,18 @@ func (a *Archive) Commit(b *Batch, apply func(change func())) error {
 		change()
 	}
 	return nil
+}
+
+// undone reports whether a transaction that failed has left nothing behind. bbolt writes
+// the meta page before it makes it durable, and believes it if only that fails.
+func (a *Archive) undone(txid int) (undone bool) {
+	err := guard("", func() error {
+		return a.db.View(func(tx *bolt.Tx) error {
+			undone = tx.ID() < txid
+			return nil
+		})
+	})
+	return undone && err == nil
 }
 
 // commitDone brings memory to what was written.
@@ -460,12 +512,10 @@ func (a *Archive) commitDone(w *write) {
 		a.totals.table(t.space)
 		a.totals.tables[t.space] = t
 	}
-	a.unsaved = Totals{}
 	maps.Copy(a.records, w.b.records)
-	clear(a.unsavedRecords)
-	clear(a.forgotten)
-	a.dropped = nil
 	a.stats = w.stats
+	a.attempt = nil
+	a.settled()
 }
 
 // Detach closes the file and lets go of the lock. What is in memory stays.
@@ -474,36 +524,16 @@ func (a *Archive) Detach() error {
 		return nil
 	}
 	db := a.db
-	a.db = nil
+	a.db, a.handle = nil, nil
 	return guard(fmt.Sprintf("close archive %q", a.path), db.Close)
 }
 
-// Abandon gives up a file that went bad under us, without touching it: all that is in
-// memory counts as unsaved, to be written to the next file.
-func (a *Archive) Abandon() {
-	a.db = nil // its lock stays held until the process ends, or somebody moves the file away
-	a.id = New().id
-	a.allUnsaved()
-}
-
-// SetAside renames an archive that cannot be used, under a name with the time that is not
-// used yet, and returns that name. Nothing is lost that somebody could still read.
-func SetAside(dir string, now time.Time) (string, error) {
-	from := filepath.Join(dir, FileName)
-	for i := range 1000 {
-		to := fmt.Sprintf("%s.damaged-%s", from, now.UTC().Format("20060102T150405Z"))
-		if i > 0 {
-			to += fmt.Sprintf("-%d", i)
-		}
-		if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err := os.Rename(from, to); err != nil {
-			return "", fmt.Errorf("set archive aside: %w", err)
-		}
-		return to, nil
-	}
-	return "", fmt.Errorf("set archive %q aside: no free name", from)
+// letGo is Detach for a file that bbolt may have panicked over: then its locks may be held
+// for good, and to close it would hang. What it has mapped is lost.
+func (a *Archive) letGo() error {
+	handle := a.handle
+	a.db, a.handle = nil, nil
+	return handle.Close()
 }
 
 // guard runs what touches a bbolt file and turns a panic into an error: bbolt panics on

@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"aggregatord/internal/metric"
 )
@@ -19,15 +20,21 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 var errChecksum = errors.New("checksum does not match")
 
-// seal appends the checksum of what it is given.
-func seal(data []byte) []byte {
-	return binary.BigEndian.AppendUint32(data, crc32.Checksum(data, castagnoli))
+// sum is the checksum of what a bucket holds under a key. It covers the key, too: the
+// values of a folded file are wrong under the name of another one.
+func sum(key, data []byte) uint32 {
+	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, data)
+}
+
+// seal appends the checksum to what is to be put under a key.
+func seal(key, data []byte) []byte {
+	return binary.BigEndian.AppendUint32(data, sum(key, data))
 }
 
 // unseal returns the data in front of its checksum.
-func unseal(sealed []byte) ([]byte, error) {
+func unseal(key, sealed []byte) ([]byte, error) {
 	n := len(sealed) - 4
-	if n < 0 || binary.BigEndian.Uint32(sealed[n:]) != crc32.Checksum(sealed[:n], castagnoli) {
+	if n < 0 || binary.BigEndian.Uint32(sealed[n:]) != sum(key, sealed[:n]) {
 		return nil, errChecksum
 	}
 	return sealed[:n], nil
@@ -87,7 +94,8 @@ func readSpace(data []byte) (s Space, folded time.Time, err error) {
 		return s, folded, fmt.Errorf("space of %d bytes", len(data))
 	}
 	s = Space{Type: metric.Type(data[0]), Mode: metric.Mode(data[1]), Worker: string(data[10:])}
-	if s.Type < metric.Counter || s.Type > metric.Summary || (s.Type == metric.Gauge) != (s.Mode.String() != "") || s.Mode.Live() {
+	if s.Type < metric.Counter || s.Type > metric.Summary || (s.Type == metric.Gauge) != (s.Mode.String() != "") || s.Mode.Live() ||
+		(s.Worker != "" && s.Mode != metric.All) || !utf8.ValidString(s.Worker) {
 		return s, folded, fmt.Errorf("space of type %d and mode %d", data[0], data[1])
 	}
 	return s, time.Unix(int64(binary.BigEndian.Uint64(data[2:])), 0), nil

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -22,36 +24,56 @@ type View struct {
 	*Archive
 	path string
 	meta []byte
+	size int64
 }
 
-// Read returns a view of the archive in dir, empty where there is none.
+// Exists reports whether there was an archive.
+func (v *View) Exists() bool { return v.meta != nil }
+
+// Path returns where the archive is, or would be.
+func (v *View) Path() string { return v.path }
+
+// SizeBytes returns the size of the file, 0 if there was none.
+func (v *View) SizeBytes() int64 { return v.size }
+
+// Read returns a view of the archive in dir, empty where there is none. For errors see
+// Open; none is ErrLocked, but it may be ErrBusy. There is a view, then an empty one, with
+// an error, too.
 //
 // It copies the file. bbolt never overwrites a page that the last commit refers to before
 // the next one is done, and each commit changes one of the two meta pages at the front of
 // the file; so a copy with equal meta pages before and after is whole.
-func Read(dir string) (*View, error) {
+func Read(dir string) (*View, error) { return read(dir, false) }
+
+// Verify is Read that has bbolt check its file, too, as far as it can. The error is, or
+// wraps, ErrDamaged if anything is wrong with the file.
+func Verify(dir string) (*View, error) { return read(dir, true) }
+
+func read(dir string, verify bool) (*View, error) {
 	v := &View{Archive: New(), path: filepath.Join(dir, FileName)}
 	err := guard(fmt.Sprintf("read archive %q", v.path), func() error {
-		tmp, err := os.CreateTemp("", "aggregatord-archive-*")
+		tmp, err := scratch()
 		if err != nil {
 			return err
 		}
-		defer os.Remove(tmp.Name()) //nolint:errcheck // nothing depends on it
-		defer tmp.Close()           //nolint:errcheck // it was only a copy
-		if err := v.copy(tmp); err != nil {
-			return err
+		used, err := v.copy(tmp)
+		if err == nil && v.meta != nil {
+			err = checkPages(tmp, used)
 		}
-		if v.meta == nil {
-			return nil
+		if err != nil || v.meta == nil {
+			return errors.Join(err, tmp.Close())
 		}
-		db, err := bolt.Open(tmp.Name(), 0o600, &bolt.Options{ReadOnly: true, NoStatistics: true, Timeout: lockTimeout})
+		db, err := openBolt(tmp, true)
 		if err != nil {
-			return openError(dir, err)
+			return err
 		}
 		defer db.Close() //nolint:errcheck // it was only read
 		return db.View(func(tx *bolt.Tx) error {
 			c, err := load(tx)
-			if err != nil || c.id == nil {
+			if err == nil && verify {
+				err = check(tx)
+			}
+			if err != nil {
 				return err
 			}
 			return v.adopt(c)
@@ -60,41 +82,96 @@ func Read(dir string) (*View, error) {
 	return v, err
 }
 
-// copy copies the file; meta stays nil if there is none.
-func (v *View) copy(to *os.File) error {
-	for range 100 {
-		meta, err := v.readMeta()
-		if meta == nil || err != nil {
-			return err
-		}
-		from, err := os.Open(v.path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if _, err = to.Seek(0, io.SeekStart); err == nil {
-			if err = to.Truncate(0); err == nil {
-				_, err = io.Copy(to, from)
-			}
-		}
-		if err = errors.Join(err, from.Close()); err != nil {
-			return err
-		}
-		if after, err := v.readMeta(); err != nil {
-			return err
-		} else if bytes.Equal(meta, after) {
-			v.meta = meta
-			return nil
+// check has bbolt check its file. Pages that make no sense were found before: about those it
+// would panic, in a goroutine of its own.
+func check(tx *bolt.Tx) (err error) {
+	for found := range tx.Check() {
+		if err == nil { // it goes on until all is read
+			err = fmt.Errorf("%w: %w", ErrDamaged, found)
 		}
 	}
-	return ErrBusy
+	return err
 }
 
-// readMeta returns the two meta pages, nil where there is no file or an empty one.
+// scratch makes a file that has no name and goes when it is closed, also where no directory
+// for temporary files can be written.
+func scratch() (*os.File, error) {
+	f, err := os.CreateTemp("", "aggregatord-archive-*")
+	if err != nil {
+		if m, memErr := memoryFile(); memErr == nil {
+			return m, nil
+		}
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// copy copies what is in use of the file and returns how much that is; meta stays nil if
+// there is no file.
+func (v *View) copy(to *os.File) (used int64, err error) {
+	const tries = 200
+	var bad []byte
+	for i := range tries {
+		// One that commits without a pause leaves no gap that is long enough for sure, but
+		// gaps differ.
+		time.Sleep(time.Duration(i) * 50 * time.Microsecond)
+		meta, err := v.readMeta()
+		if meta == nil || err != nil {
+			return 0, err
+		}
+		last, err := lastMeta(bytes.NewReader(meta))
+		if err != nil {
+			// Twice the same is no page that is just being written.
+			if bytes.Equal(meta, bad) {
+				return 0, fmt.Errorf("%w: %w", ErrDamaged, err)
+			}
+			bad = meta
+			continue
+		}
+		used, err = v.copyOnce(to, int64(min(last.high, math.MaxInt64/pageBytes))*pageBytes)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		if after, err := v.readMeta(); err != nil {
+			return 0, err
+		} else if bytes.Equal(meta, after) {
+			v.meta = meta
+			return used, nil
+		}
+	}
+	return 0, ErrBusy
+}
+
+// copyOnce copies so many bytes of the file, or as many as there are.
+func (v *View) copyOnce(to *os.File, bytes int64) (n int64, err error) {
+	from, err := openRegular(v.path, os.O_RDONLY)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, from.Close()) }()
+	info, err := from.Stat()
+	if err != nil {
+		return 0, err
+	}
+	v.size = info.Size()
+	if _, err := to.Seek(0, io.SeekStart); err != nil {
+		return 0, err
+	}
+	if err := to.Truncate(0); err != nil {
+		return 0, err
+	}
+	return io.Copy(to, io.LimitReader(from, bytes))
+}
+
+// readMeta returns the two meta pages, or what is there of them; nil where there is no file.
 func (v *View) readMeta() ([]byte, error) {
-	f, err := os.Open(v.path)
+	f, err := openRegular(v.path, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -102,13 +179,10 @@ func (v *View) readMeta() ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close() //nolint:errcheck // it was only read
-	meta := make([]byte, 2*os.Getpagesize())
+	meta := make([]byte, 2*pageBytes)
 	n, err := io.ReadFull(f, meta)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, err
-	}
-	if n == 0 {
-		return nil, nil
 	}
 	return meta[:n], nil
 }

@@ -17,7 +17,8 @@ import (
 
 // contents is what a file holds.
 type contents struct {
-	id      []byte // nil if the file is new
+	id      []byte
+	commit  []byte // tells the last commit from all others
 	stats   Stats
 	totals  Totals
 	records map[string][]float64
@@ -28,17 +29,17 @@ func load(tx *bolt.Tx) (*contents, error) {
 	c := &contents{records: map[string][]float64{}}
 	meta := tx.Bucket(bucketMeta)
 	if meta == nil {
-		if name, _ := tx.Cursor().First(); name != nil {
-			return nil, fmt.Errorf("%w: it has buckets, but not %q", ErrDamaged, bucketMeta)
-		}
-		return c, nil
+		return nil, fmt.Errorf("%w: bucket %q is missing", ErrDamaged, bucketMeta)
 	}
-	version, err := unseal(meta.Get(metaFormat))
-	if err != nil || len(version) != 4 {
+	version, err := unseal(metaFormat, meta.Get(metaFormat))
+	if err == nil && len(version) != 4 {
+		err = fmt.Errorf("%d bytes", len(version))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%w: format: %w", ErrDamaged, err)
 	}
-	if v := binary.BigEndian.Uint32(version); v > format {
-		return nil, fmt.Errorf("%w: its format is %d, this program knows %d", ErrNewer, v, format)
+	if v := binary.BigEndian.Uint32(version); v > Format {
+		return nil, fmt.Errorf("%w: its format is %d, this program knows %d", ErrNewer, v, Format)
 	}
 	for _, name := range [][]byte{bucketSpaces, bucketKeys, bucketValues, bucketFolded} {
 		if tx.Bucket(name) == nil {
@@ -53,12 +54,17 @@ func load(tx *bolt.Tx) (*contents, error) {
 		}
 	}
 	read("id", func() error {
-		id, err := unseal(meta.Get(metaID))
+		id, err := unseal(metaID, meta.Get(metaID))
 		c.id = slices.Clone(id)
 		return err
 	})
+	read("commit", func() error {
+		commit, err := unseal(metaCommit, meta.Get(metaCommit))
+		c.commit = slices.Clone(commit)
+		return err
+	})
 	read("counters", func() error {
-		data, err := unseal(meta.Get(metaStats))
+		data, err := unseal(metaStats, meta.Get(metaStats))
 		if err != nil {
 			return err
 		}
@@ -70,7 +76,7 @@ func load(tx *bolt.Tx) (*contents, error) {
 	read("values", func() error { return loadValues(tx, byID) })
 	read("folded files", func() error {
 		return tx.Bucket(bucketFolded).ForEach(func(k, v []byte) error {
-			data, err := unseal(v)
+			data, err := unseal(k, v)
 			if err == nil {
 				c.records[string(k)], err = readBaseline(data)
 			}
@@ -89,7 +95,7 @@ func (c *contents) loadSpaces(tx *bolt.Tx, byID map[uint32]*Table) error {
 			return fmt.Errorf("key of %d bytes", len(k))
 		}
 		id := binary.BigEndian.Uint32(k)
-		data, err := unseal(v)
+		data, err := unseal(k, v)
 		if err != nil {
 			return fmt.Errorf("space %d: %w", id, err)
 		}
@@ -125,7 +131,7 @@ func loadKeys(tx *bolt.Tx, byID map[uint32]*Table) error {
 		if err != nil {
 			return err
 		}
-		key, err := unseal(v)
+		key, err := unseal(k, v)
 		if err != nil {
 			return fmt.Errorf("space %d, position %d: %w", t.id, pos, err)
 		}
@@ -154,7 +160,7 @@ func loadValues(tx *bolt.Tx, byID map[uint32]*Table) error {
 		}
 		to := min(from+chunkValues, t.Len())
 		next[t] = to
-		data, err := unseal(v)
+		data, err := unseal(k, v)
 		if err == nil {
 			err = readChunk(data, t.hi[from:to], t.second[from:to])
 		}
@@ -179,6 +185,8 @@ type write struct {
 	a  *Archive
 	b  *Batch
 	tx *bolt.Tx
+	// commit is what the file is to tell this commit by.
+	commit []byte
 	// tables are what the tables touched are to become: see Archive.commitDone.
 	tables []*Table
 	stats  Stats
@@ -214,7 +222,7 @@ func (w *write) run() error {
 		}
 	}
 	record := func(name string, values []float64) error {
-		return folded.Put([]byte(name), seal(appendBaseline(nil, values)))
+		return put(folded, []byte(name), appendBaseline(nil, values))
 	}
 	for name := range w.a.unsavedRecords {
 		if err := record(name, w.a.records[name]); err != nil {
@@ -233,11 +241,15 @@ func (w *write) run() error {
 	}
 	meta := w.tx.Bucket(bucketMeta)
 	return errors.Join(
-		meta.Put(metaFormat, seal(binary.BigEndian.AppendUint32(nil, format))),
-		meta.Put(metaID, seal(slices.Clone(w.a.id))),
-		meta.Put(metaStats, seal(stats)),
+		put(meta, metaFormat, binary.BigEndian.AppendUint32(nil, Format)),
+		put(meta, metaID, slices.Clone(w.a.id)),
+		put(meta, metaCommit, slices.Clone(w.commit)),
+		put(meta, metaStats, stats),
 	)
 }
+
+// put puts data, which it may change, and its checksum under a key.
+func put(b *bolt.Bucket, key, data []byte) error { return b.Put(key, seal(key, data)) }
 
 // table writes what the batch and the unsaved change in one table.
 func (w *write) table(s Space) error {
@@ -280,19 +292,19 @@ func (w *write) table(s Space) error {
 	}
 	spaces := w.tx.Bucket(bucketSpaces)
 	if t.id == 0 {
-		next, err := spaces.NextSequence()
-		if err != nil {
-			return err
+		// Not by the bucket's own sequence, whose number no checksum covers.
+		t.id = 1
+		if last, _ := spaces.Cursor().Last(); last != nil {
+			t.id = binary.BigEndian.Uint32(last) + 1
 		}
-		t.id = uint32(next)
 	}
 	id := binary.BigEndian.AppendUint32(nil, t.id)
-	if err := spaces.Put(id, seal(appendSpace(nil, s, t.folded))); err != nil {
+	if err := put(spaces, id, appendSpace(nil, s, t.folded)); err != nil {
 		return err
 	}
 	keys := w.tx.Bucket(bucketKeys)
 	for pos := t.saved; pos < t.Len(); pos++ {
-		if err := keys.Put(key2(t.id, uint32(pos)), seal([]byte(t.raw[pos]))); err != nil {
+		if err := put(keys, key2(t.id, uint32(pos)), []byte(t.raw[pos])); err != nil {
 			return err
 		}
 	}
@@ -300,7 +312,7 @@ func (w *write) table(s Space) error {
 	for _, chunk := range slices.Sorted(maps.Keys(dirty)) {
 		from := chunk * chunkValues
 		to := min(from+chunkValues, t.Len())
-		if err := values.Put(key2(t.id, uint32(chunk)), seal(appendChunk(nil, t.hi[from:to], t.second[from:to]))); err != nil {
+		if err := put(values, key2(t.id, uint32(chunk)), appendChunk(nil, t.hi[from:to], t.second[from:to])); err != nil {
 			return err
 		}
 	}
@@ -340,8 +352,23 @@ type owner struct {
 func writeOwner(dir string) {
 	host, _ := os.Hostname() //nolint:errcheck // an empty name will do
 	data, err := json.Marshal(owner{os.Getpid(), host, time.Now().Truncate(time.Second)})
-	if err == nil {
-		os.WriteFile(filepath.Join(dir, ownerFile), append(data, '\n'), 0o600) //nolint:errcheck // see above
+	if err != nil {
+		return
+	}
+	// In one step for those who read it, and never through a link that somebody put there.
+	path := filepath.Join(dir, ownerFile)
+	tmp := path + ".new"
+	os.Remove(tmp) //nolint:errcheck // it is seldom there
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return
+	}
+	_, err = f.Write(append(data, '\n'))
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		os.Remove(tmp) //nolint:errcheck // see above
 	}
 }
 
