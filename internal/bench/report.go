@@ -19,8 +19,9 @@ type row struct {
 	shape, what string
 	// value is the median or the number, spread the 10th and 90th percentile.
 	value, spread string
-	// ratio is to the floor, or to whatever versus names.
-	ratio, versus string
+	// ratio is to the floor, or to whatever versus names; calm is that of the 10th
+	// percentiles, which a busy machine disturbs less.
+	ratio, calm, versus string
 }
 
 // A target is one line of the table of targets.
@@ -50,6 +51,9 @@ func (r *report) time(shape, what string, samples []float64, versus string, refe
 	}
 	if reference != nil {
 		rw.ratio, rw.versus = times(median(samples)/median(reference)), versus
+		if rw.spread != "" {
+			rw.calm = times(quantile(samples, .1) / quantile(reference, .1))
+		}
 	}
 	r.rows = append(r.rows, rw)
 }
@@ -82,11 +86,11 @@ func (r *report) print(w io.Writer, heading []string, markdown bool) error {
 	for _, h := range heading {
 		p.line(h)
 	}
-	rows := [][]string{{"shape", "what", "median", "10–90 %", "ratio", "to"}}
+	rows := [][]string{{"shape", "what", "median", "10–90 %", "ratio", "at 10 %", "to"}}
 	for _, rw := range r.rows {
-		rows = append(rows, []string{rw.shape, rw.what, rw.value, rw.spread, rw.ratio, rw.versus})
+		rows = append(rows, []string{rw.shape, rw.what, rw.value, rw.spread, rw.ratio, rw.calm, rw.versus})
 	}
-	p.table(rows, "llrrrl")
+	p.table(rows, "llrrrrl")
 	rows = [][]string{{"shape", "target", "wanted", "measured", ""}}
 	for _, t := range r.targets {
 		rows = append(rows, []string{t.shape, t.what, t.want, t.measured, string(t.verdict)})
