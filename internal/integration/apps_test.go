@@ -27,14 +27,15 @@ func countFiles(t *testing.T, dir, pattern string) int {
 
 // shop runs shop.py under a web server that recycles its workers, beside the daemon, and
 // compares what is served with what was acknowledged and with the client's collector:
-// under load, at rest with workers alive, and when they all have ended.
-func shop(t *testing.T, processes int, command func(socket string) []string) {
-	dir := sourceDir(t)
-	d := serve(t, "--dir", dir)
+// under load, at rest with workers alive, when they all have ended, and, with an archive,
+// when all their files are in it.
+func shop(t *testing.T, archived bool, processes int, command func(socket string) []string) {
+	p := newParity(t, archived)
+	d := p.serve()
 	socket := filepath.Join(t.TempDir(), "app.sock")
 	args := command(socket)
 	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Env = appEnv(dir)
+	cmd.Env = appEnv(p.dir)
 	server := start(t, cmd)
 	client := unixClient(t, socket)
 	eventually(t, patience, func() error {
@@ -47,10 +48,10 @@ func shop(t *testing.T, processes int, command func(socket string) []string) {
 	})
 
 	watch := d.watchScrapes()
-	const requests = 1500
+	const requests = 1000
 	got := drive(t, client, requests, 4)
 	scrapes := watch.finish()
-	workers := countFiles(t, dir, "counter_*.db")
+	workers := p.count("counter_*.db")
 	t.Logf("%d requests answered, %d failed; %d scrapes meanwhile; files of %d workers", got.acknowledged, got.failed, scrapes, workers)
 	if got.acknowledged < requests*9/10 {
 		t.Errorf("only %d of %d requests were answered: no load", got.acknowledged, requests)
@@ -68,11 +69,25 @@ func shop(t *testing.T, processes int, command func(socket string) []string) {
 		if err != nil {
 			return err
 		}
-		return errors.Join(got.check(v), d.agree(dir, "--proc"))
+		return errors.Join(got.check(v), p.agree(d))
 	})
-	v := d.mustText()
-	if v["shop_level_livesum"] == nil || v["shop_level_liveall"] == nil {
-		t.Error("no live gauges with workers alive")
+	// Every worker has this one. The others belong to those that have answered a request,
+	// and these may all have been recycled by now.
+	eventually(t, patience, func() error {
+		v, err := d.text()
+		if err == nil && v["shop_busy"] == nil {
+			err = errors.New("no live gauge with workers alive")
+		}
+		return err
+	})
+	if archived {
+		// A master that has loaded the application may have files, too.
+		eventually(t, patience, func() error {
+			if n := countFiles(t, p.dir, "counter_*.db"); n > processes+1 {
+				return fmt.Errorf("the directory holds files of %d workers, and %d are alive", n, processes)
+			}
+			return nil
+		})
 	}
 
 	// Whether a server ends in time is its own business: from here on nobody is alive.
@@ -89,8 +104,18 @@ func shop(t *testing.T, processes int, command func(socket string) []string) {
 				return fmt.Errorf("live gauge %s is served, and no worker is alive", name)
 			}
 		}
-		return errors.Join(got.check(v), d.agree(dir, "--proc"))
+		return errors.Join(got.check(v), p.agree(d))
 	})
+	p.folded(d)
+	if err := errors.Join(got.check(d.mustText()), p.agree(d)); err != nil {
+		t.Errorf("all archived: %v", err)
+	}
+	d.stop()
+	// The next daemon has it all from its first answer on.
+	d = p.serve()
+	if err := errors.Join(got.check(d.mustText()), p.agree(d)); err != nil {
+		t.Errorf("started again: %v", err)
+	}
 	d.stop()
 }
 
@@ -98,11 +123,13 @@ func TestGunicorn(t *testing.T) {
 	t.Parallel()
 	gunicorn := peer(t, "gunicorn", "apt-get install gunicorn")
 	python(t, "flask", "prometheus_client")
-	shop(t, 4, func(socket string) []string {
-		return []string{
-			gunicorn, "--workers", "4", "--max-requests", "50", "--max-requests-jitter", "20",
-			"--bind", "unix:" + socket, "--chdir", filepath.Dir(app(t, "shop.py")), "shop:app",
-		}
+	bothModes(t, func(t *testing.T, archived bool) {
+		shop(t, archived, 4, func(socket string) []string {
+			return []string{
+				gunicorn, "--workers", "4", "--max-requests", "100", "--max-requests-jitter", "40",
+				"--bind", "unix:" + socket, "--chdir", filepath.Dir(app(t, "shop.py")), "shop:app",
+			}
+		})
 	})
 }
 
@@ -113,12 +140,14 @@ func TestUWSGI(t *testing.T) {
 	// The master imports the application and then forks, so that workers inherit the
 	// mappings of its files until they first touch a metric. When they end
 	// faster than this, uWSGI holds their successors back for seconds.
-	shop(t, 3, func(socket string) []string {
-		return []string{
-			uwsgi, "--plugin", "python3", "--master", "--processes", "3", "--max-requests", "150",
-			"--min-worker-lifetime", "0", "--http-socket", socket, "--die-on-term", "--need-app",
-			"--disable-logging", "--chdir", filepath.Dir(app(t, "shop.py")), "--module", "shop:app",
-		}
+	bothModes(t, func(t *testing.T, archived bool) {
+		shop(t, archived, 3, func(socket string) []string {
+			return []string{
+				uwsgi, "--plugin", "python3", "--master", "--processes", "3", "--max-requests", "150",
+				"--min-worker-lifetime", "0", "--http-socket", socket, "--die-on-term", "--need-app",
+				"--disable-logging", "--chdir", filepath.Dir(app(t, "shop.py")), "--module", "shop:app",
+			}
+		})
 	})
 }
 
@@ -126,8 +155,14 @@ func TestCelery(t *testing.T) {
 	t.Parallel()
 	interpreter := python(t, "celery", "redis", "prometheus_client")
 	redis := peer(t, "redis-server", "apt-get install redis-server")
-	dir := sourceDir(t)
-	d := serve(t, "--dir", dir)
+	bothModes(t, func(t *testing.T, archived bool) { jobs(t, archived, interpreter, redis) })
+}
+
+// jobs runs tasks.py in Celery's prefork pool, which recycles its children, on a broker of
+// its own, and compares as shop does.
+func jobs(t *testing.T, archived bool, interpreter, redis string) {
+	p := newParity(t, archived)
+	d := p.serve()
 
 	data := t.TempDir()
 	socket := filepath.Join(data, "redis.sock")
@@ -140,7 +175,7 @@ func TestCelery(t *testing.T) {
 		"--concurrency", strconv.Itoa(processes), "--max-tasks-per-child", "40",
 		"--without-gossip", "--without-mingle", "--without-heartbeat")
 	pool.Dir = filepath.Dir(app(t, "tasks.py"))
-	pool.Env = appEnv(dir, url)
+	pool.Env = appEnv(p.dir, url)
 	server := start(t, pool)
 
 	watch := d.watchScrapes()
@@ -163,7 +198,7 @@ func TestCelery(t *testing.T) {
 		}
 		return err
 	})
-	t.Logf("%d scrapes meanwhile; files of %d processes", watch.finish(), countFiles(t, dir, "counter_*.db"))
+	t.Logf("%d scrapes meanwhile; files of %d processes", watch.finish(), p.count("counter_*.db"))
 	check := func() error {
 		v, err := d.text()
 		if err != nil {
@@ -172,10 +207,10 @@ func TestCelery(t *testing.T) {
 		if sizes := v.total("jobs_size_bytes", "jobs_size_bytes_count"); done(v) != tasks || sizes != tasks {
 			return fmt.Errorf("%v tasks, %v sizes; want %d of each", done(v), sizes, tasks)
 		}
-		return d.agree(dir, "--proc")
+		return p.agree(d)
 	}
 	eventually(t, patience, check)
-	if n := countFiles(t, dir, "counter_*.db"); n <= processes+1 {
+	if n := p.count("counter_*.db"); n <= processes+1 {
 		t.Errorf("files of %d processes: no child was recycled", n)
 	}
 	if !server.end(15 * time.Second) {
@@ -191,6 +226,10 @@ func TestCelery(t *testing.T) {
 		}
 		return check()
 	})
+	p.folded(d)
+	if err := check(); err != nil {
+		t.Errorf("all archived: %v", err)
+	}
 	d.stop()
 }
 
@@ -206,36 +245,46 @@ func TestWorkersBeforeDaemon(t *testing.T) {
 		},
 	}
 	t.Run("full", func(t *testing.T) {
-		dir := sourceDir(t)
-		w := startWorkers(t, dir, one)
-		w.finish(0)
-		d := serve(t, "--dir", dir)
-		// Ready means that the first full scan is merged: no waiting here.
-		v := d.mustText()
-		if got := v.value("c", "c_total"); got != 3 {
-			t.Errorf("c_total is %v right after ready, want 3", got)
-		}
-		if got := v.value("live", "live"); got != 2 {
-			t.Errorf("the live gauge is %v right after ready, want 2", got)
-		}
-		if err := d.agree(dir, append([]string{"--alive"}, w.alive()...)...); err != nil {
-			t.Error(err)
-		}
+		bothModes(t, func(t *testing.T, archived bool) {
+			p := newParity(t, archived)
+			w := startWorkers(t, p.dir, one)
+			w.finish(0)
+			d := p.serve()
+			// Ready means that the first full scan is merged: no waiting here.
+			v := d.mustText()
+			if got := v.value("c", "c_total"); got != 3 {
+				t.Errorf("c_total is %v right after ready, want 3", got)
+			}
+			if got := v.value("live", "live"); got != 2 {
+				t.Errorf("the live gauge is %v right after ready, want 2", got)
+			}
+			if err := p.agreeAlive(d, true, w.alive()); err != nil {
+				t.Error(err)
+			}
+			d.stop()
+		})
 	})
 	t.Run("not_there_yet", func(t *testing.T) {
-		dir := filepath.Join(sourceDir(t), "later")
-		d := serve(t, "--dir", dir)
-		if v := d.mustText().workers(); len(v) != 0 {
-			t.Errorf("served without a directory: %v", v)
-		}
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		w := startWorkers(t, dir, one)
-		eventually(t, patience, func() error { return d.agree(dir, append([]string{"--alive"}, w.alive()...)...) })
-		w.processes[1].kill()
-		w.finish(0)
-		eventually(t, 5*time.Second, func() error { return d.agree(dir, "--alive") })
+		bothModes(t, func(t *testing.T, archived bool) {
+			p := newParityOf(t, filepath.Join(sourceDir(t), "later"), archived)
+			d := p.serve()
+			if v := d.mustText().workers(); len(v) != 0 {
+				t.Errorf("served without a directory: %v", v)
+			}
+			if err := os.Mkdir(p.dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			w := startWorkers(t, p.dir, one)
+			eventually(t, patience, func() error { return p.agreeAlive(d, true, w.alive()) })
+			w.processes[1].kill()
+			w.finish(0)
+			eventually(t, 5*time.Second, func() error { return p.agreeAlive(d, true, nil) })
+			p.folded(d)
+			if err := p.agreeAlive(d, true, nil); err != nil {
+				t.Errorf("all archived: %v", err)
+			}
+			d.stop()
+		})
 	})
 	t.Run("two_pools", func(t *testing.T) {
 		web, jobs := sourceDir(t), sourceDir(t)
@@ -303,9 +352,15 @@ func TestDemo(t *testing.T) {
 	d := startDaemon(t, nil, "demo", "--dir", dir, "--workers", "3", "--requests-per-second", "1000",
 		"--max-requests", "200", "--kill-every", "300ms")
 	watch := d.watchScrapes()
+	// A worker writes more than one file.
+	const archived, files = "aggregatord_archive_folded_files", 24
 	eventually(t, patience, func() error {
-		if n := countFiles(t, dir, "counter_*.db"); n < 12 {
-			return fmt.Errorf("files of %d workers", n)
+		v, err := d.text()
+		if err != nil {
+			return err
+		}
+		if n := v.total(archived, archived+"_total"); n < files {
+			return fmt.Errorf("%v files of dead workers archived", n)
 		}
 		return nil
 	})

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"math/rand/v2"
 	"net"
@@ -228,6 +229,31 @@ func TestDamagedFiles(t *testing.T) {
 			t.Errorf("a scrape of what has failed before logs %v", entry)
 		}
 	}
+	// Nobody can write to these files any more. Those of which everything was read are
+	// archived and removed; what could not be read is kept, for somebody to look at: in the
+	// directory, or in the staging if that is where the damage was found.
+	eventually(t, patience, func() error {
+		files, err := sourceFiles(dir)
+		if err != nil {
+			return err
+		}
+		left := map[string]bool{}
+		for _, file := range files {
+			left[baseOf(file)] = true
+		}
+		for _, c := range damages {
+			for _, prefix := range []string{"counter_early-", "histogram_late-"} {
+				name, failed := prefix+c.name+".db", c.reason != "" && !c.entry
+				if c.reason != "*" && left[name] != failed {
+					return fmt.Errorf("%s is still there: %v, want %v", name, left[name], failed)
+				}
+			}
+		}
+		return nil
+	})
+	if err := checkGood(d.mustText()); err != nil {
+		t.Error(err)
+	}
 	if !d.logNames("gauge_average_1.db") {
 		t.Error("the log does not name the file with an unknown mode")
 	}
@@ -238,9 +264,15 @@ func TestDamagedFiles(t *testing.T) {
 // Counters must not fall: what was read of a file counts on.
 func TestFileChangesUnderReader(t *testing.T) {
 	t.Parallel()
-	dir := sourceDir(t)
+	bothModes(t, changeFiles)
+}
+
+func changeFiles(t *testing.T, archived bool) {
+	// No shadow: a file has to be gone when its last name in the directory is.
+	p := &parity{t: t, archived: archived, dir: sourceDir(t)}
+	dir := p.dir
 	startWorkers(t, dir, good)
-	d := serve(t, "--dir", dir)
+	d := p.serve()
 	path := func(id string) string { return filepath.Join(dir, "counter_"+id+".db") }
 	family := func(id string) string { return strings.ReplaceAll(id, "-", "_") }
 	// Several pages, so that shrinking to one leaves the reader with a mapping that faults.
@@ -294,12 +326,17 @@ func TestFileChangesUnderReader(t *testing.T) {
 			t.Errorf("the log does not name %s", path(c.id))
 		}
 	}
-	// The same to a file whose process has ended: its values are known for good.
+	// The same to a file whose process has ended: its values are known for good. The daemon
+	// may have archived the file by now, under whatever name.
+	mayBeGone := func(err error) {
+		t.Helper()
+		if err != nil && !(archived && errors.Is(err, fs.ErrNotExist)) {
+			t.Fatal(err)
+		}
+	}
 	write("shrunk-when-dead", 12)()
 	expect("written", "shrunk-when-dead", 12)
-	if err := os.Truncate(path("shrunk-when-dead"), 8); err != nil {
-		t.Fatal(err)
-	}
+	mayBeGone(os.Truncate(path("shrunk-when-dead"), 8))
 	expect("truncated", "shrunk-when-dead", 12)
 
 	// Replaced by another inode: the old one's values count on, as those of any counter
@@ -329,8 +366,12 @@ func TestFileChangesUnderReader(t *testing.T) {
 		if !alive {
 			release()
 		}
-		if err := os.Remove(path(id)); err != nil {
-			t.Fatal(err)
+		if alive {
+			if err := os.Remove(path(id)); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			mayBeGone(os.Remove(path(id)))
 		}
 		expect("removed", id, 6)
 		release()

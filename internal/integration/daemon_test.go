@@ -54,8 +54,7 @@ func startDaemon(t *testing.T, attr *syscall.SysProcAttr, subcommand string, fla
 	}, flags...)
 	cmd := exec.Command(builtDaemon(t), args...)
 	cmd.SysProcAttr = attr
-	// By default a program with the race detector sleeps for a second before it exits.
-	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=50")
+	cmd.Env = append(os.Environ(), quickExit)
 	d := &daemon{process: start(t, cmd), client: &http.Client{Timeout: patience, Transport: &http.Transport{}}}
 	t.Cleanup(d.client.CloseIdleConnections)
 	line := d.await("the listening address", func(line string) bool {

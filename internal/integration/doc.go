@@ -17,6 +17,12 @@
 //   - With NaN among the values of a gauge in mode min or max, the collector's answer
 //     depends on the order in which the files are listed, so there is nothing to agree with.
 //
+// The daemon archives the files of dead processes, and removes them. Where that would leave
+// the collector nothing to read, every file is given a second name outside the directory
+// as soon as it appears, and the collector reads those: the yardstick for an archive is
+// the very run that it has archived. The same comparisons are made beside a daemon that
+// leaves the files alone.
+//
 // A test that needs a program which is not installed is skipped, with the command that
 // installs it; where the environment says CI=true it fails. Processes listen on
 // loopback or on Unix sockets only.

@@ -43,7 +43,9 @@ func pick[T any](r *rand.Rand, from []T) T { return from[r.IntN(len(from))] }
 // randomProgram makes a program. In a strict one nothing is observed that OpenMetrics has no
 // place for: counters and sums that are negative or not a number.
 func randomProgram(r *rand.Rand, strict bool) program {
-	var p program
+	// The client writes a counter without labels even if nobody touches it: there is
+	// something to compare, whatever follows.
+	p := program{Metrics: []declared{{Name: "always_total", Type: "counter", Help: "Always there."}}}
 	types := []string{"counter", "counter", "histogram", "histogram", "summary", "gauge", "gauge", "gauge"}
 	modes := []string{"all", "liveall", "min", "livemin", "max", "livemax", "sum", "livesum"}
 	for i := range 3 + r.IntN(10) {
@@ -173,50 +175,61 @@ func TestRandomPrograms(t *testing.T) {
 	python(t, "prometheus_client")
 	base := seed(t)
 	for round := range uint64(8) {
-		strict := round%4 != 3
-		t.Run(fmt.Sprintf("round=%d/strict=%v", round, strict), func(t *testing.T) {
-			r := rand.New(rand.NewPCG(base, round))
-			p := randomProgram(r, strict)
-			dir := sourceDir(t)
-			var d *daemon
-			early := r.IntN(2) == 0
-			if early {
-				d = serve(t, "--dir", dir)
-			}
-			w := startWorkers(t, dir, p)
-			for i, worker := range p.Workers {
-				if worker.Busy {
-					if d != nil {
-						if _, err := d.text(); err != nil {
-							t.Errorf("scrape while a worker writes: %v", err)
-						}
-					}
-					w.processes[i].kill()
-				}
-			}
-			if !early {
-				d = serve(t, "--dir", dir)
-			}
-			// The daemon promises that what is in the directory when a scrape begins is in
-			// its answer, and that a dead process's live gauges are not: no waiting here.
-			check := func(when string) {
-				t.Helper()
-				if err := d.agreeAs(dir, strict, append([]string{"--alive"}, w.alive()...)...); err != nil {
-					t.Errorf("%s: %v", when, err)
-				}
-			}
-			check("workers alive")
-			for i, worker := range p.Workers {
-				switch {
-				case worker.Busy || r.IntN(3) == 0:
-				case r.IntN(2) == 0:
-					w.processes[i].kill()
-				default:
-					w.finish(i)
-				}
-			}
-			check("some dead")
-			d.stop()
+		// Every fourth round is not strict, and of these every second is archived.
+		strict, archived := round%4 != 3, (round+round/4)%2 == 0
+		t.Run(fmt.Sprintf("round=%d/strict=%v/archive=%v", round, strict, archived), func(t *testing.T) {
+			t.Parallel()
+			randomRound(t, rand.New(rand.NewPCG(base, round)), strict, archived)
 		})
 	}
+}
+
+func randomRound(t *testing.T, r *rand.Rand, strict, archived bool) {
+	program := randomProgram(r, strict)
+	p := newParity(t, archived)
+	var d *daemon
+	early := r.IntN(2) == 0
+	if early {
+		d = p.serve()
+	}
+	w := startWorkers(t, p.dir, program)
+	for i, worker := range program.Workers {
+		if worker.Busy {
+			if d != nil {
+				if _, err := d.text(); err != nil {
+					t.Errorf("scrape while a worker writes: %v", err)
+				}
+			}
+			w.processes[i].kill()
+		}
+	}
+	if !early {
+		d = p.serve()
+	}
+	// The daemon promises that what is in the directory when a scrape begins is in its
+	// answer, and that a dead process's live gauges are not: no waiting here.
+	check := func(when string) {
+		t.Helper()
+		if err := p.agreeAlive(d, strict, w.alive()); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	check("workers alive")
+	for i, worker := range program.Workers {
+		switch {
+		case worker.Busy || r.IntN(3) == 0:
+		case r.IntN(2) == 0:
+			w.processes[i].kill()
+		default:
+			w.finish(i)
+		}
+	}
+	check("some dead")
+	for i := range program.Workers {
+		w.processes[i].kill()
+	}
+	check("all dead")
+	p.folded(d)
+	check("all archived")
+	d.stop()
 }

@@ -84,7 +84,7 @@ func TestPythonHalf(t *testing.T) {
 			{Metric: "c", Labels: []string{"x\ny\"\\"}, Op: "inc", Value: "1.5"}, {Metric: "g", Op: "set", Value: "-2"},
 		}}},
 	})
-	for _, flags := range [][]string{nil, {"--proc"}, {"--alive", w.id(0)}} {
+	for _, flags := range [][]string{nil, {"--proc", dir}, {"--alive", w.id(0)}} {
 		v, err := collect(t, dir, flags...)
 		if err != nil {
 			t.Fatal(err)
@@ -97,7 +97,7 @@ func TestPythonHalf(t *testing.T) {
 		}
 	}
 	w.processes[0].kill()
-	for _, flags := range [][]string{{"--proc"}, {"--alive"}} {
+	for _, flags := range [][]string{{"--proc", dir}, {"--alive"}} {
 		v, err := collect(t, dir, flags...)
 		if err != nil {
 			t.Fatal(err)
