@@ -157,17 +157,19 @@ func TestDump(t *testing.T) {
 	}
 }
 
-// TestDumpAfterCrash kills the daemon in the middle of its work on many dead workers'
+// TestDumpInTheMiddle kills the daemon in the middle of its work on many dead workers'
 // files, again and again, and has dump add up what is left: files, staged files, of which
-// some are archived already, and the archive.
-func TestDumpAfterCrash(t *testing.T) {
+// some are archived already, and the archive. Then it lets a daemon go on, and has dump
+// look while it does.
+func TestDumpInTheMiddle(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(seed(t), 1))
 	dir := sourceDir(t)
 	files, total := 0, 0.0 // that were ever written
 	there, before := 0, 0  // files still there, and staged ones, after the last crash
-	for crash := range 4 {
-		for range 250 {
+	write := func(n int) {
+		t.Helper()
+		for range n {
 			files++
 			there++
 			total += float64(files)
@@ -176,6 +178,10 @@ func TestDumpAfterCrash(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	}
+	for crash := range 4 {
+		write(250)
+		removing := crash%2 == 1
 		d := start(t, exec.Command(builtDaemon(t), "serve", "--dir", dir, "--web.listen-address", "127.0.0.1:0"))
 		eventually(t, patience, func() error {
 			left, err := sourceFiles(dir)
@@ -183,7 +189,7 @@ func TestDumpAfterCrash(t *testing.T) {
 				return err
 			}
 			staged := slices.IndexFunc(left, func(path string) bool { return filepath.Dir(path) != dir })
-			switch removing := crash%2 == 1; {
+			switch {
 			case removing && len(left) >= there: // a file that moves meanwhile is seen twice
 				return errors.New("nothing is removed")
 			case !removing && (staged < 0 || len(left)-staged == before):
@@ -191,7 +197,9 @@ func TestDumpAfterCrash(t *testing.T) {
 			}
 			return nil
 		})
-		<-time.After(time.Duration(r.IntN(50)) * time.Millisecond)
+		if !removing { // which is quick
+			<-time.After(time.Duration(r.IntN(50)) * time.Millisecond)
+		}
 		d.kill()
 
 		found := tree(t, dir)
@@ -214,12 +222,30 @@ func TestDumpAfterCrash(t *testing.T) {
 		t.Logf("crash %d: %d of %d files left, %d of them staged", crash, len(left), files, len(staged))
 		there, before = len(left), len(staged)
 	}
-	// And the next daemon ends what the others began.
+	// And the next daemon ends what the others began. Whoever looks meanwhile finds each
+	// value once, wherever it is just then.
+	write(1000)
 	d := serve(t, "--dir", dir)
 	if got := d.mustText().value("crash", "crash_total"); got != total {
 		t.Errorf("right after ready: crash_total is %v, want %v", got, total)
 	}
-	awaitFolded(t, dir)
+	dumps := 0
+	eventually(t, patience, func() error {
+		v, err := parseText(dump(t, "--dir", dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := v.value("crash", "crash_total"); got != total {
+			t.Errorf("beside a daemon at work: crash_total is %v, want %v", got, total)
+		}
+		dumps++
+		left, err := sourceFiles(dir)
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("%d files are not archived or not removed", len(left))
+		}
+		return err
+	})
+	t.Logf("%d dumps beside the daemon at work", dumps)
 	served := d.workersText()
 	if v, err := parseText(served); err != nil || v.value("crash", "crash_total") != total {
 		t.Errorf("all archived: the daemon serves\n%s\nwant crash_total %v: %v", served, total, err)
