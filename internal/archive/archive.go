@@ -14,6 +14,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
@@ -529,11 +530,12 @@ func (a *Archive) Detach() error {
 }
 
 // letGo is Detach for a file that bbolt may have panicked over: then its locks may be held
-// for good, and to close it would hang. What it has mapped is lost.
+// for good, and to close it would hang. What it has mapped stays so, and would keep our
+// lock on the file with it.
 func (a *Archive) letGo() error {
 	handle := a.handle
 	a.db, a.handle = nil, nil
-	return handle.Close()
+	return errors.Join(unix.Flock(int(handle.Fd()), unix.LOCK_UN), handle.Close())
 }
 
 // guard runs what touches a bbolt file and turns a panic into an error: bbolt panics on
