@@ -181,8 +181,13 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Opt
 			force = true
 		}
 		c.Tend(force)
-		for c.Fold() && ctx.Err() == nil {
-			c.Tend(false)
+		for tended := time.Now(); c.Fold() && ctx.Err() == nil; {
+			// Folding thousands of files takes a while, and looking at all that are left does,
+			// too.
+			if time.Since(tended) >= opts.TendInterval {
+				c.Tend(false)
+				tended = time.Now()
+			}
 		}
 	}
 }

@@ -114,9 +114,12 @@ type Index struct {
 	opts     Options
 	families map[string]*family
 	spaces   map[keyspaceID]*keyspace
-	// sources are in the order of addition: folded ones first, then by pool and name.
-	sources []*Source
-	series  map[string]int // by pool
+	// sources are in the order of addition, folded ones first, then by pool and name, unless
+	// unsorted; some may be removed already. Thousands come and go at once.
+	sources  []*Source
+	unsorted bool
+	removed  int
+	series   map[string]int // by pool
 
 	// The cells, by number. init is what hi starts from at every snapshot: 0 where values
 	// are added, NaN elsewhere. pins counts the sources that have the cell, active those of
@@ -172,7 +175,8 @@ func (x *Index) AddFolded(spec SourceSpec) *Source {
 func (x *Index) add(s *Source) *Source {
 	s.space = x.spaceOf(&s.spec)
 	s.space.sources++
-	x.insert(s)
+	x.sources = append(x.sources, s)
+	x.unsorted = true
 	return s
 }
 
@@ -200,14 +204,19 @@ func compareSources(a, b *Source) int {
 		cmp.Compare(a.spec.Created, b.spec.Created))
 }
 
-func (x *Index) insert(s *Source) {
-	i, _ := slices.BinarySearchFunc(x.sources, s, compareSources)
-	x.sources = slices.Insert(x.sources, i, s)
-}
-
 // Sources lists the sources in the order of addition. The slice is the index's own:
 // read it before the next change.
-func (x *Index) Sources() []*Source { return x.sources }
+func (x *Index) Sources() []*Source {
+	if x.removed > 0 {
+		x.sources = slices.DeleteFunc(x.sources, func(s *Source) bool { return s.space == nil })
+		x.removed = 0
+	}
+	if x.unsorted {
+		slices.SortFunc(x.sources, compareSources)
+		x.unsorted = false
+	}
+	return x.sources
+}
 
 // Learn tells the index of one more entry of the source: its raw key, which is not kept,
 // and its slot. The entry's value is 0 until the caller loads it. An error concerns this
@@ -382,11 +391,9 @@ func (x *Index) SetAlive(s *Source, alive bool) {
 
 // Remove takes a source and its values out of the view.
 func (x *Index) Remove(s *Source) {
-	i := slices.Index(x.sources, s)
-	if i < 0 {
+	if s.space == nil {
 		panic("BUG: source " + s.spec.Name + " removed twice")
 	}
-	x.sources = slices.Delete(x.sources, i, i+1)
 	for _, c := range s.cells {
 		if s.active() {
 			x.activate(c, -1)
@@ -396,12 +403,15 @@ func (x *Index) Remove(s *Source) {
 		}
 	}
 	s.slots, s.cells, s.values, s.second = nil, nil, nil, nil
-	s.space.sources--
-	if s.space.sources == 0 {
-		delete(x.spaces, s.space.id)
+	space := s.space
+	s.space = nil
+	x.removed++
+	space.sources--
+	if space.sources == 0 {
+		delete(x.spaces, space.id)
 	}
-	if x.unpinned > 256 && x.unpinned > len(x.desc)-len(x.free)-x.unpinned || s.space.sources == 0 {
-		x.sweep(s.space)
+	if x.unpinned > 256 && x.unpinned > len(x.desc)-len(x.free)-x.unpinned || space.sources == 0 {
+		x.sweep(space)
 	}
 }
 
@@ -479,7 +489,7 @@ func (x *Index) Snapshot() *Snapshot {
 	layout := x.Layout()
 	copy(x.hi, x.init)
 	clear(x.lo)
-	for _, s := range x.sources {
+	for _, s := range x.Sources() {
 		if !s.active() || len(s.cells) == 0 {
 			continue
 		}
@@ -499,7 +509,7 @@ func (x *Index) Snapshot() *Snapshot {
 // Entries is the number of entries of all sources.
 func (x *Index) Entries() int {
 	n := 0
-	for _, s := range x.sources {
+	for _, s := range x.Sources() {
 		n += len(s.cells)
 	}
 	return n

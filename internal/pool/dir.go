@@ -467,10 +467,10 @@ func (t *tracked) emptied() bool {
 	return unix.Fstat(int(t.file.Fd()), &st) == nil && st.Size == 0
 }
 
-// probe finds out which processes live.
-func (d *dir) probe() {
+// probe finds out which processes live: all, or only those that live gauges depend on.
+func (d *dir) probe(liveGaugesOnly bool) {
 	for t := range d.all() {
-		if t.file != nil && !t.folding {
+		if t.file != nil && !t.folding && (!liveGaugesOnly || t.name.Mode.Live()) {
 			d.check(t)
 		}
 	}

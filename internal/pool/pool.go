@@ -192,7 +192,7 @@ func (c *Collector) Tend(force bool) {
 	for _, d := range c.dirs {
 		d.attach(c.now()) //nolint:errcheck // logged there
 		d.scan(force)
-		d.probe()
+		d.probe(false)
 		d.settle()
 		d.countWorkers()
 		// So that no scrape has to wait for many new entries to be learned.
@@ -307,9 +307,9 @@ func (c *Collector) passLocked() (*merge.Snapshot, error) {
 	for _, d := range c.dirs {
 		// Directories tell cheaply that nothing has changed, so even the first scrape after
 		// a change sees it, whether or not the watcher has been told yet. The same goes for
-		// the processes: a lease costs about a microsecond to ask for.
+		// the processes behind live gauges: a lease costs about a microsecond to ask for.
 		d.scan(false)
-		d.probe()
+		d.probe(true)
 	}
 	c.loadLocked()
 	snap := c.index.Snapshot()
