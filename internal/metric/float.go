@@ -1,6 +1,7 @@
 package metric
 
 import (
+	"bytes"
 	"math"
 	"strconv"
 )
@@ -27,10 +28,8 @@ func AppendBound(dst []byte, f float64) []byte {
 	}
 	start := len(dst)
 	dst = strconv.AppendFloat(dst, f, 'f', -1, 64)
-	for _, c := range dst[start:] {
-		if c == '.' {
-			return dst
-		}
+	if bytes.IndexByte(dst[start:], '.') >= 0 {
+		return dst
 	}
 	return append(dst, ".0"...)
 }
