@@ -196,9 +196,14 @@ func TestSnapshot(t *testing.T) {
 			{kind: "gauge max", id: "1", dead: true, entries: []entry{g(5, 0)}},
 			{kind: "counter", id: "1", dead: true, entries: []entry{{"c c_total H", 1, 0}}},
 		}, lines("# c counter H", "c_total 1", "# g gauge max Help", "g 5")},
-		{"a gauge's own pid", []file{{kind: "gauge max", id: "1", entries: []entry{{"g g _ pid=9 z=1", 5, 0}}},
-			{kind: "gauge all", id: "1", entries: []entry{{"h h _ pid=9 z=1", 6, 0}}}},
-			lines("# g gauge max Multiprocess metric", "g z=1 5", "# h gauge all Multiprocess metric", "h pid=1 z=1 6")},
+		{
+			"a gauge's own pid",
+			[]file{
+				{kind: "gauge max", id: "1", entries: []entry{{"g g _ pid=9 z=1", 5, 0}}},
+				{kind: "gauge all", id: "1", entries: []entry{{"h h _ pid=9 z=1", 6, 0}}},
+			},
+			lines("# g gauge max Multiprocess metric", "g z=1 5", "# h gauge all Multiprocess metric", "h pid=1 z=1 6"),
+		},
 		{"a counter's own pid", []file{{kind: "counter", id: "1", entries: []entry{{"c c_total H pid=9", 5, 0}}}}, lines("# c counter H", "c_total pid=9 5")},
 		{"histograms with different buckets", []file{
 			{kind: "histogram", id: "1", entries: []entry{
@@ -208,10 +213,16 @@ func TestSnapshot(t *testing.T) {
 				{"h h_sum H", 4, 0}, {"h h_bucket H le=5", 10, 0}, {"h h_bucket H le=2", 20, 0}, {"h h_bucket H le=Infinity", 40, 0},
 			}},
 		}, lines("# h histogram H", "h_bucket le=2.0 21", "h_bucket le=5.0 31", "h_bucket le=10.0 33", "h_bucket le=+Inf 77", "h_sum 7", "h_count 77")},
-		{"histogram cut short", []file{{kind: "histogram", id: "1", entries: []entry{{"h h_sum H a=1", 3, 0}, {"h h_bucket H le=1.0 a=1", 2, 0}}}},
-			lines("# h histogram H", "h_bucket a=1 le=1.0 2", "h_bucket a=1 le=+Inf 2", "h_sum a=1 3", "h_count a=1 2")},
-		{"histogram with a count of its own", []file{{kind: "histogram", id: "1", entries: []entry{{"h h_count H", 3, 0}, {"h h_bucket H le=1.0", 2, 0}}}},
-			lines("# h histogram H", "h_bucket le=1.0 2", "h_bucket le=+Inf 2", "h_count 2")},
+		{
+			"histogram cut short",
+			[]file{{kind: "histogram", id: "1", entries: []entry{{"h h_sum H a=1", 3, 0}, {"h h_bucket H le=1.0 a=1", 2, 0}}}},
+			lines("# h histogram H", "h_bucket a=1 le=1.0 2", "h_bucket a=1 le=+Inf 2", "h_sum a=1 3", "h_count a=1 2"),
+		},
+		{
+			"histogram with a count of its own",
+			[]file{{kind: "histogram", id: "1", entries: []entry{{"h h_count H", 3, 0}, {"h h_bucket H le=1.0", 2, 0}}}},
+			lines("# h histogram H", "h_bucket le=1.0 2", "h_bucket le=+Inf 2", "h_count 2"),
+		},
 		{"summary", two("summary", entry{"s s_count H", 1, 0}, entry{"s s_sum H", 2.25, 0}), lines("# s summary H", "s_sum 2.25", "s_count 1")},
 		{"pools", []file{
 			{kind: "counter", pool: "web", id: "1", entries: []entry{{"c c_total H", 1, 0}, {"c c_total H pool=x exported_pool=y", 1, 0}}},
