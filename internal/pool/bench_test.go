@@ -62,7 +62,7 @@ func BenchmarkGather(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			defer c.Close() //nolint:errcheck // nothing was written
+			defer c.Close()
 			c.Tend(true)
 			b.ReportAllocs()
 			for b.Loop() {
@@ -139,7 +139,7 @@ func TestGatherAllocations(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close()                   //nolint:errcheck // nothing was written
+		defer c.Close()
 		time.Sleep(30 * time.Millisecond) // until the directory's last change is surely past
 		c.Tend(true)
 		return testing.AllocsPerRun(50, func() {

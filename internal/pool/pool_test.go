@@ -166,7 +166,7 @@ func (h *harness) own(name string, labels ...string) float64 {
 	for i := 0; i < len(labels); i += 2 {
 		line += " " + labels[i] + "=" + labels[i+1]
 	}
-	for _, l := range strings.Split(text(h.set.Snapshot()), "\n") {
+	for l := range strings.SplitSeq(text(h.set.Snapshot()), "\n") {
 		var v float64
 		if rest, ok := strings.CutPrefix(l, line+" "); ok {
 			if _, err := fmt.Sscan(rest, &v); err == nil {
@@ -600,7 +600,7 @@ func TestGatherGivesUp(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if err := h.Collector.Close(); err != nil {
+	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := h.Gather(context.Background()); !errors.Is(err, ErrClosed) {
