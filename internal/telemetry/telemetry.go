@@ -53,11 +53,11 @@ func (s *Set) newFamily(name, help string, typ metric.Type, buckets []float64, l
 	if !strings.HasPrefix(name, Prefix) {
 		panic("BUG: own metric " + name + " must begin with " + Prefix)
 	}
-	if base, ok := strings.CutSuffix(name, "_total"); ok != (typ == metric.Counter) {
+	base, ok := strings.CutSuffix(name, "_total")
+	if ok != (typ == metric.Counter) {
 		panic("BUG: own metric " + name + ": counters, and only they, end in _total")
-	} else {
-		name = base
 	}
+	name = base
 	f := &family{
 		Family: merge.Family{Name: name, Help: help, Type: typ}, labels: labels, buckets: buckets,
 		children: map[string]*child{},
