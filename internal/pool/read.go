@@ -60,7 +60,17 @@ func readOnce(ctx context.Context, opts Options, f func(View) error) (again bool
 	}
 	defer snap.Release()
 	for _, d := range c.dirs {
-		if d.view != nil && !d.view.Current() || d.missed() {
+		switch {
+		case errors.Is(d.attachErr, archive.ErrBusy):
+			return true, nil
+		case d.attachErr != nil:
+			return false, d.attachErr
+		}
+		missed, err := d.missed()
+		if err != nil {
+			return false, err
+		}
+		if missed || !d.view.Current() {
 			return true, nil
 		}
 	}
@@ -69,7 +79,7 @@ func readOnce(ctx context.Context, opts Options, f func(View) error) (again bool
 
 // missed reports whether files are in the staging now that were not found there, nor taken
 // along from the directory.
-func (d *dir) missed() bool {
+func (d *dir) missed() (bool, error) {
 	names, err := d.staging.List()
-	return err != nil || slices.ContainsFunc(names, func(name string) bool { return d.staged[name] == nil })
+	return slices.ContainsFunc(names, func(name string) bool { return d.staged[name] == nil }), err
 }
