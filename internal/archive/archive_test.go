@@ -165,7 +165,7 @@ func TestAbsorb(t *testing.T) {
 		t.Errorf("pending %v, %d unsaved", a.Pending(), a.Unsaved())
 	}
 	mustDo(t, a.Attach(dir))
-	t.Cleanup(func() { a.Detach() })
+	t.Cleanup(func() { mustDetach(t, a) })
 	mustCommit(t, a, mixed(1))
 	if a.Pending() || a.Unsaved() != 0 {
 		t.Errorf("pending %v, %d unsaved", a.Pending(), a.Unsaved())

@@ -116,8 +116,8 @@ func TestFlippedBytes(t *testing.T) {
 			rights, wrongs := 0, 0
 			for i := range data {
 				inPage := i % pageBytes
-				header := inPage < 16*4 // of the page and of its first elements
-				if !small && !header && r.IntN(200) > 0 {
+				header := inPage < 16*3 // of the page and of its first elements
+				if !small && !header && r.IntN(300) > 0 {
 					continue
 				}
 				if small && inPage > 1000 && r.IntN(40) > 0 { // nothing is that far behind

@@ -350,7 +350,7 @@ type owner struct {
 
 // writeOwner says that this process has the archive. Failing to is no reason not to work.
 func writeOwner(dir string) {
-	host, _ := os.Hostname() //nolint:errcheck // an empty name will do
+	host, _ := os.Hostname()
 	data, err := json.Marshal(owner{os.Getpid(), host, time.Now().Truncate(time.Second)})
 	if err != nil {
 		return

@@ -92,9 +92,10 @@ func open(dir string) (*os.File, error) {
 		if !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
-		if err = create(dir); err == nil || errors.Is(err, fs.ErrExist) {
-			f, err = lock(dir)
+		if err := create(dir); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
 		}
+		f, err = lock(dir)
 	}
 	if err != nil {
 		return nil, err
@@ -141,10 +142,9 @@ func (a *Archive) build(dir string, commit []byte) (path string, err error) {
 	if err != nil {
 		return "", err
 	}
-	path = f.Name()
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.Remove(path))
+			err = errors.Join(err, os.Remove(f.Name()))
 		}
 	}()
 	db, err := openBolt(f, false)
@@ -155,7 +155,7 @@ func (a *Archive) build(dir string, commit []byte) (path string, err error) {
 		w := write{a: a, b: NewBatch(time.Time{}), tx: tx, commit: commit}
 		return w.run()
 	})
-	return path, errors.Join(err, db.Close())
+	return f.Name(), errors.Join(err, db.Close())
 }
 
 // openBolt opens a bbolt file that is open already. The database owns it from now on; on
@@ -252,7 +252,7 @@ func SetAsides(dir string) ([]string, error) {
 	var names []string
 	for _, e := range entries {
 		for _, why := range []string{"damaged", "reset"} {
-			if ok, _ := filepath.Match(FileName+"."+why+"-*", e.Name()); ok { //nolint:errcheck // the pattern is good
+			if ok, _ := filepath.Match(FileName+"."+why+"-*", e.Name()); ok {
 				names = append(names, e.Name())
 			}
 		}

@@ -29,7 +29,7 @@ type Staging struct {
 // NewStaging returns the staging of a watched directory. It makes nothing yet.
 func NewStaging(watched string) *Staging {
 	id := make([]byte, 8)
-	rand.Read(id) //nolint:errcheck // crypto/rand.Read never fails
+	rand.Read(id)
 	return &Staging{dir: filepath.Join(watched, HiddenDir, "staged"), run: hex.EncodeToString(id)}
 }
 
