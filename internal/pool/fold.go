@@ -347,15 +347,22 @@ func (d *dir) foldSome(now time.Time) (more bool) {
 		if d.foldErr == nil || d.foldErr.Error() != err.Error() {
 			d.logger.Error("dead workers' files cannot be archived; they stay and count on", zap.Error(err))
 		}
-		d.foldErr = err
+		d.setFoldErr(err)
 		return false
 	}
 	if d.foldErr != nil {
 		d.logger.Info("dead workers' files can be archived again")
-		d.foldErr = nil
+		d.setFoldErr(nil)
 	}
 	d.keepBallast(now)
 	return more && len(batch) > 0
+}
+
+// setFoldErr takes note of how a fold went. A scrape may read it at the same time.
+func (d *dir) setFoldErr(err error) {
+	d.c.mu.Lock()
+	defer d.c.mu.Unlock()
+	d.foldErr = err
 }
 
 // foldOrphans keeps what files counted that are gone for good: no name leads to them, so
