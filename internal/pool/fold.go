@@ -23,7 +23,7 @@ import (
 // whatever dies, and when:
 //
 //  1. Take a read lease on it and keep it: nobody can write to it now, and who opens it
-//     to write waits until we let go.
+//     to write waits until we let go. See that it can be read to its end.
 //  2. Rename it into the staging under a name never used before. A worker that gets the
 //     same ID makes a fresh file; only one that had looked the old name up a moment before
 //     can still open this one, and it waits.
@@ -430,15 +430,15 @@ func (d *dir) pickOne(t *tracked) (ok bool, err error) {
 			err = errors.Join(err, watch.ReleaseLease(fd))
 		}
 	}()
-	if t.staged == "" {
-		if same, err := d.stage(t); err != nil || !same {
-			return false, err
-		}
-	}
 	d.learn(t)
 	if err := errors.Join(t.learnErr, t.load()); err != nil {
 		d.note(t, err) // it stays, with what was read of it
 		return false, nil
+	}
+	if t.staged == "" {
+		if same, err := d.stage(t); err != nil || !same {
+			return false, err
+		}
 	}
 	t.folding = true
 	return true, nil
