@@ -107,6 +107,7 @@ func TestReadSpaceErrors(t *testing.T) {
 		"mode_of_the_future": space(metric.Gauge, metric.LiveMostRecent+1, ""),
 		"live":               space(metric.Gauge, metric.LiveSum, ""),
 		"worker_of_a_sum":    space(metric.Gauge, metric.Sum, "7"),
+		"worker_is_a_path":   space(metric.Gauge, metric.All, "../x"),
 		"worker_not_utf8":    space(metric.Gauge, metric.All, "\xff"),
 	} {
 		if s, _, err := readSpace(data); err == nil {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"iter"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -50,6 +51,9 @@ type Table struct {
 	saved int
 }
 
+// Space returns what the table is of.
+func (t *Table) Space() Space { return t.space }
+
 // Len is the number of keys.
 func (t *Table) Len() int { return len(t.raw) }
 
@@ -61,6 +65,22 @@ func (t *Table) Values() []float64 { return t.hi }
 
 // Stamps returns the second halves by position. They must not be changed.
 func (t *Table) Stamps() []float64 { return t.second }
+
+// Value returns what the key at a position stands for: a value, and in the most recent modes
+// when it was set, in Unix seconds; 0 then says that it never was.
+func (t *Table) Value(pos int) (value, stamp float64) {
+	hi, second := t.hi[pos], t.second[pos]
+	switch {
+	case t.space.stamped():
+		return hi, second
+	case merge.Zero(t.space.Type, t.space.Mode) != 0: // NaN, of what is not added
+		return hi, 0
+	}
+	if sum := hi + second; !math.IsNaN(sum) && !math.IsInf(sum, 0) {
+		return sum, 0
+	}
+	return hi, 0 // where a sum has left the finite numbers its error means nothing
+}
 
 // LastFold is when a file was last folded into the table.
 func (t *Table) LastFold() time.Time { return t.folded }

@@ -1,0 +1,409 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"aggregatord/internal/archive"
+	"aggregatord/internal/metric"
+	"aggregatord/internal/pool"
+	"aggregatord/internal/store"
+)
+
+// archiveTarget says which archive a command is about.
+type archiveTarget struct {
+	dirs    dirOptions
+	archive archiveOptions
+}
+
+func (o *archiveTarget) addFlags(f *pflag.FlagSet) {
+	f.StringArrayVar(&o.dirs.dirs, "dir", nil, "`[NAME=]DIR` whose archive it is (default: $PROMETHEUS_MULTIPROC_DIR)")
+	o.archive.addDirFlag(f)
+}
+
+// find returns the watched directory and that of its archive, which are where serve, called
+// with the same flags, would have them.
+func (o *archiveTarget) find() (spec pool.DirSpec, dir string, err error) {
+	specs, err := o.dirs.specs()
+	if err == nil && o.archive.dir == "" {
+		specs, err = o.dirs.existing()
+	}
+	if err != nil {
+		return spec, "", err
+	}
+	if len(specs) > 1 {
+		return spec, "", usagef("one archive at a time: give one --dir only")
+	}
+	spec, dir = specs[0], filepath.Join(specs[0].Path, archive.HiddenDir)
+	if o.archive.dir != "" {
+		dir = filepath.Join(o.archive.dir, spec.Pool)
+	}
+	return spec, dir, nil
+}
+
+// read reads the archive, by archive.Read or archive.Verify.
+func (o *archiveTarget) read(read func(dir string) (*archive.View, error)) (spec pool.DirSpec, dir string, v *archive.View, err error) {
+	if spec, dir, err = o.find(); err != nil {
+		return spec, dir, nil, err
+	}
+	v, err = read(dir)
+	switch {
+	case errors.Is(err, archive.ErrDamaged):
+		err = fmt.Errorf("%w; a daemon sets it aside when it starts, and so does aggregatord archive reset", err)
+	case err == nil && !v.Exists():
+		err = noArchive(dir)
+	}
+	return spec, dir, v, err
+}
+
+func noArchive(dir string) error {
+	return fmt.Errorf("there is no archive in %q: no daemon has archived anything there", dir)
+}
+
+func newArchiveCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "archive",
+		Short: "Look at, check, export or reset the archive of dead workers",
+		Long: `The daemon keeps what dead workers counted in an archive, in the hidden directory
+.aggregatord of the one it watches. These commands look at it, and do so beside a running
+daemon, too. Only reset changes anything.`,
+		Example: `  aggregatord archive stat --dir /dev/shm/myapp
+  aggregatord archive verify --dir /dev/shm/myapp`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("unknown command %q; see aggregatord archive --help", args[0])
+			}
+			return nil
+		},
+		// Only a command that can run has its arguments looked at.
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newArchiveStatCmd(), newArchiveListCmd(), newArchiveVerifyCmd(), newArchiveExportCmd(), newArchiveResetCmd())
+	for _, sub := range cmd.Commands() {
+		sub.Flags().SortFlags = false
+	}
+	return cmd
+}
+
+// keyOf parses a key of the archive. One that cannot be read is its own name.
+func keyOf(raw string) metric.Key {
+	key, err := store.ParseKey([]byte(raw))
+	if err != nil {
+		return metric.Key{Family: raw, Series: metric.Series{Sample: raw}}
+	}
+	return key
+}
+
+func newArchiveStatCmd() *cobra.Command {
+	var o archiveTarget
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "stat",
+		Short: "Print how much is in the archive, and since when",
+		Long: `Print how much is in the archive, and since when. A series is one key that workers wrote,
+so a histogram has one for each bucket. Staged files are those that a daemon is about to
+fold or to remove, or was when it was killed.`,
+		Example: `  aggregatord archive stat --dir /dev/shm/myapp
+  aggregatord archive stat --dir /dev/shm/myapp --json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			spec, dir, v, err := o.read(archive.Read)
+			if err != nil {
+				return err
+			}
+			st, err := statArchive(spec, dir, v)
+			if err != nil {
+				return err
+			}
+			var out bytes.Buffer
+			if asJSON {
+				err = json.NewEncoder(&out).Encode(st)
+			} else {
+				st.print(&out)
+			}
+			if err != nil {
+				return err
+			}
+			_, err = out.WriteTo(cmd.OutOrStdout())
+			return err
+		},
+	}
+	o.addFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
+	return cmd
+}
+
+// archiveStat is what stat prints, and its JSON.
+type archiveStat struct {
+	Path      string             `json:"path"`
+	SizeBytes int64              `json:"size_bytes"`
+	Format    int                `json:"format"`
+	Created   time.Time          `json:"created"`
+	Folds     uint64             `json:"folds"`
+	LastFold  *time.Time         `json:"last_fold"` // null if never
+	Files     uint64             `json:"folded_files"`
+	FileBytes uint64             `json:"folded_bytes"`
+	Families  int                `json:"families"`
+	Series    int                `json:"series"`
+	Kinds     []archiveKind      `json:"kinds"`
+	Records   int                `json:"records"`
+	Staged    []archiveStagedRow `json:"staged"`
+	SetAside  []string           `json:"set_aside"`
+}
+
+// archiveKind is one type and gauge mode.
+type archiveKind struct {
+	Type     string `json:"type"`
+	Mode     string `json:"mode,omitempty"`
+	Workers  int    `json:"workers,omitempty"` // in mode all
+	Families int    `json:"families"`
+	Series   int    `json:"series"`
+}
+
+func (k archiveKind) String() string { return strings.TrimSpace(k.Type + " " + k.Mode) }
+
+type archiveStagedRow struct {
+	Name   string `json:"name"`
+	Folded bool   `json:"folded"`
+}
+
+func statArchive(spec pool.DirSpec, dir string, v *archive.View) (archiveStat, error) {
+	s := v.Stats()
+	st := archiveStat{
+		Path: v.Path(), SizeBytes: v.SizeBytes(), Format: archive.Format, Created: s.Created, Folds: s.Folds, Files: s.Files, FileBytes: s.Bytes,
+		Series: v.Totals().Series(), Kinds: []archiveKind{}, Records: len(v.Records()), Staged: []archiveStagedRow{}, SetAside: []string{},
+	}
+	if !s.LastFold.IsZero() {
+		st.LastFold = &s.LastFold
+	}
+	families := map[string]bool{}
+	var ofKind map[string]bool
+	for space, table := range v.Totals().Spaces() { // in the order of types and modes
+		kind := archiveKind{Type: space.Type.String(), Mode: space.Mode.String()}
+		if n := len(st.Kinds); n == 0 || st.Kinds[n-1].String() != kind.String() {
+			st.Kinds = append(st.Kinds, kind)
+			ofKind = map[string]bool{}
+		}
+		k := &st.Kinds[len(st.Kinds)-1]
+		k.Series += table.Len()
+		if space.Mode == metric.All {
+			k.Workers++
+		}
+		for i := range table.Len() {
+			family := keyOf(table.Key(i)).Family
+			families[family], ofKind[family] = true, true
+		}
+		k.Families = len(ofKind)
+	}
+	st.Families = len(families)
+	staged, err := archive.NewStaging(spec.Path).List()
+	if err != nil {
+		return st, err
+	}
+	for _, name := range staged {
+		_, folded := v.Baseline(name)
+		st.Staged = append(st.Staged, archiveStagedRow{name, folded})
+	}
+	aside, err := archive.SetAsides(dir)
+	st.SetAside = append(st.SetAside, aside...)
+	return st, err
+}
+
+func (st archiveStat) print(w *bytes.Buffer) {
+	fmt.Fprintf(w, "%s\n", st.Path)
+	fmt.Fprintf(w, "  size       %d bytes, format %d\n", st.SizeBytes, st.Format)
+	fmt.Fprintf(w, "  created    %s\n", st.Created.Format(time.RFC3339))
+	last := "never"
+	if st.LastFold != nil {
+		last = st.LastFold.Format(time.RFC3339)
+	}
+	fmt.Fprintf(w, "  last fold  %s\n", last)
+	fmt.Fprintf(w, "  folded     %d files of %d bytes, in %d folds\n", st.Files, st.FileBytes, st.Folds)
+	fmt.Fprintf(w, "  contents   %d families, %d series\n", st.Families, st.Series)
+	for _, k := range st.Kinds {
+		fmt.Fprintf(w, "             %-16s  %d families, %d series", k, k.Families, k.Series)
+		if k.Workers > 0 {
+			fmt.Fprintf(w, " of %d workers", k.Workers)
+		}
+		w.WriteByte('\n')
+	}
+	folded := 0
+	for _, f := range st.Staged {
+		if f.Folded {
+			folded++
+		}
+	}
+	fmt.Fprintf(w, "  staged     %d files to be folded, %d folded and to be removed\n", len(st.Staged)-folded, folded)
+	fmt.Fprintf(w, "  records    %d of folded files\n", st.Records)
+	for _, name := range st.SetAside {
+		fmt.Fprintf(w, "  set aside  %s\n", name)
+	}
+}
+
+func newArchiveListCmd() *cobra.Command {
+	var o archiveTarget
+	cmd := &cobra.Command{
+		Use:   "list [NAME...]",
+		Short: "Print every series of the archive and its value",
+		Long: `Print every series of the archive, by family, and its value as it is stored: buckets are
+not cumulative. With names, only metrics or samples of these names; * stands for any
+part of a name.`,
+		Example: `  aggregatord archive list --dir /dev/shm/myapp
+  aggregatord archive list --dir /dev/shm/myapp http_requests_total job_*`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			for _, pattern := range args {
+				if _, err := path.Match(pattern, ""); err != nil {
+					return usagef("%q is no name and no pattern of one: %w", pattern, err)
+				}
+			}
+			_, _, v, err := o.read(archive.Read)
+			if err != nil {
+				return err
+			}
+			var out bytes.Buffer
+			listArchive(&out, v.Totals(), args)
+			_, err = out.WriteTo(cmd.OutOrStdout())
+			return err
+		},
+	}
+	o.addFlags(cmd.Flags())
+	return cmd
+}
+
+// archivedFamily is the series of one family and one kind of file.
+type archivedFamily struct {
+	name   string
+	space  archive.Space
+	series []string // a line each
+}
+
+// listArchive prints the families that match one of the patterns, or all.
+func listArchive(w *bytes.Buffer, totals *archive.Totals, patterns []string) {
+	wanted := func(key metric.Key) bool {
+		return len(patterns) == 0 || slices.ContainsFunc(patterns, func(pattern string) bool {
+			family, _ := path.Match(pattern, key.Family) // the patterns were looked at before
+			sample, _ := path.Match(pattern, key.Series.Sample)
+			return family || sample
+		})
+	}
+	var families []*archivedFamily
+	for space, table := range totals.Spaces() {
+		byName := map[string]*archivedFamily{}
+		for i := range table.Len() {
+			key := keyOf(table.Key(i))
+			if !wanted(key) {
+				continue
+			}
+			f := byName[key.Family]
+			if f == nil {
+				f = &archivedFamily{name: key.Family, space: space}
+				byName[key.Family] = f
+				families = append(families, f)
+			}
+			f.series = append(f.series, archivedLine(table, i, key))
+		}
+	}
+	// Those of one name stay in the order of the spaces.
+	slices.SortStableFunc(families, func(a, b *archivedFamily) int { return strings.Compare(a.name, b.name) })
+	for _, f := range families {
+		what := strings.TrimSpace(f.space.Type.String() + " " + f.space.Mode.String())
+		if f.space.Mode == metric.All {
+			what += " of worker " + f.space.Worker
+		}
+		fmt.Fprintf(w, "%s (%s)\n", f.name, what)
+		for _, line := range f.series {
+			fmt.Fprintf(w, "  %s\n", line)
+		}
+	}
+}
+
+// archivedLine spells a series and its value.
+func archivedLine(table *archive.Table, pos int, key metric.Key) string {
+	value, stamp := table.Value(pos)
+	line := seriesName(key.Series) + "  "
+	if table.Space().Mode == metric.MostRecent && stamp == 0 {
+		return line + "never set"
+	}
+	line += string(metric.AppendValue(nil, value))
+	if stamp != 0 {
+		line += "  set " + stampTime(stamp).Format(time.RFC3339Nano)
+	}
+	return line
+}
+
+func newArchiveVerifyCmd() *cobra.Command {
+	var o archiveTarget
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Check that the archive is whole",
+		Long: `Read all of the archive and check it: that each page of the file is used once and leads
+where it should, by ourselves and by bbolt, and the checksum of each value. The exit
+code is 1 if anything is wrong, or if there is no archive.`,
+		Example: "  aggregatord archive verify --dir /dev/shm/myapp",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, _, v, err := o.read(archive.Verify)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is whole: %d bytes, %d series, %d records of folded files\n",
+				v.Path(), v.SizeBytes(), v.Totals().Series(), len(v.Records()))
+			return err
+		},
+	}
+	o.addFlags(cmd.Flags())
+	return cmd
+}
+
+func newArchiveResetCmd() *cobra.Command {
+	var o archiveTarget
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "reset --yes",
+		Short: "Begin a new archive, and keep the old one under another name",
+		Long: `Put an empty archive in the place of the one that is there, which may be damaged: the
+totals start again from what the living workers have counted. The old one is kept under
+a name with the time. Files of dead workers that are not in the archive yet still count.
+No daemon may have the archive open.`,
+		Example: "  aggregatord archive reset --dir /dev/shm/myapp --yes",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			spec, dir, err := o.find()
+			if err != nil {
+				return err
+			}
+			if !yes {
+				return usagef("this takes all that dead workers counted out of the totals; say --yes if it is meant")
+			}
+			staged, err := archive.NewStaging(spec.Path).List()
+			if err != nil {
+				return err
+			}
+			kept, err := archive.Reset(dir, staged, time.Now())
+			switch {
+			case errors.Is(err, fs.ErrNotExist):
+				return noArchive(dir)
+			case errors.Is(err, archive.ErrLocked):
+				return fmt.Errorf("%w; stop it first", err)
+			case err != nil:
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "the archive is empty; the old one is kept as %s\n", kept)
+			return err
+		},
+	}
+	o.addFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&yes, "yes", false, "do it")
+	return cmd
+}

@@ -1,0 +1,273 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"go.uber.org/zap"
+
+	"aggregatord/internal/archive"
+	"aggregatord/internal/exposition"
+	"aggregatord/internal/merge"
+	"aggregatord/internal/metric"
+	"aggregatord/internal/store"
+)
+
+type archiveExportOptions struct {
+	archiveTarget
+	log    logOptions
+	format string
+	output string
+	names  []string
+	to     string
+	width  string
+}
+
+func (o *archiveExportOptions) addFlags(f *pflag.FlagSet) {
+	o.archiveTarget.addFlags(f)
+	f.StringVar(&o.format, "format", exposition.FormatNames()[0], "`FORMAT`: "+strings.Join(exposition.FormatNames(), ", "))
+	f.StringVarP(&o.output, "output", "o", "-", "`FILE` to write, replaced in one step; - is standard output")
+	f.StringArrayVar(&o.names, "name", nil, "only the metric or sample of this `NAME`; repeat it for several")
+	f.StringVar(&o.to, "to", "", "instead, write source files to `DIR`, which must be new or empty")
+	f.StringVar(&o.width, "width", "wide", "`LAYOUT` of these files: wide for prometheus_client 0.18 and later,\nnarrow for 0.16 and 0.17")
+	o.log.addFlags(f)
+	o.log.level = "warn"
+	f.Lookup("log.level").DefValue = o.log.level
+}
+
+func newArchiveExportCmd() *cobra.Command {
+	var o archiveExportOptions
+	cmd := &cobra.Command{
+		Use:   "export",
+		Short: "Print the archive's part of the metrics, or write it as source files",
+		Long: `Print what the archive holds, alone, in one of the formats of dump. Nothing is changed.
+
+With --to it is written as source files instead, which the Python client's own collector
+reads, so that nothing is lost when you leave aggregatord: stop the daemon, export, and
+copy the files to the directory of the application. Their names are no live worker's:
+counter_archive.db, gauge_max_archive.db and the like, and gauge_all_ID.db for each dead
+worker's gauges. Take the layout that the application's client writes, which aggregatord
+inspect tells; a narrow file has no room for the time that gauges in mode mostrecent
+need, so these are left out there. If stat shows staged files that are to be folded, let
+a daemon run for a moment before.`,
+		Example: `  aggregatord archive export --dir /dev/shm/myapp --format openmetrics
+  aggregatord archive export --dir /dev/shm/myapp --to /tmp/myapp-archive`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
+	}
+	o.addFlags(cmd.Flags())
+	return cmd
+}
+
+// widths are the layouts by name.
+var widths = map[string]int{"wide": store.Wide, "narrow": store.Narrow}
+
+func (o *archiveExportOptions) run(cmd *cobra.Command) error {
+	format, err := exposition.ParseFormat(o.format)
+	if err != nil {
+		return usageError{fmt.Errorf("--format: %w", err)}
+	}
+	width, ok := widths[o.width]
+	if !ok {
+		return usagef("--width %q: use wide or narrow", o.width)
+	}
+	changed := func(names ...string) string {
+		i := slices.IndexFunc(names, cmd.Flags().Changed)
+		if i < 0 {
+			return ""
+		}
+		return names[i]
+	}
+	if name := changed("format", "output", "name"); o.to != "" && name != "" {
+		return usagef("--%s is for an exposition; leave it away with --to", name)
+	}
+	if o.to == "" && changed("width") != "" {
+		return usagef("--width is for source files; say --to DIR")
+	}
+	logger, err := o.log.logger(cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	spec, _, v, err := o.read(archive.Read)
+	if err != nil {
+		return err
+	}
+	if o.to != "" {
+		if err := warnOfStaged(spec.Path, v, logger); err != nil {
+			return err
+		}
+		files, err := exportFiles(o.to, v.Totals(), width, logger)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d source files written to %s\n", files, o.to)
+		return err
+	}
+	snap := archiveSnapshot(spec.Pool, v.Totals(), logger)
+	defer snap.Release()
+	enc := exposition.Encoder{OnReport: logOmissions(logger)}
+	out := enc.Append(nil, format, exposition.NewFilter(o.names), snap)
+	if o.output == "-" {
+		_, err = cmd.OutOrStdout().Write(out)
+		return err
+	}
+	return writeFile(o.output, out)
+}
+
+// warnOfStaged names the files that are neither in the archive nor where a client looks.
+func warnOfStaged(watched string, v *archive.View, logger *zap.Logger) error {
+	staging := archive.NewStaging(watched)
+	names, err := staging.List()
+	for _, name := range names {
+		if _, folded := v.Baseline(name); !folded {
+			logger.Warn("file of a dead worker is not in the archive yet; let a daemon run for a moment", zap.String("path", staging.Path(name)))
+		}
+	}
+	return err
+}
+
+// archiveSnapshot merges the archive alone.
+func archiveSnapshot(poolName string, totals *archive.Totals, logger *zap.Logger) *merge.Snapshot {
+	index := merge.NewIndex(merge.Options{})
+	for space, table := range totals.Spaces() {
+		source := index.AddFolded(merge.SourceSpec{
+			Pool: poolName, Type: space.Type, Mode: space.Mode, ID: space.Worker, ParseKey: store.ParseKey,
+		})
+		for i := range table.Len() {
+			if err := index.Learn(source, []byte(table.Key(i)), uint32(i)); err != nil {
+				logger.Warn("archived series left out", zap.String("key", table.Key(i)), zap.Error(err))
+			}
+		}
+		values, seconds := source.Values(), source.Stamps()
+		for i, pos := range source.Slots() {
+			values[i], seconds[i] = table.Values()[pos], table.Stamps()[pos]
+		}
+	}
+	return index.Snapshot()
+}
+
+// exportFiles writes the archive as source files to a directory, which is made if it is not
+// there, and durably so. On error none of them is left.
+func exportFiles(dir string, totals *archive.Totals, width int, logger *zap.Logger) (files int, err error) {
+	made, err := emptyDir(dir)
+	if err != nil {
+		return 0, err
+	}
+	var paths []string
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, path := range paths {
+			err = errors.Join(err, os.Remove(path))
+		}
+		if made {
+			err = errors.Join(err, os.Remove(dir))
+		}
+	}()
+	for space, table := range totals.Spaces() {
+		if space.Mode == metric.MostRecent && width == store.Narrow {
+			logger.Warn("gauges in mode mostrecent are left out: a narrow file has no room for their time", zap.Int("series", table.Len()))
+			continue
+		}
+		entries := respelled(space, table, logger)
+		if entries == nil {
+			continue
+		}
+		path := filepath.Join(dir, exportName(space))
+		paths = append(paths, path)
+		if err := exportFile(path, entries, width); err != nil {
+			return 0, fmt.Errorf("export to %q: %w", path, err)
+		}
+	}
+	return len(paths), archive.SyncDir(dir)
+}
+
+// emptyDir makes a directory, or checks that there is nothing in it.
+func emptyDir(dir string) (made bool, err error) {
+	if err := os.Mkdir(dir, 0o777); err == nil {
+		return true, nil
+	} else if !errors.Is(err, os.ErrExist) {
+		return false, usagef("--to %s: %w", dir, err)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return false, usagef("--to %s: %w", dir, err)
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	switch _, err := f.Readdirnames(1); {
+	case errors.Is(err, io.EOF):
+		return false, nil
+	case err != nil:
+		return false, usagef("--to %s: %w", dir, err)
+	}
+	return false, usagef("--to %s: there are files in it; name a new or an empty directory", dir)
+}
+
+// exportName is the name of the source file for a space: of a worker that no live one is.
+func exportName(s archive.Space) string {
+	name := s.Type.String()
+	if s.Type == metric.Gauge {
+		name += "_" + s.Mode.String()
+	}
+	worker := "archive"
+	if s.Mode == metric.All {
+		worker = s.Worker
+	}
+	return name + "_" + worker + store.Extension
+}
+
+// respelled returns a table's series with keys as clients write them today, whatever the
+// dialect that they came in, nil if there is none.
+func respelled(space archive.Space, table *archive.Table, logger *zap.Logger) *archive.Table {
+	var totals archive.Totals
+	for i := range table.Len() {
+		key, err := store.ParseKey([]byte(table.Key(i)))
+		if err != nil {
+			logger.Warn("archived series left out", zap.String("key", table.Key(i)), zap.Error(err))
+			continue
+		}
+		totals.Add(space, store.AppendKey(nil, key), table.Values()[i], table.Stamps()[i], table.LastFold())
+	}
+	return totals.Table(space)
+}
+
+func exportFile(path string, table *archive.Table, width int) (err error) {
+	w, err := store.OpenWriter(path, store.WriterOptions{Width: width})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err = errors.Join(err, w.Close()); err == nil {
+			err = syncFile(path)
+		}
+	}()
+	for i := range table.Len() {
+		slot, err := w.Slot([]byte(table.Key(i)))
+		if err != nil {
+			return err
+		}
+		value, stamp := table.Value(i)
+		if table.Space().Mode == metric.MostRecent && stamp == 0 {
+			value = 0 // never set: as the client leaves it
+		}
+		w.Set(slot, value, stamp)
+	}
+	return nil
+}
+
+// syncFile makes a file's contents durable.
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
