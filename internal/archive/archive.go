@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -48,7 +49,8 @@ var (
 	ErrNewer = errors.New("archive was written by a newer version")
 	// ErrDamaged: what is in the file cannot be relied on. SetAside it and open a new one.
 	ErrDamaged = errors.New("archive is damaged")
-	// ErrForeign: it is not the archive that was open before. See Reopen.
+	// ErrForeign: it is not the archive that was open before, or an older copy of it. See
+	// Attach.
 	ErrForeign = errors.New("archive belongs to another directory")
 )
 
@@ -71,10 +73,14 @@ type Stats struct {
 type Archive struct {
 	path string
 	db   *bolt.DB // nil while detached
+	// attached says that db is not nil, to readers that Commit runs beside.
+	attached atomic.Bool
 	// handle is the file that db has open, file what it is.
 	handle *os.File
 	file   fs.FileInfo
 	id     []byte
+	// txid is the number of the last commit to the file, as far as we know.
+	txid int
 	// attempt is what a commit that failed was to be told by, should it be on disk after all.
 	attempt []byte
 	// totals is everything, unsaved that part of it which is not on disk yet.
@@ -145,6 +151,7 @@ func (a *Archive) Attach(dir string) (err error) {
 			return err
 		}
 		a.db, a.handle, a.file, a.path = db, f, info, path
+		a.attached.Store(true)
 		writeOwner(dir)
 		var loaded *contents
 		err = db.View(func(tx *bolt.Tx) error {
@@ -169,6 +176,8 @@ func (a *Archive) adopt(c *contents) error {
 		a.allUnsaved()
 	case a.known && !slices.Equal(c.id, a.id) && !a.blank():
 		return ErrForeign
+	case a.known && slices.Equal(c.id, a.id) && c.txid < a.txid:
+		return fmt.Errorf("%w: it is an older copy of the one that was open", ErrForeign)
 	default:
 		// What is on disk is what was committed, and memory is that and the unsaved.
 		if !slices.Equal(c.id, a.id) {
@@ -194,7 +203,7 @@ func (a *Archive) adopt(c *contents) error {
 		a.records = c.records
 		a.stats, a.saved = c.stats.and(a.stats, a.saved), c.stats
 	}
-	a.known = true
+	a.known, a.txid = true, c.txid
 	a.generation++
 	return nil
 }
@@ -243,7 +252,7 @@ func (a *Archive) InPlace() bool {
 }
 
 // Attached reports whether there is a file to write to.
-func (a *Archive) Attached() bool { return a.db != nil }
+func (a *Archive) Attached() bool { return a.attached.Load() }
 
 // Path returns the path of the file, "" before the first Attach.
 func (a *Archive) Path() string { return a.path }
@@ -264,7 +273,7 @@ func (a *Archive) Stats() Stats { return a.stats }
 
 // SizeBytes returns the size of the file, 0 while detached.
 func (a *Archive) SizeBytes() int64 {
-	if a.db == nil {
+	if !a.Attached() {
 		return 0
 	}
 	info, err := os.Stat(a.path)
@@ -457,9 +466,9 @@ func (f *FoldedFile) Record(name string) { f.batch.records[name] = f.values }
 // went bad under us, the archive is detached now, and Attach finds out what is in the file.
 //
 // While it writes it only reads what is in memory, so that another goroutine may read
-// Totals meanwhile. To change memory afterwards it calls apply with a function that does
-// it, for the caller to call under a lock that keeps the readers out; without apply it
-// does so itself.
+// Totals, Attached and SizeBytes meanwhile. To change memory afterwards it calls apply with
+// a function that does it, for the caller to call under a lock that keeps the readers out;
+// without apply it does so itself.
 func (a *Archive) Commit(b *Batch, apply func(change func())) error {
 	if a.db == nil {
 		return ErrDetached
@@ -470,7 +479,7 @@ func (a *Archive) Commit(b *Batch, apply func(change func())) error {
 	err := guard(fmt.Sprintf("write archive %q", a.path), func() error {
 		return a.db.Update(func(tx *bolt.Tx) error {
 			txid = tx.ID()
-			w = write{a: a, b: b, tx: tx, commit: a.attempt}
+			w = write{a: a, b: b, tx: tx, txid: txid, commit: a.attempt}
 			return w.run()
 		})
 	})
@@ -514,7 +523,7 @@ func (a *Archive) commitDone(w *write) {
 		a.totals.tables[t.space] = t
 	}
 	maps.Copy(a.records, w.b.records)
-	a.stats = w.stats
+	a.stats, a.txid = w.stats, w.txid
 	a.attempt = nil
 	a.settled()
 }
@@ -526,6 +535,7 @@ func (a *Archive) Detach() error {
 	}
 	db := a.db
 	a.db, a.handle = nil, nil
+	a.attached.Store(false)
 	return guard(fmt.Sprintf("close archive %q", a.path), db.Close)
 }
 
@@ -535,6 +545,7 @@ func (a *Archive) Detach() error {
 func (a *Archive) letGo() error {
 	handle := a.handle
 	a.db, a.handle = nil, nil
+	a.attached.Store(false)
 	return errors.Join(unix.Flock(int(handle.Fd()), unix.LOCK_UN), handle.Close())
 }
 

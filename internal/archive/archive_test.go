@@ -404,6 +404,31 @@ func TestForeign(t *testing.T) {
 	wantContents(t, mustOpen(t, one), wantB) // another process finds what is there
 }
 
+// TestOlderCopy: what was committed after the copy was made is in memory, and must not give
+// way to the copy.
+func TestOlderCopy(t *testing.T) {
+	dir := t.TempDir()
+	a := mustOpen(t, dir)
+	mustCommit(t, a, mixed(1))
+	older, err := os.ReadFile(archivePath(dir))
+	mustDo(t, err)
+	mustCommit(t, a, mixed(2))
+	want := contentsOf(a)
+	mustDetach(t, a)
+	newer, err := os.ReadFile(archivePath(dir))
+	mustDo(t, err)
+	mustDo(t, os.WriteFile(archivePath(dir), older, 0o600))
+	if err := a.Attach(dir); !errors.Is(err, ErrForeign) || a.Attached() {
+		t.Errorf("%v, attached %v", err, a.Attached())
+	}
+	wantContents(t, a, want)
+	mustDo(t, os.WriteFile(archivePath(dir), newer, 0o600))
+	mustDo(t, a.Attach(dir))
+	wantContents(t, a, want)
+	mustCommit(t, a, mixed(3))
+	wantContents(t, reread(t, dir).Archive, contentsOf(a))
+}
+
 // TestForeignToNobody: an archive that has nothing yet takes what it finds.
 func TestForeignToNobody(t *testing.T) {
 	one, two := t.TempDir(), t.TempDir()

@@ -18,7 +18,8 @@ import (
 // contents is what a file holds.
 type contents struct {
 	id      []byte
-	commit  []byte // tells the last commit from all others
+	txid    int    // the number of the last commit
+	commit  []byte // tells it from all others
 	stats   Stats
 	totals  Totals
 	records map[string][]float64
@@ -26,7 +27,7 @@ type contents struct {
 
 // load reads everything and checks it.
 func load(tx *bolt.Tx) (*contents, error) {
-	c := &contents{records: map[string][]float64{}}
+	c := &contents{txid: tx.ID(), records: map[string][]float64{}}
 	meta := tx.Bucket(bucketMeta)
 	if meta == nil {
 		return nil, fmt.Errorf("%w: bucket %q is missing", ErrDamaged, bucketMeta)
@@ -182,9 +183,10 @@ func loadValues(tx *bolt.Tx, byID map[uint32]*Table) error {
 
 // write is one commit. It changes nothing in memory.
 type write struct {
-	a  *Archive
-	b  *Batch
-	tx *bolt.Tx
+	a    *Archive
+	b    *Batch
+	tx   *bolt.Tx
+	txid int // w.tx does not know it any more when it is done
 	// commit is what the file is to tell this commit by.
 	commit []byte
 	// tables are what the tables touched are to become: see Archive.commitDone.
