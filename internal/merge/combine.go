@@ -58,7 +58,8 @@ func (x *Index) accumulate(s *Source) {
 // Combine does for one value what a snapshot does for all: it returns what (hi, second)
 // becomes when another value is added to it, for keeping what processes leave behind. For
 // sums second is the rounding error carried along, in the most recent modes the timestamp
-// in Unix seconds. Start from what Zero returns.
+// in Unix seconds, and in mode All it may be when the worker began, so that of several with
+// one ID the last one's value stays. Start from what Zero returns.
 func Combine(typ metric.Type, mode metric.Mode, hi, second, v, vsecond float64) (float64, float64) {
 	switch rule(class{typ: typ, mode: mode}) {
 	case metric.Sum:
@@ -78,7 +79,9 @@ func Combine(typ metric.Type, mode metric.Mode, hi, second, v, vsecond float64) 
 			return v, vsecond
 		}
 	case metric.All:
-		return v, 0
+		if vsecond >= second {
+			return v, vsecond
+		}
 	}
 	return hi, second
 }

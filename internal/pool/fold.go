@@ -538,6 +538,8 @@ func (d *dir) addTo(b *archive.Batch, t *tracked) error {
 		return nil
 	}
 	f := b.File(space, t.baseline, t.file.Size())
+	// Workers may have had the same ID one after the other: the last one's gauges stay.
+	began := float64(t.file.Created().UnixNano()) / 1e9
 	slots := t.source.Slots()
 	k := 0
 	err := t.file.Walk(func(e store.Entry) {
@@ -545,7 +547,11 @@ func (d *dir) addTo(b *archive.Batch, t *tracked) error {
 		if known {
 			k++
 		}
-		f.Add(e.Key, e.Value, e.Stamp, known)
+		stamp := e.Stamp
+		if space.Mode == metric.All {
+			stamp = began
+		}
+		f.Add(e.Key, e.Value, stamp, known)
 	})
 	if err == nil && k != len(slots) {
 		err = fmt.Errorf("only %d of %d entries were found again", k, len(slots))

@@ -526,6 +526,31 @@ func TestGaugeRetention(t *testing.T) {
 	collect(t, DirSpec{Path: dir}).want("peak 1")
 }
 
+// TestLastOfAnID folds the gauges of several workers that had one ID, the last one first.
+func TestLastOfAnID(t *testing.T) {
+	dir := tmpfs(t)
+	h := collect(t, DirSpec{Path: dir})
+	path := filepath.Join(dir, "gauge_all_1.db")
+	first := write(t, dir, "gauge_all_1.db").set("temp", 1).set("only_first", 7)
+	h.Tend(true)
+	// It is moved to where a crash leaves such files, still open, so that it is folded last.
+	if err := os.Rename(path, h.dirs[0].staging.Path(h.dirs[0].staging.NewName("gauge_all_1.db"))); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(20 * time.Millisecond) // the clock of file systems ticks that slowly
+	write(t, dir, "gauge_all_1.db").set("temp", 2).die()
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h = collect(t, DirSpec{Path: dir})
+	h.want("only_first pid=1 7", "temp pid=1 2")
+	h.Fold()
+	h.want("only_first pid=1 7", "temp pid=1 1") // what lives replaces what the dead left
+	first.die()
+	h.wantFolded(dir)
+	h.want("only_first pid=1 7", "temp pid=1 2")
+}
+
 // TestWiped removes everything, the archive too, as scripts do before they start an
 // application: nothing falls, and the new archive has it all.
 func TestWiped(t *testing.T) {
