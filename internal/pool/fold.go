@@ -135,7 +135,9 @@ func (d *dir) attach(now time.Time) error {
 	err := d.openArchive(now)
 	if err != nil {
 		d.attachRetry = now.Add(retryAfter)
-		if d.attachErr == nil || d.attachErr.Error() != err.Error() {
+		// What keeps a daemon from starting is returned, and told once, there.
+		starting := fatal(err) && !d.listed
+		if !starting && (d.attachErr == nil || d.attachErr.Error() != err.Error()) {
 			d.logger.Error("archive cannot be opened; no file is removed until it can", zap.Error(err))
 		}
 		d.attachErr = err
