@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,6 +25,7 @@ type Staging struct {
 	dir  string
 	run  string // tells the names of this run from those of all others
 	next uint64
+	held *os.File // the directory, locked; nil while it is not ours
 }
 
 // NewStaging returns the staging of a watched directory. It makes nothing yet.
@@ -39,8 +41,64 @@ func (s *Staging) Dir() string { return s.dir }
 // Path returns the path of a staged file.
 func (s *Staging) Path(name string) string { return filepath.Join(s.dir, name) }
 
-// Prepare makes the directory where it is missing, for nobody else to enter.
+// Prepare makes the directory where it is missing, for nobody else to enter, and takes it
+// for this process until Close: two daemons with their archives in different places would
+// move each other's files away. The lock (flock(2) on the directory) dies with its holder.
+// The error is, or wraps, ErrLocked while another process has it.
 func (s *Staging) Prepare() error {
+	if err := s.mkdir(); err != nil {
+		return err
+	}
+	if s.InPlace() {
+		return nil
+	}
+	if err := s.Close(); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(s.dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return fmt.Errorf("take directory for staged files: %w", err)
+	}
+	hidden := filepath.Dir(s.dir)
+	for deadline := time.Now().Add(lockTimeout); ; time.Sleep(lockRetry) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(deadline) {
+			continue
+		}
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return errors.Join(fmt.Errorf("take directory %q: %w: %s", filepath.Dir(hidden), ErrLocked, readOwner(hidden)), f.Close())
+		}
+		break // any other error is that of a file system without such locks
+	}
+	s.held = f
+	writeOwner(hidden)
+	return nil
+}
+
+// InPlace reports whether Prepare has taken the directory, and it is still there.
+func (s *Staging) InPlace() bool {
+	if s.held == nil {
+		return false
+	}
+	same, err := leadsTo(s.dir, s.held)
+	return same && err == nil
+}
+
+// Prepared reports whether Prepare has taken the directory, though somebody may have removed
+// it since.
+func (s *Staging) Prepared() bool { return s.held != nil }
+
+// Close lets go of the directory.
+func (s *Staging) Close() error {
+	if s.held == nil {
+		return nil
+	}
+	f := s.held
+	s.held = nil
+	return f.Close()
+}
+
+func (s *Staging) mkdir() error {
 	hidden := filepath.Dir(s.dir)
 	for _, dir := range []string{hidden, s.dir} {
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {

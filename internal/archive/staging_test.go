@@ -2,6 +2,7 @@ package archive
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -194,4 +195,28 @@ func TestListAndSyncWithout(t *testing.T) {
 	if _, err := NewStaging(filepath.Dir(path)).List(); err == nil {
 		t.Error("listed a file")
 	}
+}
+
+// TestStagingTaken: one process has it, wherever its archive is, until it lets go; and it
+// takes it again when somebody has removed it.
+func TestStagingTaken(t *testing.T) {
+	watched := t.TempDir()
+	one, two := NewStaging(watched), NewStaging(watched)
+	mustDo(t, one.Prepare())
+	if err := two.Prepare(); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d", os.Getpid())) || two.Prepared() {
+		t.Errorf("the second: %v", err)
+	}
+	mustDo(t, one.Prepare()) // once more is fine
+	mustDo(t, os.RemoveAll(filepath.Join(watched, HiddenDir)))
+	if one.InPlace() || !one.Prepared() {
+		t.Errorf("removed: in place %v, prepared %v", one.InPlace(), one.Prepared())
+	}
+	mustDo(t, one.Prepare())
+	if err := two.Prepare(); !errors.Is(err, ErrLocked) || !one.InPlace() {
+		t.Errorf("the second, after a removal: %v", err)
+	}
+	mustDo(t, one.Close())
+	mustDo(t, two.Prepare())
+	mustDo(t, two.Close())
+	mustDo(t, two.Close())
 }

@@ -57,6 +57,9 @@ const removeAfter = time.Second
 // retryAfter is how long to wait after the archive could not be opened or written.
 const retryAfter = 5 * time.Second
 
+// wipeTime is how long nothing is made in a directory that somebody is about to empty.
+const wipeTime = time.Second
+
 // archiving is the part of a dir that deals with the dead. Its methods that change the
 // archive or the staging are for the goroutine that tends the collector alone.
 type archiving struct {
@@ -72,6 +75,8 @@ type archiving struct {
 	// removing are the folded files in the staging, and when they may be removed.
 	removing map[string]time.Time
 
+	// wiped is when the hidden directory was found removed, while it is.
+	wiped time.Time
 	// ballastDue is when to look next whether there is room for a ballast.
 	ballastDue time.Time
 
@@ -119,29 +124,44 @@ func (d *dir) attach(now time.Time) error {
 	switch {
 	case d.opts == nil:
 		return d.readArchive()
-	case d.archive.Attached() && d.archive.InPlace():
-		return nil
-	case d.archive.Attached():
+	case d.archive.Attached() && !d.archive.InPlace():
 		d.logger.Warn("archive was removed with its directory; it will be written anew")
 		if err := d.archive.Detach(); err != nil {
 			d.logger.Warn("close archive", zap.Error(err))
 		}
+	case d.archive.Attached() && d.staging.InPlace():
+		d.wiped = time.Time{}
+		return nil
 	case now.Before(d.attachRetry), now.Before(d.foldRetry) && d.foldErr != nil:
 		return d.attachErr
 	}
 	if _, err := os.Stat(d.spec.Path); missing(err) {
 		return nil // nothing there to keep an archive for
 	}
+	if d.staging.Prepared() && !d.staging.InPlace() {
+		// Somebody removes the directory's contents, and perhaps the directory next, which would
+		// fail if it filled again behind his back.
+		if d.wiped.IsZero() {
+			d.wiped = now
+		}
+		if now.Sub(d.wiped) < wipeTime {
+			return nil
+		}
+	}
+	d.wiped = time.Time{}
 	err := d.openArchive(now)
 	if err != nil {
 		d.attachRetry = now.Add(retryAfter)
+		unreadable := d.readForNow(err)
 		// What keeps a daemon from starting is returned, and told once, there.
 		starting := fatal(err) && !d.listed
 		if !starting && (d.attachErr == nil || d.attachErr.Error() != err.Error()) {
 			d.logger.Error("archive cannot be opened; no file is removed until it can", zap.Error(err))
+			if unreadable != nil {
+				d.logger.Error("archive cannot be read; what the dead left is missing", zap.Error(unreadable))
+			}
 		}
 		d.attachErr = err
-		d.readForNow(err)
 		return err
 	}
 	if d.attachErr != nil {
@@ -156,10 +176,10 @@ func (d *dir) attach(now time.Time) error {
 	return nil
 }
 
-// openArchive makes what directories are missing and opens the archive; one that is
-// damaged is set aside.
+// openArchive makes what directories are missing and opens the archive, if it is not; one
+// that is damaged is set aside.
 func (d *dir) openArchive(now time.Time) error {
-	if err := d.staging.Prepare(); err != nil {
+	if err := d.staging.Prepare(); err != nil || d.archive.Attached() {
 		return err
 	}
 	if err := os.MkdirAll(d.archiveDir, 0o700); err != nil {
@@ -179,19 +199,21 @@ func (d *dir) openArchive(now time.Time) error {
 	return d.archive.Attach(d.archiveDir)
 }
 
-// readForNow serves what is in an archive that can be read but not opened for writing.
-func (d *dir) readForNow(err error) {
+// readForNow serves what is in an archive that can be read but not opened for writing. It
+// returns an error if there may be something that it cannot read.
+func (d *dir) readForNow(err error) error {
 	if fatal(err) || !d.archive.Totals().Empty() {
-		return
+		return nil
 	}
 	view, err := archive.Read(d.archiveDir)
 	if err != nil || view.Totals().Empty() {
-		return
+		return err
 	}
 	d.archive = view.Archive
 	d.logger.Info("archive is served as it was found", zap.Int("series", d.archive.Totals().Series()))
 	d.showAll()
 	d.takeStaged()
+	return nil
 }
 
 // readArchive reads the archive once, for one who only looks.
@@ -327,7 +349,7 @@ func (c *Collector) Fold() (more bool) {
 }
 
 func (d *dir) foldSome(now time.Time) (more bool) {
-	if !d.archive.Attached() || now.Before(d.foldRetry) {
+	if !d.archive.Attached() || !d.wiped.IsZero() || now.Before(d.foldRetry) {
 		return false
 	}
 	err := d.removeFolded(now)
@@ -438,7 +460,13 @@ func (d *dir) pickOne(t *tracked) (ok bool, err error) {
 		return false, nil
 	}
 	if t.staged == "" {
-		if same, err := d.stage(t); err != nil || !same {
+		same, err := d.stage(t)
+		if errors.Is(err, unix.ENAMETOOLONG) {
+			d.logger.Warn("file of a dead worker cannot be archived, because its name is too long; it stays and counts on", zap.String("path", t.path))
+			t.unfoldable = true
+			return false, nil
+		}
+		if err != nil || !same {
 			return false, err
 		}
 	}

@@ -646,3 +646,38 @@ func readOnly(t *testing.T, dir string, want ...string) {
 		t.Error(err)
 	}
 }
+
+// TestStagingRemoved: the directory for staged files alone is removed, as it is when the
+// archive lies elsewhere and a script empties the watched directory.
+func TestStagingRemoved(t *testing.T) {
+	dir := tmpfs(t)
+	h := collect(t, DirSpec{Path: dir})
+	for n := range 3 {
+		write(t, dir, fmt.Sprintf("counter_%d.db", n)).set("hits_total", 5).die()
+		if err := os.RemoveAll(h.dirs[0].staging.Dir()); err != nil {
+			t.Fatal(err)
+		}
+		h.want(fmt.Sprintf("hits_total %d", 5*(n+1)))
+		h.wantFolded(dir)
+		h.want(fmt.Sprintf("hits_total %d", 5*(n+1)))
+	}
+}
+
+// TestLongName: a file whose name leaves no room for what a staged one has more keeps no
+// other file from being archived.
+func TestLongName(t *testing.T) {
+	dir := tmpfs(t)
+	long := "counter_" + strings.Repeat("x", 244) + ".db"
+	write(t, dir, long).set("hits_total", 5).die()
+	h := collect(t, DirSpec{Path: dir})
+	for n := range 20 {
+		write(t, dir, fmt.Sprintf("counter_%d.db", n)).set("hits_total", 1).die()
+	}
+	h.want("hits_total 25")
+	h.fold()
+	h.want("hits_total 25")
+	names, err := filepath.Glob(filepath.Join(dir, "*.db"))
+	if err != nil || len(names) != 1 || filepath.Base(names[0]) != long {
+		t.Errorf("left are %v, %v, want the one with the long name", names, err)
+	}
+}

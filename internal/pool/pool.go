@@ -406,7 +406,7 @@ func (c *Collector) Close() error {
 				errs = append(errs, t.file.Close())
 			}
 		}
-		errs = append(errs, d.archive.Detach())
+		errs = append(errs, d.archive.Detach(), d.staging.Close())
 	}
 	return errors.Join(errs...)
 }
