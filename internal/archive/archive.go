@@ -383,6 +383,9 @@ func (b *Batch) File(space Space, baseline []float64, size int64) *FoldedFile {
 	return &FoldedFile{batch: b, space: space, baseline: baseline}
 }
 
+// Part begins what a file has gained so far that goes on. It counts as no file.
+func (b *Batch) Part(space Space) *FoldedFile { return &FoldedFile{batch: b, space: space} }
+
 // Add adds the file's next entry, in file order. The key is not kept. A keep of false
 // leaves the entry out, as one that no view shows, but keeps its place.
 func (f *FoldedFile) Add(key []byte, value, second float64, keep bool) {

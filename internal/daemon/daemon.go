@@ -174,6 +174,7 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Opt
 		force := false
 		select {
 		case <-ctx.Done():
+			c.Fold() // what files without a name have counted is lost with us
 			return
 		case <-wake:
 		case <-ticker.C:

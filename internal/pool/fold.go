@@ -390,13 +390,17 @@ func (d *dir) setFoldErr(err error) {
 }
 
 // foldOrphans keeps what files counted that are gone for good: no name leads to them, so
-// they cannot come back and be counted again, and nobody can write to them. Their space is
-// given back at once, whether or not the archive can be written now.
+// they cannot come back and be counted again. When nobody can write to them either, their
+// space is given back at once, whether or not the archive can be written now.
 func (d *dir) foldOrphans() {
 	d.c.mu.Lock()
 	defer d.c.mu.Unlock()
 	d.orphans = slices.DeleteFunc(d.orphans, func(t *tracked) bool {
-		if t.alive || t.method != watch.MethodLease || t.linked() {
+		if t.linked() {
+			return false
+		}
+		if t.alive || t.method != watch.MethodLease {
+			d.keepGains(t)
 			return false
 		}
 		if granted, err := watch.TryLease(int(t.file.Fd())); err != nil || !granted {
@@ -408,6 +412,35 @@ func (d *dir) foldOrphans() {
 		d.absorb(t)
 		return true
 	})
+}
+
+// keepGains archives what a file without a name has counted, although a process may go on
+// writing to it: for a daemon that is started later there is no such file. From then on it
+// counts with what it gains.
+func (d *dir) keepGains(t *tracked) {
+	if !d.archive.Attached() {
+		return
+	}
+	d.learn(t)
+	err := errors.Join(t.learnErr, t.load())
+	d.note(t, err)
+	values := t.source.Values()
+	if err != nil || !slices.ContainsFunc(values, func(v float64) bool { return v != 0 }) {
+		return
+	}
+	b := archive.NewBatch(d.c.now())
+	part := b.Part(t.space())
+	d.c.index.Each(t.source, func(raw string, value, stamp float64) { part.Add([]byte(raw), value, stamp, true) })
+	d.archive.Absorb(b)
+	d.show(t.space())
+	// An entry that comes later has an empty baseline.
+	if t.baseline == nil {
+		t.base = slices.Clone(values)
+	} else {
+		copy(t.base, t.raw)
+	}
+	t.baseline = make([]float64, t.entries)
+	clear(values)
 }
 
 // pick takes leases on dead files and moves them into the staging: steps 1 to 3.

@@ -681,3 +681,35 @@ func TestLongName(t *testing.T) {
 		t.Errorf("left are %v, %v, want the one with the long name", names, err)
 	}
 }
+
+// TestRemovedWhileAlive: a file that was removed while its worker lives counts on, and what
+// it has counted outlives the daemon that has it open, in parts.
+func TestRemovedWhileAlive(t *testing.T) {
+	dir := tmpfs(t)
+	w := write(t, dir, "counter_1.db").set("hits_total", 5)
+	h := collect(t, DirSpec{Path: dir})
+	h.want("hits_total 5")
+	if err := os.Remove(filepath.Join(dir, "counter_1.db")); err != nil {
+		t.Fatal(err)
+	}
+	h.want("hits_total 5")
+	h.fold()
+	h.want("hits_total 5")
+	w.set("hits_total", 7).set("others_total", 1)
+	h.want("hits_total 7", "others_total 1")
+	h.fold()
+	h.want("hits_total 7", "others_total 1")
+	readOnly(t, dir, "hits_total 7", "others_total 1")
+	w.set("hits_total", 8).set("others_total", 3)
+	h.want("hits_total 8", "others_total 3")
+	w.die()
+	h.fold()
+	h.want("hits_total 8", "others_total 3")
+	if n := len(h.dirs[0].orphans); n != 0 {
+		t.Errorf("%d files without a name are open still", n)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	collect(t, DirSpec{Path: dir}).want("hits_total 8", "others_total 3")
+}
