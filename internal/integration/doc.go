@@ -27,9 +27,7 @@
 // installs it; where the environment says CI=true it fails. Processes listen on
 // loopback or on Unix sockets only.
 //
-// The files chaos_*_linux_test.go try to break the archive: forced pid reuse, daemons killed
-// at random, full and read-only disks, damage. They are not finished, and some of them fail
-// on faults that are still open, so they are behind the build tag chaos:
-//
-//	go test -race -tags chaos ./internal/integration
+// The tests in the files chaos_*_linux_test.go try to break the archive: forced pid reuse,
+// daemons killed at random, full and read-only disks, damage, other pid namespaces. They
+// print their seed. Here they run for seconds; make soak runs the chaos for an hour.
 package integration
