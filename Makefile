@@ -9,12 +9,14 @@ GOLANGCI := $(BIN)/golangci-lint-$(GOLANGCI_VERSION)
 # counts inputs, so that a slow machine takes longer and does not run into a deadline.
 FUZZTIME ?= 1m
 TEST_FUZZTIME := 100000x
+# How long make soak goes on.
+SOAK ?= 1h
 # How often make bench-go runs each benchmark; benchstat wants ten or so.
 COUNT ?= 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run build test test-deps check-format vet vet-darwin test-fuzz test-race lint fuzz bench bench-go clean
+.PHONY: help run build test test-deps check-format vet vet-darwin test-fuzz test-race lint fuzz soak bench bench-go clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +68,9 @@ $(GOLANGCI):
 
 fuzz: ## Fuzz each target for FUZZTIME
 	$(call fuzz_all,$(FUZZTIME))
+
+soak: test-deps ## Try to break the archive for SOAK
+	CI=true AGGREGATORD_SOAK=$(SOAK) $(GO) test -race -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/integration
 
 # BENCHFLAGS=-h lists what it takes; -large adds the largest shape.
 bench: build ## Measure the daemon beside a floor and the Python client, with BENCHFLAGS

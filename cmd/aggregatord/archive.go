@@ -375,7 +375,7 @@ func newArchiveResetCmd() *cobra.Command {
 		Long: `Put an empty archive in the place of the one that is there, which may be damaged: the
 totals start again from what the living workers have counted. The old one is kept under
 a name with the time. Files of dead workers that are not in the archive yet still count.
-No daemon may have the archive open.`,
+No daemon may have the directory.`,
 		Example: "  aggregatord archive reset --dir /dev/shm/myapp --yes",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -386,11 +386,20 @@ No daemon may have the archive open.`,
 			if !yes {
 				return usagef("this takes all that dead workers counted out of the totals; say --yes if it is meant")
 			}
-			staged, err := archive.NewStaging(spec.Path).List()
-			if err != nil {
-				return err
+			// A daemon that cannot write its archive has let go of it, but not of the staging.
+			staging := archive.NewStaging(spec.Path)
+			defer staging.Close() //nolint:errcheck // nothing was written through it
+			if err = staging.Take(); errors.Is(err, fs.ErrNotExist) {
+				err = nil
 			}
-			kept, err := archive.Reset(dir, staged, time.Now())
+			var staged []string
+			if err == nil {
+				staged, err = staging.List()
+			}
+			var kept string
+			if err == nil {
+				kept, err = archive.Reset(dir, staged, time.Now())
+			}
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
 				return noArchive(dir)

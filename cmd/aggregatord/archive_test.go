@@ -526,7 +526,8 @@ func TestArchiveReadOnly(t *testing.T) {
 func TestArchiveReset(t *testing.T) {
 	dir, want := archivedDir(t)
 	hidden := filepath.Join(dir, archive.HiddenDir)
-	if err := archive.NewStaging(dir).Prepare(); err != nil {
+	staging := archive.NewStaging(dir)
+	if err := staging.Prepare(); err != nil {
 		t.Fatal(err)
 	}
 	// One staged file is in the archive, the other one not yet.
@@ -534,7 +535,6 @@ func TestArchiveReset(t *testing.T) {
 		bury(t, dir, name,
 			entry{"hits", "hits_total", labels("path", "/"), 0.1 * value, 0}, entry{"hits", "hits_total", labels("path", "żółć\n\"\\"), value, 0}, entry{"jobs", "jobs_total", nil, 1e15, 0})
 	}
-	staging := archive.NewStaging(dir)
 	for from, to := range map[string]string{"counter_2.db": "counter_2.db.run-2", "counter_9.db": "counter_9.db.run-9"} {
 		if err := staging.Stage(filepath.Join(dir, from), to); err != nil {
 			t.Fatal(err)
@@ -548,6 +548,12 @@ func TestArchiveReset(t *testing.T) {
 	call(t, "archive", "reset", "--dir", dir, "--yes").oneLine(t, exitFailure, "archive is in use", fmt.Sprint("pid ", os.Getpid()), "stop it first")
 	unchanged(t, dir, before)
 	detach(t, a)
+	// Nor while a daemon has the directory that had to let go of the archive.
+	call(t, "archive", "reset", "--dir", dir, "--yes").oneLine(t, exitFailure, "is in use", fmt.Sprint("pid ", os.Getpid()), "stop it first")
+	unchanged(t, dir, before)
+	if err := staging.Close(); err != nil {
+		t.Fatal(err)
+	}
 
 	out := must(t, "archive", "reset", "--dir", dir, "--yes")
 	kept := regexp.MustCompile(`kept as (\S+/archive\.bolt\.reset-\d{8}T\d{6}Z)\n`).FindStringSubmatch(out)

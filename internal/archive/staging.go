@@ -49,6 +49,12 @@ func (s *Staging) Prepare() error {
 	if err := s.mkdir(); err != nil {
 		return err
 	}
+	return s.Take()
+}
+
+// Take is Prepare without making anything: the error wraps fs.ErrNotExist where there is no
+// directory to take.
+func (s *Staging) Take() error {
 	if s.InPlace() {
 		return nil
 	}

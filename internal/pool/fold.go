@@ -363,7 +363,7 @@ func (d *dir) foldSome(now time.Time) (more bool) {
 	}
 	if err != nil {
 		d.foldRetry = now.Add(retryAfter)
-		if errors.Is(err, unix.ENOSPC) && d.dropBallast() {
+		if d.noRoom(err) && d.dropBallast() {
 			// A full directory is emptied by folding, which needs some room itself.
 			d.foldRetry = now
 		}
@@ -755,6 +755,16 @@ func (d *dir) keepBallast(now time.Time) {
 	if err := os.WriteFile(d.ballastPath(), make([]byte, size), 0o600); err != nil {
 		d.dropBallast() // not a part of it either
 	}
+}
+
+// noRoom reports whether an error may come of a full file system. bbolt tells the cause of
+// some errors in words only, so the file system is asked as well.
+func (d *dir) noRoom(err error) bool {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return true
+	}
+	var st unix.Statfs_t
+	return unix.Statfs(d.archiveDir, &st) == nil && int64(st.Bavail)*int64(st.Bsize) < ballastBytes //nolint:unconvert // Bsize is a uint32 on macOS
 }
 
 // dropBallast gives the ballast's room back and reports whether there was one.
