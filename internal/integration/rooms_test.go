@@ -65,8 +65,13 @@ var rooms = map[string]struct {
 		may: []string{"internal/store", "internal/metric"},
 		why: "it plays the application, which knows the format of source files and nothing of the daemon",
 	},
+	"internal/policy": {
+		may: []string{"internal/merge", "internal/metric"},
+		why: "it says what the operator wants of metrics; where they come from and when they are merged is pool's",
+		not: []string{"os", "net/http"},
+	},
 	"internal/pool": {
-		may: []string{"internal/archive", "internal/store", "internal/watch", "internal/merge", "internal/telemetry", "internal/metric"},
+		may: []string{"internal/archive", "internal/policy", "internal/store", "internal/watch", "internal/merge", "internal/telemetry", "internal/metric"},
 		why: "it keeps one directory merged; how that is served is none of its business",
 		not: []string{"net/http"},
 	},
@@ -75,7 +80,7 @@ var rooms = map[string]struct {
 		not: []string{"net/http"},
 	},
 	"internal/config": {
-		may: []string{"internal/metric"},
+		may: []string{"internal/policy", "internal/metric"},
 		why: "it reads the file of settings; whoever needs a setting is given it",
 		not: []string{"net/http"},
 	},

@@ -1,0 +1,290 @@
+package policy
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/relabel"
+
+	"aggregatord/internal/metric"
+)
+
+// A Policy is a compiled Spec. It never changes; any number of goroutines may use it. A nil
+// Policy says nothing.
+type Policy struct {
+	spec     Spec
+	rules    []*rule
+	pools    map[string]*poolPolicy
+	external []metric.Label
+	info     []Info
+	relabel  []*relabel.Config
+}
+
+// poolPolicy is what holds for one pool.
+type poolPolicy struct {
+	labels []metric.Label
+	rules  []*rule // its own, then the global ones
+}
+
+// rule is a Rule that is ready to be asked.
+type rule struct {
+	Rule
+	name   string
+	re     *regexp.Regexp // nil: exact
+	labels *labelRule     // nil: as they are
+}
+
+// Info is a constant series.
+type Info struct {
+	Name, Help string
+	// Labels are sorted by name, the external ones included.
+	Labels []metric.Label
+}
+
+// Compile checks a Spec and makes a Policy of it. The error names every place that is wrong,
+// as the configuration file has it, and says what to do.
+func Compile(spec Spec) (*Policy, error) {
+	p := &Policy{spec: spec, pools: map[string]*poolPolicy{}}
+	var errs []error
+	fail := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	p.rules = compileRules("metrics", spec.Rules, fail)
+	for _, name := range slices.Sorted(maps.Keys(spec.Pools)) {
+		in := spec.Pools[name]
+		place := "pools." + name
+		pool := &poolPolicy{labels: compileLabels(place+".labels", in.Labels, fail)}
+		if i := slices.IndexFunc(pool.labels, func(l metric.Label) bool { return l.Name == "pool" }); i >= 0 && name != "" {
+			fail(fmt.Errorf("%s.labels: the label %q has the pool's name already; choose another", place, "pool"))
+		}
+		pool.rules = slices.Concat(compileRules(place+".metrics", in.Rules, fail), p.rules)
+		p.pools[name] = pool
+	}
+	p.external = compileLabels("external_labels", spec.ExternalLabels, fail)
+	seen := map[string]bool{}
+	for i, in := range spec.Info {
+		place := fmt.Sprintf("info[%d]", i)
+		if !model.UTF8Validation.IsValidMetricName(in.Name) {
+			fail(fmt.Errorf("%s: name %q: write the name of the series, as in build_info", place, in.Name))
+		}
+		if strings.HasPrefix(in.Name, "aggregatord_") {
+			fail(fmt.Errorf("%s: name %q: names that begin with aggregatord_ are the daemon's own; choose another", place, in.Name))
+		}
+		out := Info{Name: in.Name, Help: in.Help, Labels: compileLabels(place+".labels", in.Labels, fail)}
+		out.Labels = appendMissing(out.Labels, p.external)
+		id := in.Name + "\xff" + labelsText(out.Labels)
+		if seen[id] {
+			fail(fmt.Errorf("%s: %s is there already with the same labels; remove one", place, in.Name))
+		}
+		seen[id] = true
+		p.info = append(p.info, out)
+	}
+	for _, l := range []struct {
+		name  string
+		value int64
+	}{
+		{"series_per_pool", int64(spec.Limits.SeriesPerPool)},
+		{"series_per_family", int64(spec.Limits.SeriesPerFamily)},
+		{"labels", int64(spec.Limits.Labels)},
+		{"label_name_length", int64(spec.Limits.LabelNameLength)},
+		{"label_value_length", int64(spec.Limits.LabelValueLength)},
+		{"file_size", spec.Limits.FileSize},
+		{"key_length", int64(spec.Limits.KeyLength)},
+	} {
+		if l.value < 0 {
+			fail(fmt.Errorf("limits.%s: %d is below 0; leave it out for the default", l.name, l.value))
+		}
+	}
+	p.relabel = compileRelabel(spec.MetricRelabelConfigs, fail)
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	return p, nil
+}
+
+// compileRelabel checks what Prometheus checks when it loads the same.
+func compileRelabel(in []*relabel.Config, fail func(error)) []*relabel.Config {
+	var out []*relabel.Config
+	for i, c := range in {
+		if c == nil {
+			fail(fmt.Errorf("metric_relabel_configs[%d]: is empty; remove it", i))
+			continue
+		}
+		own := *c
+		if err := own.Validate(model.UTF8Validation); err != nil {
+			fail(fmt.Errorf("metric_relabel_configs[%d]: %w", i, err))
+		}
+		out = append(out, &own)
+	}
+	return out
+}
+
+func compileRules(place string, in []Rule, fail func(error)) []*rule {
+	var out []*rule
+	names := map[string]int{}
+	for i, r := range in {
+		at := fmt.Sprintf("%s[%d]", place, i)
+		c := &rule{Rule: r, name: cmp.Or(r.Name, at)}
+		if r.Name != "" {
+			if j, ok := names[r.Name]; ok {
+				fail(fmt.Errorf("%s: the name %q is that of %s[%d] already; choose another", at, r.Name, place, j))
+			}
+			names[r.Name] = i
+			at = fmt.Sprintf("%s (%s)", at, r.Name)
+		}
+		wrong := func(format string, args ...any) { fail(fmt.Errorf(at+": "+format, args...)) }
+		switch {
+		case r.Match == "" && r.MatchRE == "":
+			wrong("it matches nothing; write match, the name of a metric, or match_re, a regular expression for names")
+		case r.Match != "" && r.MatchRE != "":
+			wrong("it has match and match_re; write one of them")
+		case r.MatchRE != "":
+			re, err := regexp.Compile("^(?:" + r.MatchRE + ")$")
+			if err != nil {
+				// The error of the expression itself, without what was put around it.
+				if _, plain := regexp.Compile(r.MatchRE); plain != nil {
+					err = plain
+				}
+				wrong("match_re: %w", err)
+			}
+			c.re = re
+		}
+		if int(r.GaugeMode) > int(metric.LiveMostRecent) {
+			wrong("gauge_mode: use one of %s", strings.Join(metric.ModeNames(), ", "))
+		}
+		if r.Drop && !r.onlyDrops() {
+			wrong("drop: true leaves nothing for the other settings to change; remove them, or drop")
+		}
+		if r.Unit != "" && r.Match != "" && !hasUnit(strings.TrimSuffix(r.Match, "_total"), r.Unit) {
+			wrong("unit: OpenMetrics wants a metric of unit %q to have a name that ends in _%s", r.Unit, r.Unit)
+		}
+		if len(r.DropLabels) > 0 && len(r.KeepLabels) > 0 {
+			wrong("it has drop_labels and keep_labels; write one of them")
+		}
+		if r.Retention < 0 {
+			wrong("retention: %v is below 0; leave it out to keep what is the default", r.Retention)
+		}
+		if r.ExpireAfter < 0 {
+			wrong("expire_after: %v is below 0; leave it out to serve series for ever", r.ExpireAfter)
+		}
+		c.labels = compileLabelRule(&r, wrong)
+		if r.Help != "" && !utf8.ValidString(r.Help) {
+			wrong("help: it is not UTF-8 text")
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// onlyDrops reports whether Drop is all that the rule does.
+func (r *Rule) onlyDrops() bool {
+	return r.GaugeMode == metric.NoMode && r.Help == "" && r.Unit == "" && len(r.DropLabels) == 0 && len(r.KeepLabels) == 0 &&
+		len(r.RenameLabels) == 0 && r.ExpireAfter == 0
+}
+
+// hasUnit reports whether a family of this name may have the unit.
+func hasUnit(family, unit string) bool { return strings.HasSuffix(family, "_"+unit) }
+
+func compileLabels(place string, in map[string]string, fail func(error)) []metric.Label {
+	var out []metric.Label
+	for _, name := range slices.Sorted(maps.Keys(in)) {
+		if err := checkLabelName(name); err != nil {
+			fail(fmt.Errorf("%s: %w", place, err))
+		}
+		if !utf8.ValidString(in[name]) {
+			fail(fmt.Errorf("%s: the value of %s is not UTF-8 text", place, name))
+		}
+		if in[name] == "" {
+			fail(fmt.Errorf("%s: the value of %s is empty, which is the same as no label; remove it", place, name))
+		}
+		out = append(out, metric.Label{Name: name, Value: in[name]})
+	}
+	return out
+}
+
+// checkLabelName refuses what cannot be the name of a label that is set by hand.
+func checkLabelName(name string) error {
+	switch {
+	case name == "" || !model.UTF8Validation.IsValidLabelName(name):
+		return fmt.Errorf("label %q: write a name", name)
+	case strings.HasPrefix(name, "__"):
+		return fmt.Errorf("label %q: names that begin with __ are Prometheus' own; choose another", name)
+	case name == "le" || name == "quantile":
+		return fmt.Errorf("label %q: the samples of a histogram or summary have it to differ; choose another", name)
+	}
+	return nil
+}
+
+// appendMissing adds the labels whose names are not there yet. Both lists are sorted, and so
+// is the result, which shares memory with neither.
+func appendMissing(labels, more []metric.Label) []metric.Label {
+	out := slices.Clone(labels)
+	for _, l := range more {
+		if !slices.ContainsFunc(labels, func(has metric.Label) bool { return has.Name == l.Name }) {
+			out = append(out, l)
+		}
+	}
+	metric.SortLabels(out)
+	return out
+}
+
+func labelsText(labels []metric.Label) string {
+	var b strings.Builder
+	for _, l := range labels {
+		b.WriteString(l.Name)
+		b.WriteByte(0xff)
+		b.WriteString(l.Value)
+		b.WriteByte(0xff)
+	}
+	return b.String()
+}
+
+// Limits returns the limits of the Spec.
+func (p *Policy) Limits() Limits {
+	if p == nil {
+		return Limits{}
+	}
+	return p.spec.Limits
+}
+
+// Info returns the constant series, which nobody may change.
+func (p *Policy) Info() []Info {
+	if p == nil {
+		return nil
+	}
+	return p.info
+}
+
+// find returns the rule for a family, or nil.
+func (p *Policy) find(pool, family string, typ metric.Type) *rule {
+	rules := p.rules
+	if own := p.pools[pool]; own != nil {
+		rules = own.rules
+	}
+	for _, r := range rules {
+		if r.matches(family, typ) {
+			return r
+		}
+	}
+	return nil
+}
+
+// matches reports whether the rule is for a family, given by its OpenMetrics name.
+func (r *rule) matches(family string, typ metric.Type) bool {
+	one := func(name string) bool {
+		if r.re != nil {
+			return r.re.MatchString(name)
+		}
+		return r.Match == name
+	}
+	return one(family) || typ == metric.Counter && one(family+"_total")
+}
