@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"iter"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -62,6 +65,8 @@ type tracked struct {
 	source *merge.Source // nil exactly if file is
 	alive  bool
 	method watch.Method
+	// checked says that alive and method are as new as the file: the next probe skips it.
+	checked bool
 	// failure is why the file cannot be read at present, "" if it can.
 	failure store.Reason
 	// seen are the reasons for which an entry of the file was left out and logged.
@@ -118,24 +123,26 @@ func (d *dir) scan(force bool) {
 			d.letGo(t)
 		}
 	}
-	opened := 0
 	d.deferred = 0
+	var opening []*tracked
 	for base, n := range names {
 		t := d.files[base]
 		if t == nil {
 			t = &tracked{dir: d, name: n.name, path: filepath.Join(d.spec.Path, base)}
 			d.files[base] = t
 		}
-		if t.file == nil {
-			t.hint = n.ino
-			err := n.err
-			if err == nil {
-				err = d.take(t)
-			}
-			d.note(t, err)
-			opened++
+		if t.file != nil {
+			continue
 		}
+		t.hint = n.ino
+		if n.err != nil {
+			d.note(t, n.err)
+			continue
+		}
+		opening = append(opening, t)
 	}
+	opened := len(opening)
+	d.takeAll(opening)
 	if !d.listed {
 		d.logger.Info("first scan done", zap.Int("files", len(d.files)), zap.Int("foreign", d.foreign))
 		d.listed = true
@@ -232,6 +239,60 @@ var errTooMany = errors.New("too many open files")
 // errDuplicate says that a file has a second name in the directory.
 var errDuplicate = errors.New("the same file as another one")
 
+// parallelFiles is how many files make opening them on several cores worth the while.
+const parallelFiles = 64
+
+// takeAll is take and learn for many files: all that takes a system call is done by several
+// goroutines, while this one tells the index.
+func (d *dir) takeAll(opening []*tracked) {
+	if len(opening) < parallelFiles {
+		for _, t := range opening {
+			d.note(t, d.take(t))
+		}
+		return
+	}
+	room := min(len(opening), max(0, d.c.maxFiles-d.c.openFiles))
+	type opened struct {
+		t     *tracked
+		file  *store.File
+		err   error
+		state watch.State
+	}
+	// Each file on its way holds a buffer, see store.File.Prefetch.
+	done := make(chan opened, 2*runtime.GOMAXPROCS(0))
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		// Ends when all files are opened; the loop below takes every one.
+		workers.Go(func() {
+			for i := next.Add(1) - 1; int(i) < room; i = next.Add(1) - 1 {
+				o := opened{t: opening[i]}
+				if o.file, o.err = store.Open(o.t.path, o.t.name, d.limits); o.err == nil {
+					o.state, o.t.method = d.ask(o.t, o.file)
+					o.file.Prefetch()
+				}
+				done <- o
+			}
+		})
+	}
+	for range room {
+		o := <-done
+		if o.err == nil {
+			o.err = d.adopt(o.t, o.file)
+		}
+		if o.err == nil {
+			d.setAlive(o.t, o.state.MayWrite())
+			o.t.checked = true
+			d.learn(o.t)
+		}
+		d.note(o.t, o.err)
+	}
+	workers.Wait()
+	for _, t := range opening[room:] {
+		d.note(t, d.take(t)) // where some could not be opened there is room for others
+	}
+}
+
 // take opens a file and adds its source to the index.
 func (d *dir) take(t *tracked) error {
 	if d.c.openFiles >= d.c.maxFiles {
@@ -242,6 +303,12 @@ func (d *dir) take(t *tracked) error {
 	if err != nil {
 		return err
 	}
+	return d.adopt(t, file)
+}
+
+// adopt adds the source of an open file to the index. The file is the tracked one's from
+// then on, or closed if that is an error.
+func (d *dir) adopt(t *tracked, file *store.File) error {
 	if old := d.open[file.Identity()]; old != nil {
 		i := slices.Index(d.orphans, old)
 		if i < 0 {
@@ -279,6 +346,13 @@ func (d *dir) learn(t *tracked) {
 		}
 	})
 	t.source.Compact()
+}
+
+// learnNew is learn unless the next load tells whether there is anything to learn.
+func (d *dir) learnNew(t *tracked) {
+	if t.learnErr != nil || !t.file.Complete() {
+		d.learn(t)
+	}
 }
 
 // Reasons beside those of store.
@@ -470,6 +544,10 @@ func (t *tracked) emptied() bool {
 // probe finds out which processes live: all, or only those that live gauges depend on.
 func (d *dir) probe(liveGaugesOnly bool) {
 	for t := range d.all() {
+		if t.checked {
+			t.checked = false // a moment ago, when it was opened
+			continue
+		}
 		if t.file != nil && !t.folding && (!liveGaugesOnly || t.name.Mode.Live()) {
 			d.check(t)
 		}
@@ -479,10 +557,18 @@ func (d *dir) probe(liveGaugesOnly bool) {
 // check asks whether anybody can still write to one file. That of a dead process is read
 // on: between two checks another one with the same ID may have counted in it and died.
 func (d *dir) check(t *tracked) {
-	id := t.file.Identity()
-	state, method := d.prober.Check(watch.FileRef{Fd: t.file.Fd(), Dev: id.Dev, Ino: id.Ino, ID: t.name.ID})
-	t.method = method
-	alive := state.MayWrite()
+	var state watch.State
+	state, t.method = d.ask(t, t.file)
+	d.setAlive(t, state.MayWrite())
+}
+
+// ask is for several goroutines.
+func (d *dir) ask(t *tracked, file *store.File) (watch.State, watch.Method) {
+	id := file.Identity()
+	return d.prober.Check(watch.FileRef{Fd: file.Fd(), Dev: id.Dev, Ino: id.Ino, ID: t.name.ID})
+}
+
+func (d *dir) setAlive(t *tracked, alive bool) {
 	if alive == t.alive {
 		return
 	}

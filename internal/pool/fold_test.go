@@ -713,3 +713,27 @@ func TestRemovedWhileAlive(t *testing.T) {
 	}
 	collect(t, DirSpec{Path: dir}).want("hits_total 8", "others_total 3")
 }
+
+// TestWrittenBeforeRemoval: a worker that opened a folded file late, added to it and was
+// gone again before the file was to be removed, leaves only the changed values to tell.
+func TestWrittenBeforeRemoval(t *testing.T) {
+	dir := tmpfs(t)
+	write(t, dir, "counter_1.db").set("hits_total", 5).die()
+	h := collect(t, DirSpec{Path: dir})
+	h.Fold()
+	d := h.dirs[0]
+	if len(d.removing) != 1 {
+		t.Fatalf("%d files wait to be removed", len(d.removing))
+	}
+	for name := range d.removing {
+		late := write(t, d.staging.Dir(), name)
+		late.set("hits_total", 7)
+		late.die()
+	}
+	advance(h.Collector)
+	h.Tend(true)
+	h.Fold()
+	h.want("hits_total 7")
+	h.wantFolded(dir)
+	h.want("hits_total 7")
+}

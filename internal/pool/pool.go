@@ -198,7 +198,7 @@ func (c *Collector) Tend(force bool) {
 		// So that no scrape has to wait for many new entries to be learned.
 		for t := range d.all() {
 			if t.file != nil && !t.folding {
-				d.learn(t)
+				d.learnNew(t)
 			}
 		}
 	}
@@ -325,13 +325,14 @@ const parallelEntries = 20_000
 
 // loadLocked loads the present values of all files into the index. New entries are
 // learned first, one file after the other, because that changes the index; the values
-// of different files are then loaded side by side.
+// of different files are then loaded side by side. Files of the dead are not asked for new
+// entries, since reading their values tells of them; there are few such surprises.
 func (c *Collector) loadLocked() {
 	c.loads = c.loads[:0]
 	entries := 0
 	take := func(d *dir, t *tracked) {
 		if t.file != nil && !t.folding {
-			d.learn(t)
+			d.learnNew(t)
 			c.loads = append(c.loads, t)
 			entries += t.source.Entries()
 		}
@@ -360,6 +361,10 @@ func (c *Collector) loadLocked() {
 		wg.Wait()
 	}
 	for _, t := range loads {
+		if t.loadErr == nil && t.file.Grown() {
+			t.dir.learn(t)
+			t.loadErr = t.load()
+		}
 		t.dir.note(t, cmp.Or(t.learnErr, t.loadErr))
 	}
 	c.metrics.entriesRead.Add(float64(entries))

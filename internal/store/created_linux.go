@@ -1,20 +1,24 @@
 package store
 
 import (
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// created returns the time of birth, which ext4, xfs, btrfs and tmpfs (since Linux 5.19 or
-// so) record, otherwise the time of modification.
-func created(f *os.File) (time.Time, error) {
-	var stx unix.Statx_t
+// statFile tells what a file is and when it was made: its time of birth, which ext4, xfs,
+// btrfs and tmpfs (since Linux 5.19 or so) record, otherwise the time of modification.
+func statFile(fd int) (fileInfo, error) {
+	const want = unix.STATX_TYPE | unix.STATX_SIZE | unix.STATX_INO | unix.STATX_BTIME
+	var st unix.Statx_t
 	// Old kernels and narrow seccomp filters have no statx(2): then the other will do.
-	err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_BTIME, &stx)
-	if err == nil && stx.Mask&unix.STATX_BTIME != 0 {
-		return time.Unix(stx.Btime.Sec, int64(stx.Btime.Nsec)), nil
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, want, &st); err != nil || st.Mask&want != want {
+		return statModified(fd)
 	}
-	return modified(f)
+	return fileInfo{
+		id:      Identity{Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino},
+		mode:    uint32(st.Mode),
+		size:    int64(st.Size),
+		created: time.Unix(st.Btime.Sec, int64(st.Btime.Nsec)),
+	}, nil
 }

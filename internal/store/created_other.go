@@ -2,10 +2,5 @@
 
 package store
 
-import (
-	"os"
-	"time"
-)
-
-// created returns the time of modification.
-func created(f *os.File) (time.Time, error) { return modified(f) }
+// statFile tells what a file is, and when it was last modified.
+func statFile(fd int) (fileInfo, error) { return statModified(fd) }

@@ -57,8 +57,8 @@ func stampOf(f float64) float64 {
 const windowBytes = 64 << 10
 
 // firstBytes is how much of a file is read at first: its header, and in most files all of
-// the entries.
-const firstBytes = 4 << 10
+// the entries. A read of a hole costs little and makes no page.
+const firstBytes = 16 << 10
 
 // windows are shared by all files, because memory for each of thousands of them would be
 // much more than is ever in use.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -40,8 +41,8 @@ type File struct {
 	name    SourceName
 	path    string
 	lim     Limits
-	file    *os.File // nil once closed
-	fd      int
+	fd      int      // -1 once closed
+	mapper  *os.File // of the same descriptor, for mapping it; nil as long as it is settled
 	id      Identity
 	created time.Time
 	stat    unix.Stat_t // a buffer for fstat
@@ -50,6 +51,11 @@ type File struct {
 	// were yielded or are damaged, and no byte past it is touched through the mapping.
 	used int64
 	cur  cursor
+	// ahead is what Prefetch has read from the start of the file, in a buffer of windows.
+	ahead *[windowBytes]byte
+	have  int
+	// grown says that a read of values met more used bytes than these.
+	grown bool
 	// lost is set once the file was seen smaller than what was read of it: its entries
 	// may have been written anew elsewhere, so that no position is trusted any more.
 	lost    error
@@ -63,47 +69,94 @@ type File struct {
 // yet. Other errors wrap those of the operating system; see [ReasonOf].
 func Open(path string, name SourceName, lim Limits) (*File, error) {
 	lim = lim.withDefaults()
-	f := &File{name: name, path: path, lim: lim, cur: cursor{next: headerBytes}}
-	file, err := openRegular(path, lim, &f.stat)
+	fd, info, err := openRegular(path, lim)
 	if err != nil {
 		return nil, err
 	}
-	f.file, f.fd, f.size = file, int(file.Fd()), f.stat.Size
-	f.id = Identity{Dev: uint64(f.stat.Dev), Ino: f.stat.Ino} //nolint:unconvert // Dev is an int32 on macOS
-	if f.created, err = created(file); err != nil {
-		return nil, errors.Join(fmt.Errorf("open source file %q: %w", path, err), f.Close())
-	}
-	return f, nil
+	return &File{
+		name: name, path: path, lim: lim, fd: fd,
+		id: info.id, size: info.size, created: info.created, cur: cursor{next: headerBytes},
+	}, nil
 }
 
-// openRegular opens a regular file for reading and fills stat.
-func openRegular(path string, lim Limits, stat *unix.Stat_t) (*os.File, error) {
+// fileInfo is what Open asks about a file.
+type fileInfo struct {
+	id      Identity
+	mode    uint32
+	size    int64
+	created time.Time
+}
+
+// openRegular opens a regular file for reading. There may be many thousands, so this is
+// as few system calls as can be: an os.File would cost three more for each.
+func openRegular(path string, lim Limits) (fd int, info fileInfo, err error) {
 	// The directory is written by others. O_NOFOLLOW: a link could lead anywhere.
 	// O_NONBLOCK: opening a FIFO would wait for a writer.
 	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-	fd, err := unix.Open(path, flags, 0)
+	fd, err = unix.Open(path, flags, 0)
 	for errors.Is(err, unix.EINTR) {
 		fd, err = unix.Open(path, flags, 0)
 	}
 	switch {
 	case errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO):
 		// open(2): ELOOP for a symbolic link, ENXIO for a socket or a device that is not there.
-		return nil, fmt.Errorf("open source file %q: %w: %w", path, ErrNotRegular, err)
+		return -1, info, fmt.Errorf("open source file %q: %w: %w", path, ErrNotRegular, err)
 	case err != nil:
-		return nil, fmt.Errorf("open source file %q: %w", path, err)
+		return -1, info, fmt.Errorf("open source file %q: %w", path, err)
 	}
-	err = unix.Fstat(fd, stat)
+	info, err = statFile(fd)
 	switch {
 	case err != nil:
-	case stat.Mode&unix.S_IFMT != unix.S_IFREG:
+	case info.mode&unix.S_IFMT != unix.S_IFREG:
 		err = ErrNotRegular
-	case stat.Size > lim.FileBytes:
-		err = fmt.Errorf("%d bytes: %w of %d", stat.Size, ErrTooLarge, lim.FileBytes)
+	case info.size > lim.FileBytes:
+		err = fmt.Errorf("%d bytes: %w of %d", info.size, ErrTooLarge, lim.FileBytes)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open source file %q: %w", path, err), unix.Close(fd))
+		return -1, info, errors.Join(fmt.Errorf("open source file %q: %w", path, err), unix.Close(fd))
 	}
-	return os.NewFile(uintptr(fd), path), nil
+	return fd, info, nil
+}
+
+// statModified is statFile without a time of birth: the time of modification stands for it.
+func statModified(fd int) (fileInfo, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fileInfo{}, err
+	}
+	return fileInfo{
+		id:   Identity{Dev: uint64(st.Dev), Ino: st.Ino}, //nolint:unconvert // Dev is an int32 on macOS
+		mode: uint32(st.Mode), size: st.Size,             //nolint:unconvert // Mode is a uint16 on macOS
+		created: time.Unix(st.Mtim.Unix()),
+	}, nil
+}
+
+// reader reads a file by its descriptor. Its memory is that of the File, so that it makes
+// no garbage as an io.ReaderAt.
+type reader File
+
+// ReadAt implements io.ReaderAt.
+func (r *reader) ReadAt(p []byte, off int64) (n int, err error) {
+	return descriptor(r.fd).ReadAt(p, off)
+}
+
+type descriptor int
+
+// ReadAt implements io.ReaderAt.
+func (d descriptor) ReadAt(p []byte, off int64) (n int, err error) {
+	for n < len(p) {
+		got, err := unix.Pread(int(d), p[n:], off+int64(n))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return n, err
+		case got == 0:
+			return n, io.EOF
+		default:
+			n += got
+		}
+	}
+	return n, nil
 }
 
 // Name returns what Open was told.
@@ -151,20 +204,34 @@ func (f *File) Fd() uintptr { return uintptr(f.fd) }
 // writes, cheaper for the once or twice that such a file is read, and does not count
 // against vm.max_map_count.
 func (f *File) SetSettled(settled bool) error {
-	f.settled = settled
+	f.settled, f.grown = settled, false
 	if !settled {
+		f.readyToMap()
 		return nil
 	}
 	return f.wrap("unmap", f.mapping.unmap())
 }
 
+// readyToMap allocates what mapping takes: where mappings run out, memory does, too.
+func (f *File) readyToMap() {
+	if f.mapper == nil && f.fd >= 0 {
+		f.mapper = os.NewFile(uintptr(f.fd), f.path)
+	}
+}
+
 // Close unmaps and closes the file. Later calls of Learn and Load return os.ErrClosed.
 func (f *File) Close() error {
-	if f.file == nil {
+	if f.fd < 0 {
 		return os.ErrClosed
 	}
-	err := errors.Join(f.wrap("unmap", f.mapping.unmap()), f.file.Close())
-	f.file, f.fd = nil, -1
+	f.giveBack()
+	err := f.wrap("unmap", f.mapping.unmap())
+	if f.mapper != nil {
+		err = errors.Join(err, f.mapper.Close())
+	} else {
+		err = errors.Join(err, f.wrap("close", unix.Close(f.fd)))
+	}
+	f.fd, f.mapper = -1, nil
 	return err
 }
 
@@ -183,7 +250,7 @@ func (f *File) lose(d damage) error {
 
 // usable returns the error of a File that is closed or lost.
 func (f *File) usable() error {
-	if f.file == nil {
+	if f.fd < 0 {
 		return f.wrap("read", os.ErrClosed)
 	}
 	return f.lost
@@ -220,13 +287,21 @@ func (f *File) Learn(yield func(Entry)) error {
 		}
 	}
 
+	if !f.settled {
+		f.readyToMap()
+	}
 	// Keys are read once, so they are not worth the page faults of reading them through
 	// the mapping, and a plain read cannot fault. It is coherent with the writer's mapping
 	// on every Unix with one page cache.
-	buf := windows.Get().(*[windowBytes]byte)
+	buf := f.ahead
+	if buf == nil {
+		buf = windows.Get().(*[windowBytes]byte)
+	}
 	defer windows.Put(buf)
-	w := window{src: f.file, buf: buf[:], end: firstBytes}
-	if f.cur.entries > 0 {
+	w := window{src: (*reader)(f), buf: buf[:], end: firstBytes}
+	if f.ahead != nil {
+		w.have, f.ahead = buf[:f.have], nil
+	} else if f.cur.entries > 0 {
 		w.end = headerBytes
 	}
 	header, used, d, err := f.header(&w)
@@ -243,7 +318,7 @@ func (f *File) Learn(yield func(Entry)) error {
 	case f.size > f.lim.FileBytes:
 		return f.wrap("read", fmt.Errorf("%d bytes: %w of %d", f.size, ErrTooLarge, f.lim.FileBytes))
 	}
-	f.used, w.end = used, used
+	f.used, w.end, f.grown = used, used, false
 	d = w.walk(&f.cur, f.lim.KeyBytes, yield)
 	switch d.reason {
 	case "":
@@ -254,18 +329,46 @@ func (f *File) Learn(yield func(Entry)) error {
 	return d.error(f.path)
 }
 
+// Prefetch reads the beginning of the file ahead for the next Learn, most often all that
+// is used of it: so several goroutines can read what one learns. It holds a buffer of 64
+// KiB until then, or until Close. What goes wrong, Learn will meet too.
+func (f *File) Prefetch() {
+	if f.fd < 0 || f.ahead != nil {
+		return
+	}
+	f.ahead = windows.Get().(*[windowBytes]byte)
+	n, err := (*reader)(f).ReadAt(f.ahead[:firstBytes], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		f.giveBack()
+		return
+	}
+	f.have = n
+}
+
+func (f *File) giveBack() {
+	if f.ahead != nil {
+		windows.Put(f.ahead)
+		f.ahead = nil
+	}
+}
+
 // header reads how many bytes are used, through a window that has not been used yet. It
 // also returns how many bytes of the header there are.
 func (f *File) header(w *window) (n int, used int64, d damage, err error) {
-	// Used bytes before size: the writer enlarges the file before it uses what it gained.
 	if _, err := w.at(0, headerBytes); err != nil && !errors.Is(err, errShort) {
 		return 0, 0, damage{}, f.wrap("read", err)
 	}
 	header := w.have[:min(len(w.have), headerBytes)]
-	if err := f.refresh(); err != nil {
-		return 0, 0, damage{}, err
-	}
 	used, d = usedBytes(header, f.size)
+	// What was read reaches past the used bytes of most files, so that one that has shrunk
+	// shows in it, and its size need not be asked for.
+	if d.reason != "" || used > int64(len(w.have)) || len(w.have) <= headerBytes {
+		// Used bytes before size: the writer enlarges the file before it uses what it gained.
+		if err := f.refresh(); err != nil {
+			return 0, 0, damage{}, err
+		}
+		used, d = usedBytes(header, f.size)
+	}
 	return len(header), used, d, nil
 }
 
@@ -290,6 +393,16 @@ func usedBytes(header []byte, size int64) (int64, damage) {
 	}
 	return used, damage{}
 }
+
+// Complete reports whether Learn need not be asked before the next Load, because the file
+// is settled and Load itself tells of new entries: see Grown.
+func (f *File) Complete() bool {
+	return f.settled && !f.grown && f.cur.entries > 0 && f.cur.next >= f.used
+}
+
+// Grown reports whether the last Load of a settled file has met entries that Learn has not
+// yielded yet.
+func (f *File) Grown() bool { return f.grown }
 
 // Load sets values[i] to the value at slots[i], for all slots, each of which must come
 // from an [Entry] that this File has yielded; len(values) must be at least len(slots).
@@ -328,16 +441,18 @@ func (f *File) load(slots []uint32, values, stamps []float64) error {
 	if len(slots) == 0 {
 		return nil
 	}
-	if err := f.refresh(); err != nil {
-		return err
-	}
-	if f.size < f.used {
-		return f.lose(damage{reason: Shrunk, offset: f.size, number: f.size})
-	}
 	values = values[:len(slots)]
 	var d damage
+	if !f.settled {
+		if err := f.refresh(); err != nil {
+			return err
+		}
+		if f.size < f.used {
+			return f.lose(damage{reason: Shrunk, offset: f.size, number: f.size})
+		}
+	}
 	switch {
-	case f.settled || !f.mapping.cover(f.file, f.used, min(f.size, f.lim.FileBytes)):
+	case f.settled || !f.mapping.cover(f.mapper, f.used, min(f.size, f.lim.FileBytes)):
 		d = f.read(slots, values, stamps)
 	case stamps == nil:
 		d = f.mapping.load(f.used, slots, values)
@@ -347,21 +462,30 @@ func (f *File) load(slots []uint32, values, stamps []float64) error {
 	switch d.reason {
 	case "":
 		return nil
-	case Shrunk:
+	case Shrunk, UsedShrunk:
 		return f.lose(d)
 	}
 	return d.error(f.path)
 }
 
-// read is load without a mapping.
+// read is load without a mapping. It also looks at the header, which costs nothing more.
 func (f *File) read(slots []uint32, values, stamps []float64) damage {
 	buf := windows.Get().(*[windowBytes]byte)
 	defer windows.Put(buf)
-	w := window{src: f.file, buf: buf[:], end: f.used}
+	w := window{src: (*reader)(f), buf: buf[:], end: f.used}
 	size := valueBytes
 	if stamps != nil {
 		size = Wide
 	}
+	header, err := w.at(0, headerBytes)
+	if err != nil {
+		return w.unread(0, err)
+	}
+	used := int64(int32(binary.LittleEndian.Uint32(header)))
+	if used < f.used {
+		return damage{reason: UsedShrunk, number: used}
+	}
+	f.grown = used > f.used
 	for i, slot := range slots {
 		off := int64(slot) * valueBytes
 		if off+int64(size) > f.used {
@@ -379,15 +503,6 @@ func (f *File) read(slots []uint32, values, stamps []float64) damage {
 	return damage{}
 }
 
-// modified returns the time of modification.
-func modified(f *os.File) (time.Time, error) {
-	info, err := f.Stat()
-	if err != nil {
-		return time.Time{}, err
-	}
-	return info.ModTime(), nil
-}
-
 // Walk calls yield for every entry of the file, from the first one, whatever Learn has
 // yielded before, and with the values that are in the file now. It changes nothing that
 // Learn and Load know. Errors are those of Learn; a file that Learn has found damaged or
@@ -398,7 +513,7 @@ func (f *File) Walk(yield func(Entry)) error {
 	}
 	buf := windows.Get().(*[windowBytes]byte)
 	defer windows.Put(buf)
-	w := window{src: f.file, buf: buf[:], end: firstBytes}
+	w := window{src: (*reader)(f), buf: buf[:], end: firstBytes}
 	_, used, d, err := f.header(&w)
 	if err != nil {
 		return err

@@ -825,3 +825,104 @@ func BenchmarkLoad(b *testing.B) {
 		}
 	}
 }
+
+// TestPrefetch: what was read ahead is as good as what Learn reads itself, whatever has
+// become of the file in between.
+func TestPrefetch(t *testing.T) {
+	long := wide()
+	for i := range 400 {
+		long.add(testKey(30+i%40), float64(i), now)
+	}
+	for _, test := range []struct {
+		name   string
+		image  *image
+		change func(path string)
+		reason Reason
+	}{
+		{"unchanged", wide().add(k1, 1, now).add(k2, 2, now), nil, ""},
+		{"longer_than_was_read", long, nil, ""},
+		{"empty", nil, nil, ""},
+		{"more_entries", wide().add(k1, 1, now), func(path string) {
+			overwrite(t, path, wide().add(k1, 1, now).add(k2, 2, now).honest(), 0)
+		}, ""},
+		{"grown", wide().add(testKey(30), 0, now), func(path string) {
+			overwrite(t, path, long.file(int32(long.used()), 1<<17), 0)
+		}, ""},
+		{"cut", long, func(path string) {
+			if err := os.Truncate(path, 64); err != nil {
+				t.Fatal(err)
+			}
+		}, UsedPastEnd},
+		{"cut_behind_what_was_read", long, func(path string) {
+			if err := os.Truncate(path, firstBytes+8); err != nil {
+				t.Fatal(err)
+			}
+		}, UsedPastEnd},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var bytes []byte
+			if test.image != nil {
+				bytes = test.image.honest()
+			}
+			path := write(t, bytes)
+			f := open(t, path)
+			want, err := learn(open(t, path))
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.Prefetch()
+			f.Prefetch() // once is enough
+			if test.change != nil {
+				test.change(path)
+			}
+			got, err := learn(f)
+			if test.reason != "" {
+				if ReasonOf(err) != test.reason {
+					t.Errorf("%d entries and %v, want %v", len(got), err, test.reason)
+				}
+				return
+			}
+			if err != nil || !slices.Equal(got, want) {
+				t.Fatalf("%d entries and %v, want %d", len(got), err, len(want))
+			}
+			// Nothing that came meanwhile is missed.
+			more, err := learn(f)
+			all, allErr := learn(open(t, path))
+			if err != nil || allErr != nil || len(got)+len(more) != len(all) {
+				t.Errorf("then %d entries of %d, %v, %v", len(got)+len(more), len(all), err, allErr)
+			}
+		})
+	}
+}
+
+// TestComplete: a file that nobody writes to is asked for new entries by the read of its
+// values.
+func TestComplete(t *testing.T) {
+	path := write(t, wide().add(k1, 1, now).add(k2, 2, now).honest())
+	f := open(t, path)
+	if f.Complete() {
+		t.Error("complete while somebody may write")
+	}
+	if err := f.SetSettled(true); err != nil {
+		t.Fatal(err)
+	}
+	records, err := learn(f)
+	if err != nil || !f.Complete() {
+		t.Fatalf("%v, complete is %v", err, f.Complete())
+	}
+	slots, values := []uint32{records[0].Slot, records[1].Slot}, make([]float64, 2)
+	if err := f.Load(slots, values); err != nil || !f.Complete() {
+		t.Fatalf("%v, complete is %v", err, f.Complete())
+	}
+	overwrite(t, path, wide().add(k1, 5, now).add(k2, 6, now).add(k3, 7, now).honest(), 0)
+	if err := f.Load(slots, values); err != nil || f.Complete() || values[1] != 6 {
+		t.Fatalf("%v, complete is %v, values %v", err, f.Complete(), values)
+	}
+	if records, err = learn(f); err != nil || len(records) != 1 || !f.Complete() {
+		t.Errorf("%v, %v, complete is %v", records, err, f.Complete())
+	}
+	overwrite(t, path, wide().add(k1, 5, now).honest(), 0)
+	if err := f.Load(slots, values); ReasonOf(err) != UsedShrunk {
+		t.Errorf("fewer used bytes: %v", err)
+	}
+}

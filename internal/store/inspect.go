@@ -43,13 +43,12 @@ type InspectedEntry struct {
 // entries up to the file's end. The error is one of [Open]; damage is no error.
 func Inspect(path string, lim Limits) (Inspection, error) {
 	lim = lim.withDefaults()
-	var stat unix.Stat_t
-	file, err := openRegular(path, lim, &stat)
+	fd, info, err := openRegular(path, lim)
 	if err != nil {
 		return Inspection{}, err
 	}
-	in, err := inspectBytes(path, file, stat.Size, lim)
-	return in, errors.Join(err, file.Close())
+	in, err := inspectBytes(path, descriptor(fd), info.size, lim)
+	return in, errors.Join(err, unix.Close(fd))
 }
 
 // inspectBytes inspects the size bytes of src.

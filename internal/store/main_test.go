@@ -110,7 +110,7 @@ func open(t testing.TB, path string) *File {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if f.file != nil {
+		if f.fd >= 0 {
 			if err := f.Close(); err != nil {
 				t.Error(err)
 			}
