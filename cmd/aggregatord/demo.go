@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 
+	"aggregatord/internal/daemon"
 	"aggregatord/internal/demo"
 	"aggregatord/internal/pool"
 )
@@ -28,7 +30,7 @@ type demoOptions struct {
 	seed              uint64
 	dir               string
 	duration          time.Duration
-	web               webOptions
+	web               addressOptions
 	log               logOptions
 }
 
@@ -58,6 +60,11 @@ func (o *demoOptions) validate() error {
 		return usagef("--kill-every %v: use 0 for never, or a time above it", o.killEvery)
 	case o.duration < 0:
 		return usagef("--duration %v: use 0 for no end, or a time above it", o.duration)
+	}
+	for _, addr := range o.web.listen {
+		if strings.HasPrefix(addr, daemon.UnixPrefix) {
+			return usagef("--web.listen-address %q: the demo listens on host:port only", addr)
+		}
 	}
 	return o.web.validate()
 }
@@ -141,7 +148,9 @@ func (o *demoOptions) runBoth(ctx context.Context, dir string, logger *zap.Logge
 	})
 	both.Go(func() {
 		defer stop()
-		daemonErr = serveDirs(ctx, pool.Options{Dirs: []pool.DirSpec{{Path: dir}}, Archive: &pool.ArchiveOptions{}}, o.web, logger)
+		opts := daemon.Options{Pool: pool.Options{Dirs: []pool.DirSpec{{Path: dir}}, Archive: &pool.ArchiveOptions{}}, Logger: logger}
+		o.web.apply(&opts)
+		daemonErr = runDaemon(ctx, opts)
 	})
 	both.Wait()
 	return errors.Join(poolErr, daemonErr)

@@ -3,9 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,31 +18,39 @@ import (
 	"aggregatord/internal/buildinfo"
 	"aggregatord/internal/daemon"
 	"aggregatord/internal/pool"
+	"aggregatord/internal/serve"
 
 	"go.uber.org/zap"
 )
 
-// webOptions says where and how to serve.
-type webOptions struct {
+// addressOptions says where to serve.
+type addressOptions struct {
 	listen          []string
 	telemetryPath   string
 	shutdownTimeout time.Duration
 }
 
-func (o *webOptions) addFlags(f *pflag.FlagSet) {
-	f.StringArrayVar(&o.listen, "web.listen-address", []string{daemon.DefaultListenAddress}, "`ADDRESS` to serve on, host:port; repeat it for several")
+func (o *addressOptions) addFlags(f *pflag.FlagSet) {
+	f.StringArrayVar(&o.listen, "web.listen-address", []string{daemon.DefaultListenAddress}, "`ADDRESS` to serve on, host:port or unix:PATH; repeat it for several")
 	f.StringVar(&o.telemetryPath, "web.telemetry-path", "/metrics", "`PATH` of the metrics")
 	f.DurationVar(&o.shutdownTimeout, "web.shutdown-timeout", 10*time.Second, "how long scrapes in flight may take when told to stop")
 }
 
-func (o *webOptions) validate() error {
+func (o *addressOptions) validate() error {
 	for _, addr := range o.listen {
+		if path, ok := strings.CutPrefix(addr, daemon.UnixPrefix); ok {
+			// sun_path of unix(7) has room for 108 bytes, a final zero among them; 104 on a Mac.
+			if path == "" || len(path) > 103 {
+				return usagef("--web.listen-address %q: use unix:PATH with a path of 1 to 103 bytes", addr)
+			}
+			continue
+		}
 		_, port, err := net.SplitHostPort(addr)
 		if err == nil && port != "" {
 			_, err = net.LookupPort("tcp", port) // a number in range, or a name in /etc/services
 		}
 		if err != nil || port == "" {
-			return usagef("--web.listen-address %q: use host:port or :port", addr)
+			return usagef("--web.listen-address %q: use host:port, :port or unix:PATH", addr)
 		}
 	}
 	if !strings.HasPrefix(o.telemetryPath, "/") {
@@ -55,6 +66,88 @@ func (o *webOptions) validate() error {
 		return usagef("--web.shutdown-timeout %v: use a time above 0", o.shutdownTimeout)
 	}
 	return nil
+}
+
+// apply puts what was asked for into the daemon's options.
+func (o *addressOptions) apply(opts *daemon.Options) {
+	opts.ListenAddresses = o.listen
+	opts.TelemetryPath = o.telemetryPath
+	opts.ShutdownTimeout = o.shutdownTimeout
+}
+
+// webOptions says where and how to serve.
+type webOptions struct {
+	addressOptions
+	socketMode    string
+	systemdSocket bool
+	configFile    string
+	maxRequests   int
+	readTimeout   time.Duration
+	writeTimeout  time.Duration
+	idleTimeout   time.Duration
+}
+
+func (o *webOptions) addFlags(f *pflag.FlagSet) {
+	o.addressOptions.addFlags(f)
+	f.StringVar(&o.socketMode, "web.socket-mode", fmt.Sprintf("%04o", daemon.DefaultSocketMode), "`MODE` of unix sockets, in octal")
+	f.BoolVar(&o.systemdSocket, "web.systemd-socket", false, "serve on the sockets that systemd passes, in place of addresses")
+	f.StringVar(&o.configFile, "web.config.file", "", "`FILE` that turns on TLS, passwords or a rate limit, in the format of the Prometheus exporters")
+	f.IntVar(&o.maxRequests, "web.max-requests", 40, "how many scrapes may be in flight; more get status 503; 0 is any number")
+	f.DurationVar(&o.readTimeout, "web.read-timeout", time.Minute, "how long a client may take to send a request; 0 is no limit")
+	f.DurationVar(&o.writeTimeout, "web.write-timeout", time.Minute, "how long a response may take, as a client may read it slowly; 0 is no limit")
+	f.DurationVar(&o.idleTimeout, "web.idle-timeout", 5*time.Minute, "how long a connection is kept for the next request; 0 is no limit")
+}
+
+func (o *webOptions) validate() error {
+	if err := o.addressOptions.validate(); err != nil {
+		return err
+	}
+	if _, err := o.mode(); err != nil {
+		return err
+	}
+	if o.configFile != "" {
+		if err := serve.CheckWebConfig(o.configFile); err != nil {
+			return usagef("--web.config.file: %w", err)
+		}
+	}
+	if o.maxRequests < 0 {
+		return usagef("--web.max-requests %d must not be negative", o.maxRequests)
+	}
+	for name, d := range map[string]time.Duration{"read": o.readTimeout, "write": o.writeTimeout, "idle": o.idleTimeout} {
+		if d < 0 {
+			return usagef("--web.%s-timeout %v must not be negative", name, d)
+		}
+	}
+	return nil
+}
+
+func (o *webOptions) mode() (fs.FileMode, error) {
+	mode, err := strconv.ParseUint(o.socketMode, 8, 32)
+	if err != nil || mode > 0o777 || mode == 0 {
+		return 0, usagef("--web.socket-mode %q: use an octal mode such as 0660", o.socketMode)
+	}
+	return fs.FileMode(mode), nil
+}
+
+// apply puts what was asked for into the daemon's options, after validate.
+func (o *webOptions) apply(opts *daemon.Options) {
+	o.addressOptions.apply(opts)
+	opts.SystemdSocket = o.systemdSocket
+	opts.SocketMode, _ = o.mode()
+	opts.Web.WebConfigFile = o.configFile
+	opts.Web.MaxScrapesInFlight = orNone(o.maxRequests)
+	opts.Web.ReadTimeout = orNone(o.readTimeout)
+	opts.Web.WriteTimeout = orNone(o.writeTimeout)
+	opts.Web.IdleTimeout = orNone(o.idleTimeout)
+}
+
+// orNone turns the 0 of a flag, which is no bound, into the negative number that is none in
+// options, where 0 is the default.
+func orNone[T int | time.Duration](v T) T {
+	if v == 0 {
+		return -1
+	}
+	return v
 }
 
 type serveOptions struct {
@@ -101,24 +194,20 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	if err := errors.Join(o.web.validate(), o.archive.validate()); err != nil {
 		return err
 	}
-	return serveDirs(cmd.Context(), pool.Options{Dirs: dirs, Archive: o.archive.options(), ArchiveDir: o.archive.dir}, o.web, logger)
+	opts := daemon.Options{Pool: pool.Options{Dirs: dirs, Archive: o.archive.options(), ArchiveDir: o.archive.dir}, Logger: logger}
+	o.web.apply(&opts)
+	return runDaemon(cmd.Context(), opts)
 }
 
-// serveDirs runs the daemon on some directories.
-func serveDirs(ctx context.Context, dirs pool.Options, web webOptions, logger *zap.Logger) error {
+// runDaemon runs the daemon until ctx is done.
+func runDaemon(ctx context.Context, opts daemon.Options) error {
 	info := buildinfo.Get()
-	logger.Info("aggregatord starts", zap.String("version", info.Version), zap.String("revision", info.Revision))
+	opts.Logger.Info("aggregatord starts", zap.String("version", info.Version), zap.String("revision", info.Revision))
 	if os.Getenv("GOGC") == "" {
 		// Scrapes make next to no garbage, so collecting it early costs little, and the memory
 		// that is not left to grow into is a third of all.
 		debug.SetGCPercent(25)
 	}
-	defer logger.Sync() //nolint:errcheck // standard error cannot be synced everywhere, and nothing is lost
-	return daemon.Run(ctx, daemon.Options{
-		Pool:            dirs,
-		ListenAddresses: web.listen,
-		TelemetryPath:   web.telemetryPath,
-		ShutdownTimeout: web.shutdownTimeout,
-		Logger:          logger,
-	})
+	defer opts.Logger.Sync() //nolint:errcheck // standard error cannot be synced everywhere, and nothing is lost
+	return daemon.Run(ctx, opts)
 }

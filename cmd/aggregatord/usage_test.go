@@ -18,6 +18,10 @@ func TestWrongCalls(t *testing.T) {
 		t.Fatal(err)
 	}
 	missing := filepath.Join(dir, "missing")
+	webConfig := filepath.Join(dir, "web.yml")
+	if err := os.WriteFile(webConfig, []byte("tls_config: {}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	serve := func(args ...string) []string {
 		return append([]string{"serve", "--dir", dir, "--web.listen-address", "127.0.0.1:0"}, args...)
 	}
@@ -60,6 +64,17 @@ func TestWrongCalls(t *testing.T) {
 		"address_no_port":  {serve("--web.listen-address", "localhost:"), []string{"--web.listen-address", `"localhost:"`}},
 		"address_bad_port": {serve("--web.listen-address", "localhost:nope"), []string{"--web.listen-address", `"localhost:nope"`}},
 		"address_range":    {serve("--web.listen-address", ":65536"), []string{"--web.listen-address", `":65536"`}},
+		"unix_no_path":     {serve("--web.listen-address", "unix:"), []string{"--web.listen-address", "unix:PATH"}},
+		"unix_too_long":    {serve("--web.listen-address", "unix:/"+strings.Repeat("x", 200)), []string{"--web.listen-address", "103"}},
+		"socket_mode":      {serve("--web.socket-mode", "rw"), []string{"--web.socket-mode", "0660"}},
+		"socket_mode_9":    {serve("--web.socket-mode", "0690"), []string{"--web.socket-mode", "0660"}},
+		"web_config_none":  {serve("--web.config.file", missing), []string{"--web.config.file", missing, "no such file"}},
+		"web_config_bad":   {serve("--web.config.file", webConfig), []string{"--web.config.file", webConfig, "tls_config"}},
+		"max_requests":     {serve("--web.max-requests", "-1"), []string{"--web.max-requests"}},
+		"read_timeout":     {serve("--web.read-timeout", "-1s"), []string{"--web.read-timeout"}},
+		"write_timeout":    {serve("--web.write-timeout", "-1s"), []string{"--web.write-timeout"}},
+		"idle_timeout":     {serve("--web.idle-timeout", "-1s"), []string{"--web.idle-timeout"}},
+		"demo_unix":        {[]string{"demo", "--web.listen-address", "unix:/x"}, []string{"--web.listen-address", "host:port"}},
 		"path_relative":    {serve("--web.telemetry-path", "metrics"), []string{"--web.telemetry-path", `"metrics"`}},
 		"path_root":        {serve("--web.telemetry-path", "/"), []string{"--web.telemetry-path", "taken"}},
 		"path_taken":       {serve("--web.telemetry-path", "/-/ready"), []string{"--web.telemetry-path", "taken"}},

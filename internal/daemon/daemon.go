@@ -13,8 +13,7 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net"
+	"io/fs"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -33,8 +32,16 @@ import (
 type Options struct {
 	// Pool says which directories to read; its Logger and Metrics are Run's to fill.
 	Pool pool.Options
-	// ListenAddresses are host:port pairs. Default: DefaultListenAddress.
+	// ListenAddresses are host:port pairs, or unix:PATH. Default: DefaultListenAddress.
 	ListenAddresses []string
+	// SocketMode is the mode of unix sockets. Default: DefaultSocketMode.
+	SocketMode fs.FileMode
+	// SystemdSocket listens on the sockets that systemd has opened (sd_listen_fds(3)) in
+	// place of ListenAddresses.
+	SystemdSocket bool
+	// Web says how requests are served. Run fills its Gatherer, Encoder, TelemetryPath,
+	// Ready, Logger, Observe, OnRefused, Reload and ShutdownTimeout.
+	Web serve.Options
 	// TelemetryPath is where the metrics are. Default: /metrics.
 	TelemetryPath string
 	// TendInterval is how often processes are asked for signs of life. A death is noticed
@@ -53,9 +60,15 @@ type Options struct {
 // DefaultListenAddress is where the metrics are served unless told otherwise.
 const DefaultListenAddress = ":9500"
 
+// DefaultSocketMode lets the daemon's user and group connect to its unix sockets.
+const DefaultSocketMode fs.FileMode = 0o660
+
 func (o *Options) fill() {
 	if len(o.ListenAddresses) == 0 {
 		o.ListenAddresses = []string{DefaultListenAddress}
+	}
+	if o.SocketMode == 0 {
+		o.SocketMode = DefaultSocketMode
 	}
 	if o.TelemetryPath == "" {
 		o.TelemetryPath = "/metrics"
@@ -83,6 +96,11 @@ func Run(ctx context.Context, opts Options) error {
 	m := newMetrics(set)
 	opts.Pool.Logger = log
 	opts.Pool.Metrics = pool.NewMetrics(set)
+	if opts.Web.WebConfigFile != "" {
+		if err := serve.CheckWebConfig(opts.Web.WebConfigFile); err != nil {
+			return err
+		}
+	}
 	collector, err := pool.New(opts.Pool)
 	if err != nil {
 		return err
@@ -95,22 +113,10 @@ func Run(ctx context.Context, opts Options) error {
 
 	// Listening comes first, so that an address that is taken is told at once; who asks
 	// before the first scan is done is told to wait.
-	var listeners []net.Listener
-	closeListeners := func() {
-		for _, l := range listeners {
-			l.Close() //nolint:errcheck // the error that led here is the one to tell
-		}
+	listeners, err := listenAll(opts)
+	if err != nil {
+		return errors.Join(err, collector.Close())
 	}
-	for _, addr := range opts.ListenAddresses {
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			closeListeners()
-			return errors.Join(fmt.Errorf("listen on %q: %w", addr, err), collector.Close())
-		}
-		listeners = append(listeners, l)
-		log.Info("listening", zap.String("address", l.Addr().String()), zap.String("path", opts.TelemetryPath))
-	}
-
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var loops sync.WaitGroup
@@ -134,15 +140,16 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	loops.Go(func() { tend(inner, collector, wake, opts) })
 
-	server := serve.New(serve.Options{
-		Gatherer:        gatherer{collector, set},
-		Encoder:         &exposition.Encoder{OnReport: m.reporter(log)},
-		TelemetryPath:   opts.TelemetryPath,
-		Ready:           collector.Ready,
-		Logger:          log,
-		Observe:         m.observe,
-		ShutdownTimeout: opts.ShutdownTimeout,
-	})
+	web := opts.Web
+	web.Gatherer = gatherer{collector, set}
+	web.Encoder = &exposition.Encoder{OnReport: m.reporter(log)}
+	web.TelemetryPath = opts.TelemetryPath
+	web.Ready = collector.Ready
+	web.Logger = log
+	web.Observe = m.observe
+	web.OnRefused = func(r serve.Refusal) { m.refused.With(string(r)).Inc() }
+	web.ShutdownTimeout = opts.ShutdownTimeout
+	server := serve.New(web)
 	err = server.Run(ctx, listeners...)
 	log.Info("stopped serving")
 	stop()

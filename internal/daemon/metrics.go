@@ -21,6 +21,7 @@ import (
 type metrics struct {
 	scrapes   telemetry.CounterVec // outcome
 	formats   telemetry.CounterVec // format, encoding
+	refused   telemetry.CounterVec // reason
 	seconds   telemetry.Histogram
 	size      telemetry.GaugeVec   // encoding
 	sentBytes telemetry.CounterVec // encoding
@@ -43,6 +44,7 @@ func newMetrics(set *telemetry.Set) *metrics {
 	m := &metrics{
 		scrapes: set.CounterVec("aggregatord_scrapes_total", "Requests for metrics, by how they ended.", "outcome"),
 		formats: set.CounterVec("aggregatord_scrape_formats_total", "Scrapes answered, by format and content encoding.", "format", "encoding"),
+		refused: set.CounterVec("aggregatord_requests_refused_total", "Requests that the web configuration kept from being served: by wrong passwords, too high a rate, or because the file became unreadable.", "reason"),
 		seconds: set.Histogram("aggregatord_scrape_duration_seconds", "Time from the request to the response handed to the kernel, for scrapes answered.",
 			[]float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}),
 		size:       set.GaugeVec("aggregatord_scrape_size_bytes", "Size of the body of the last scrape answered: plain as encoded, and as sent with each content encoding.", "encoding"),
@@ -58,6 +60,9 @@ func newMetrics(set *telemetry.Set) *metrics {
 	info := buildinfo.Get()
 	set.GaugeVec("aggregatord_build_info", "Which build this is.", "version", "revision", "goversion").With(info.Version, info.Revision, info.GoVersion).Set(1)
 	set.Gauge("aggregatord_start_time_seconds", "When the daemon started, in Unix seconds.").Set(float64(time.Now().UnixMilli()) / 1000)
+	for _, r := range serve.Refusals() {
+		m.refused.With(string(r))
+	}
 	for _, o := range serve.Outcomes() {
 		m.scrapes.With(string(o)) // there before it counts
 	}

@@ -21,6 +21,7 @@ const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 
 // ServeHTTP answers every request. A panic on the way costs the request only.
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	markServed(r)
 	s.handlers.Add(1)
 	defer s.handlers.Add(-1)
 	w := &response{ResponseWriter: rw}
@@ -57,8 +58,33 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			return
 		}
 		sendLine(w, http.StatusOK, "aggregatord is ready")
+	case "/-/reload":
+		s.reload(w, r)
 	default:
 		sendLine(w, http.StatusNotFound, "not found; the metrics are at "+s.opts.TelemetryPath)
+	}
+}
+
+// crossOrigin refuses requests that a page of somebody else makes a browser send.
+var crossOrigin = http.NewCrossOriginProtection()
+
+// reload answers a request to read the configuration again, with the status codes of
+// Prometheus.
+func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case s.opts.Reload == nil:
+		sendLine(w, http.StatusForbidden, "reloading by request is not enabled; start with --web.enable-lifecycle, or send SIGHUP")
+	case r.Method != http.MethodPost && r.Method != http.MethodPut:
+		w.Header().Set("Allow", "POST, PUT")
+		sendLine(w, http.StatusMethodNotAllowed, "method not allowed, use POST")
+	case crossOrigin.Check(r) != nil:
+		sendLine(w, http.StatusForbidden, "a page of another site asks for this")
+	default:
+		if err := s.opts.Reload(); err != nil {
+			sendLine(w, http.StatusInternalServerError, "the configuration was not reloaded: "+err.Error())
+			return
+		}
+		sendLine(w, http.StatusOK, "reloaded")
 	}
 }
 

@@ -50,13 +50,27 @@ type Options struct {
 	// ReadHeaderTimeout is how long a client may take to send a request's header, so that
 	// idle connections cannot pile up. Default: 10 s.
 	ReadHeaderTimeout time.Duration
+	// ReadTimeout is how long a client may take to send a whole request. Default: 1 minute.
+	// Negative: no limit.
+	ReadTimeout time.Duration
 	// WriteTimeout is how long a request may take, from its header to the last byte of the
 	// response; a scraper that reads no faster than that loses its connection. Default: 1
 	// minute. Negative: no limit.
 	WriteTimeout time.Duration
 	// IdleTimeout is how long a connection is kept for the next request. Shorter than the
-	// scrape interval, every scrape connects anew. Default: 5 minutes.
+	// scrape interval, every scrape connects anew. Default: 5 minutes. Negative: no limit.
 	IdleTimeout time.Duration
+	// WebConfigFile names a file in the format of exporter-toolkit: TLS, client certificates,
+	// users with passwords, response headers and a rate limit, for every listener and every
+	// path. The toolkit reads it again for each request and each connection, so certificates
+	// and passwords may be changed at any time. See CheckWebConfig. Default: none of these.
+	WebConfigFile string
+	// OnRefused is called for each request that what WebConfigFile says kept from being
+	// served. Default: nothing.
+	OnRefused func(Refusal)
+	// Reload reads the configuration again, for POST /-/reload; what it returns is the
+	// answer. It may be called several times at once. Default: such requests get status 403.
+	Reload func() error
 	// MaxHeaderBytes bounds a request's header, the values of name[] included. Default: 64 KiB.
 	MaxHeaderBytes int
 }
@@ -91,6 +105,12 @@ func (o *Options) fill() {
 	}
 	if o.ReadHeaderTimeout == 0 {
 		o.ReadHeaderTimeout = 10 * time.Second
+	}
+	if o.OnRefused == nil {
+		o.OnRefused = func(Refusal) {}
+	}
+	if o.ReadTimeout == 0 {
+		o.ReadTimeout = time.Minute
 	}
 	if o.WriteTimeout == 0 {
 		o.WriteTimeout = time.Minute

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,23 +53,27 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	if err != nil {
 		panic(fmt.Sprintf("BUG: log level: %v", err))
 	}
-	server := &http.Server{
-		Handler:           s,
-		BaseContext:       func(net.Listener) context.Context { return requests },
-		ReadHeaderTimeout: s.opts.ReadHeaderTimeout,
-		ReadTimeout:       max(s.opts.WriteTimeout, 0), // no request has a body worth more
-		WriteTimeout:      max(s.opts.WriteTimeout, 0),
-		IdleTimeout:       s.opts.IdleTimeout,
-		MaxHeaderBytes:    s.opts.MaxHeaderBytes,
-		ErrorLog:          errorLog,
-		ConnState:         s.connState,
-	}
 	var serving sync.WaitGroup
 	failed := make(chan error, len(listeners))
-	for _, l := range listeners {
+	// Each listener has a server of its own: exporter-toolkit wraps the handler of the
+	// server that it is given, and would wrap that of a shared one several times.
+	servers := make([]*http.Server, len(listeners))
+	for i, l := range listeners {
+		server := &http.Server{
+			Handler:           s,
+			BaseContext:       func(net.Listener) context.Context { return requests },
+			ReadHeaderTimeout: s.opts.ReadHeaderTimeout,
+			ReadTimeout:       max(s.opts.ReadTimeout, 0),
+			WriteTimeout:      max(s.opts.WriteTimeout, 0),
+			IdleTimeout:       max(s.opts.IdleTimeout, 0),
+			MaxHeaderBytes:    s.opts.MaxHeaderBytes,
+			ErrorLog:          errorLog,
+			ConnState:         s.connState,
+		}
+		servers[i] = server
 		// Accepts connections until server is shut down or l fails.
 		serving.Go(func() {
-			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			if err := s.accept(server, l); !errors.Is(err, http.ErrServerClosed) {
 				failed <- fmt.Errorf("serve on %v: %w", l.Addr(), err)
 			}
 		})
@@ -79,23 +84,28 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	case err = <-failed:
 	}
 	s.stopping.Store(true)
-	err = errors.Join(err, s.stop(server, cut))
+	err = errors.Join(err, s.stop(servers, cut))
+	// A listener whose server failed before it accepted anybody is nobody's yet.
+	for _, l := range listeners {
+		l.Close() //nolint:errcheck // closed already, as a rule
+	}
 	serving.Wait()
 	return err
 }
 
 // stop lets the requests in flight finish, and cuts off those that take too long.
-func (s *Server) stop(server *http.Server, cut context.CancelFunc) error {
+func (s *Server) stop(servers []*http.Server, cut context.CancelFunc) error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.opts.ShutdownTimeout)
 	defer cancel()
 	s.closeUnused()
-	err := server.Shutdown(ctx)
+	err := each(servers, func(server *http.Server) error { return server.Shutdown(ctx) })
 	if err == nil {
 		return nil
 	}
 	err = fmt.Errorf("requests were cut off after %v: %w", s.opts.ShutdownTimeout, err)
+	// Connections first, so that no handler that is told to give up answers one of them.
+	err = errors.Join(err, each(servers, (*http.Server).Close))
 	cut()
-	err = errors.Join(err, server.Close())
 	// Close does not wait for handlers. Theirs are snapshots that others will take away.
 	const patience, step = time.Second, 5 * time.Millisecond
 	for waited := time.Duration(0); s.handlers.Load() > 0; waited += step {
@@ -105,6 +115,19 @@ func (s *Server) stop(server *http.Server, cut context.CancelFunc) error {
 		time.Sleep(step)
 	}
 	return err
+}
+
+// each calls f for all servers at once and returns the first error.
+func each(servers []*http.Server, f func(*http.Server) error) error {
+	errs := make(chan error, len(servers))
+	for _, server := range servers {
+		go func() { errs <- f(server) }() // ends with f
+	}
+	var first error
+	for range servers {
+		first = cmp.Or(first, <-errs)
+	}
+	return first
 }
 
 // connState keeps unused up to date.
