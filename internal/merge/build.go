@@ -22,6 +22,24 @@ type family struct {
 	built     Family
 	program   []step
 	conflicts []Conflict
+	// expiry says of each metric of built how long it may stay as it is, if any may not for
+	// ever; dropped is the number of series that a ruling leaves out.
+	expiry  []expiry
+	dropped int
+	// rulings are what was answered when Options.Rules was asked.
+	rulings map[rulingKey]*Ruling
+	// held is what the limits count, by pool.
+	held map[string]held
+}
+
+// held counts the series of a family and the raw keys that lead to them.
+type held struct{ series, keys int }
+
+// expiry is the node that a metric is made of and how many seconds it may stay as it is,
+// if above 0.
+type expiry struct {
+	node  *node
+	after float64
 }
 
 // group is a family as one class of sources sees it. Sources of other classes disagree
@@ -29,7 +47,8 @@ type family struct {
 type group struct {
 	family *family
 	class
-	nodes map[string]*node // by appendLabelsKey
+	ruling *Ruling
+	nodes  map[string]*node // by appendLabelsKey
 	// newest is the greatest Created of the sources that had an entry in the group.
 	newest int64
 	help   string
@@ -40,6 +59,10 @@ type group struct {
 type node struct {
 	labels []metric.Label
 	points []cellPoint // in output order
+	// hash is what the values were when they were last looked at, and changed when they
+	// became so, in Unix seconds; 0 if they were never looked at.
+	hash    uint64
+	changed float64
 }
 
 type cellPoint struct {
@@ -80,7 +103,10 @@ type Conflict struct {
 }
 
 func (c class) describe() string {
-	if c.typ == metric.Gauge {
+	switch {
+	case c.fixed:
+		return "info"
+	case c.typ == metric.Gauge:
 		return c.typ.String() + " " + c.mode.String()
 	}
 	return c.typ.String()
@@ -98,7 +124,7 @@ func (x *Index) Layout() *Layout {
 	}
 	names := slices.Sorted(maps.Keys(x.families))
 	layout := &Layout{Families: make([]Family, 0, len(names))}
-	x.conflicts = nil
+	x.conflicts, x.dropped = nil, 0
 	for _, name := range names {
 		fam := x.families[name]
 		if fam.dirty {
@@ -106,6 +132,7 @@ func (x *Index) Layout() *Layout {
 			fam.dirty = false
 		}
 		x.conflicts = append(x.conflicts, fam.conflicts...)
+		x.dropped += fam.dropped
 		if fam.built.Points == 0 {
 			continue
 		}
@@ -121,7 +148,7 @@ func (x *Index) Layout() *Layout {
 func (x *Index) build(fam *family) {
 	groups, conflicts := x.choose(fam)
 	fam.conflicts = conflicts
-	fam.program = fam.program[:0]
+	fam.program, fam.expiry = fam.program[:0], nil
 	fam.built = Family{Name: fam.name, Help: defaultHelp}
 	if len(groups) == 0 {
 		return
@@ -130,7 +157,15 @@ func (x *Index) build(fam *family) {
 	b.Type, b.Mode = groups[0].typ, groups[0].mode
 	helpAt := int64(math.MinInt64)
 	var nodes []*node
+	after := map[*node]float64{}
 	for _, g := range groups {
+		r := g.ruling
+		b.Rule = cmp.Or(b.Rule, r.Rule)
+		b.ModeByRule = b.ModeByRule || r.Mode != metric.NoMode && g.typ == metric.Gauge
+		b.Unit = cmp.Or(b.Unit, r.Unit)
+		if r.Help != "" && helpAt < math.MaxInt64 {
+			b.Help, helpAt = r.Help, math.MaxInt64
+		}
 		if g.help != "" && (b.Help == defaultHelp || g.helpAt > helpAt) {
 			b.Help, helpAt = g.help, g.helpAt
 		}
@@ -138,8 +173,14 @@ func (x *Index) build(fam *family) {
 		for _, n := range g.nodes {
 			if x.served(n) {
 				nodes = append(nodes, n)
+				if r.ExpireAfter > 0 {
+					after[n] = r.ExpireAfter
+				}
 			}
 		}
+	}
+	if len(after) > 0 {
+		b.Sparse = true
 	}
 	slices.SortFunc(nodes, func(a, b *node) int { return metric.CompareLabels(a.labels, b.labels) })
 	b.Metrics = make([]Metric, len(nodes))
@@ -150,6 +191,9 @@ func (x *Index) build(fam *family) {
 			shared = slices.Clone(scratch)
 		}
 		b.Metrics[i] = Metric{Labels: n.labels, Points: shared}
+		if len(after) > 0 {
+			fam.expiry = append(fam.expiry, expiry{n, after[n]})
+		}
 	}
 	b.Points = len(fam.program)
 }
@@ -163,7 +207,12 @@ func (x *Index) served(n *node) bool {
 // each pool, by the newest file. Groups are returned by pool.
 func (x *Index) choose(fam *family) (chosen []*group, conflicts []Conflict) {
 	var candidates []*group
+	fam.dropped = 0
 	for _, g := range fam.groups {
+		if g.ruling.Drop {
+			fam.dropped += x.servedSeries(g)
+			continue
+		}
 		for _, n := range g.nodes {
 			if x.served(n) {
 				candidates = append(candidates, g)
@@ -189,18 +238,24 @@ func (x *Index) choose(fam *family) (chosen []*group, conflicts []Conflict) {
 			}
 			winner = winners[g.pool]
 		}
-		c := Conflict{Family: fam.name, Pool: g.pool, Winner: winner.describe(), Loser: g.describe()}
-		for _, n := range g.nodes {
-			for _, p := range n.points {
-				if x.active[p.cell] > 0 {
-					c.Series++
-				}
-			}
-		}
-		conflicts = append(conflicts, c)
+		conflicts = append(conflicts, Conflict{
+			Family: fam.name, Pool: g.pool, Winner: winner.describe(), Loser: g.describe(), Series: x.servedSeries(g),
+		})
 	}
 	slices.SortFunc(chosen, func(a, b *group) int { return cmp.Compare(a.pool, b.pool) })
 	return chosen, conflicts
+}
+
+// servedSeries is the number of series of a group that some source has.
+func (x *Index) servedSeries(g *group) (series int) {
+	for _, n := range g.nodes {
+		for _, p := range n.points {
+			if x.active[p.cell] > 0 {
+				series++
+			}
+		}
+	}
+	return series
 }
 
 // appendPoints appends the points of a node that are served, and their steps to the
@@ -262,9 +317,11 @@ func (x *Index) appendPoints(dst []Point, fam *family, n *node) []Point {
 // gather computes the values of the present layout from the cells.
 func (x *Index) gather(dst []float64) {
 	i := 0
+	x.expired = 0
 	for f := range x.layout.Families {
 		acc := 0.0
-		for _, s := range x.families[x.layout.Families[f].Name].program {
+		fam := x.families[x.layout.Families[f].Name]
+		for _, s := range fam.program {
 			v := 0.0
 			switch s.op {
 			case opTotal:
@@ -287,6 +344,9 @@ func (x *Index) gather(dst []float64) {
 			}
 			dst[i] = v
 			i++
+		}
+		if fam.expiry != nil {
+			x.expire(fam, dst[i-len(fam.program):i])
 		}
 	}
 }

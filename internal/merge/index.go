@@ -16,15 +16,28 @@ type Options struct {
 	// MaxSeries bounds the series of one pool; 0 means DefaultMaxSeries. An entry that
 	// would make one more is refused with ErrSeriesLimit; those known go on.
 	MaxSeries int
+	// MaxFamilySeries bounds the series of one family in one pool; 0 means
+	// DefaultMaxFamilySeries. Beyond it there is ErrFamilyLimit.
+	MaxFamilySeries int
 	// MaxLabels bounds the labels of one series; 0 means DefaultMaxLabels.
 	MaxLabels int
+	// MaxLabelName and MaxLabelValue bound their lengths in bytes; 0: as long as a key is.
+	MaxLabelName, MaxLabelValue int
+	// Rules is asked once for each family of a pool what is in force for it; family is the
+	// OpenMetrics name. Nil, or a Ruling that is nil: what the sources say.
+	Rules func(pool, family string, typ metric.Type) *Ruling
 }
 
 // Defaults of Options.
 const (
-	DefaultMaxSeries = 1_000_000
-	DefaultMaxLabels = 64
+	DefaultMaxSeries       = 1_000_000
+	DefaultMaxFamilySeries = 250_000
+	DefaultMaxLabels       = 64
 )
+
+// spellings is how many raw keys there may be for each series that may be: another help text
+// or dialect makes another key of the same series, and a deployment may change all help texts.
+const spellings = 4
 
 // SourceSpec says what the entries of a source are. It is fixed for the source's life.
 type SourceSpec struct {
@@ -42,6 +55,8 @@ type SourceSpec struct {
 	Created int64
 	// ParseKey reads the raw key of an entry; it must not keep the bytes.
 	ParseKey func(raw []byte) (metric.Key, error)
+	// Fixed exempts the source from Options.Rules.
+	Fixed bool
 }
 
 // A Source is what one file, or what the files of one kind that are no more, contribute.
@@ -59,6 +74,8 @@ type Source struct {
 	// recent modes, and in a folded source the rounding error carried beside a sum. Nil in
 	// all others.
 	second []float64
+	// parts are the entries under rulings that the lists above cannot be combined by.
+	parts []part
 }
 
 // Spec returns what the source was added with.
@@ -84,7 +101,7 @@ func (s *Source) Entries() int { return len(s.cells) }
 func (s *Source) Alive() bool { return s.alive }
 
 // active reports whether the source's values are served.
-func (s *Source) active() bool { return s.alive || !s.spec.Mode.Live() }
+func (s *Source) active() bool { return s.serves(s.spec.Mode) }
 
 // keyspace holds the cells of the raw keys of one kind of source. Sources whose equal
 // keys mean equal series share one.
@@ -98,6 +115,8 @@ type keyspaceID struct {
 	class
 	// worker is the ID where series have a label pid, else empty.
 	worker string
+	// collapses says that labels are left out of what each process has, in mode all.
+	collapses bool
 }
 
 // class is what must agree for two values of one family to be combined.
@@ -105,6 +124,8 @@ type class struct {
 	pool string
 	typ  metric.Type
 	mode metric.Mode
+	// fixed sources are under no ruling, and right when others disagree.
+	fixed bool
 }
 
 // An Index combines the values of sources by series. It is not safe for concurrent use:
@@ -119,7 +140,12 @@ type Index struct {
 	sources  []*Source
 	unsorted bool
 	removed  int
-	series   map[string]int // by pool
+	// series and keys count the cells and the raw keys that lead to them, by pool.
+	series, keys map[string]int
+	// now is the present time, in Unix seconds, as last told; 0: never.
+	now float64
+	// expired and dropped are of the last snapshot: see Expired and Dropped.
+	expired, dropped int
 
 	// The cells, by number. init is what hi starts from at every snapshot: 0 where values
 	// are added, NaN elsewhere. pins counts the sources that have the cell, active those of
@@ -150,16 +176,28 @@ func NewIndex(opts Options) *Index {
 	if opts.MaxSeries == 0 {
 		opts.MaxSeries = DefaultMaxSeries
 	}
+	if opts.MaxFamilySeries == 0 {
+		opts.MaxFamilySeries = DefaultMaxFamilySeries
+	}
 	if opts.MaxLabels == 0 {
 		opts.MaxLabels = DefaultMaxLabels
 	}
-	return &Index{
+	x := &Index{
 		opts:     opts,
 		families: map[string]*family{},
 		spaces:   map[keyspaceID]*keyspace{},
 		series:   map[string]int{},
+		keys:     map[string]int{},
 	}
+	x.newCell(cellDesc{group: &group{family: &family{}}}) // the sink
+	x.unpinned--
+	x.desc[sink] = cellDesc{}
+	return x
 }
+
+// SetTime tells the index what time it is, in Unix seconds: when a change that it sees has
+// happened.
+func (x *Index) SetTime(now float64) { x.now = now }
 
 // Add makes a source without entries, of a process that is alive.
 func (x *Index) Add(spec SourceSpec) *Source { return x.add(&Source{spec: spec, alive: true}) }
@@ -181,10 +219,14 @@ func (x *Index) add(s *Source) *Source {
 }
 
 func (x *Index) spaceOf(spec *SourceSpec) *keyspace {
-	id := keyspaceID{class: class{spec.Pool, spec.Type, spec.Mode}}
+	id := keyspaceID{class: class{spec.Pool, spec.Type, spec.Mode, spec.Fixed}}
 	if spec.Mode.Base() == metric.All {
 		id.worker = spec.ID
 	}
+	return x.keyspace(id)
+}
+
+func (x *Index) keyspace(id keyspaceID) *keyspace {
 	space := x.spaces[id]
 	if space == nil {
 		space = &keyspace{id: id, cells: map[string]uint32{}}
@@ -226,33 +268,34 @@ func (x *Index) Learn(s *Source, raw []byte, slot uint32) error {
 	// The conversion in the index expression does not allocate.
 	cell, ok := s.space.cells[string(raw)]
 	if !ok {
-		var err error
-		if cell, err = x.newKey(s, raw); err != nil {
-			return err
-		}
+		return x.learnNew(s, raw, slot)
 	}
 	if g := x.desc[cell].group; s.spec.Created > g.newest {
-		x.newer(g, s, raw)
+		x.newer(g, s.spec.Created)
+		if key, err := s.spec.ParseKey(raw); err == nil {
+			x.offerHelp(g, key.Help, s.spec.Created)
+		}
 	}
 	x.pin(s, cell)
+	s.append(slot, cell)
+	return nil
+}
+
+func (s *Source) append(slot, cell uint32) {
 	s.slots = append(s.slots, slot)
 	s.cells = append(s.cells, cell)
 	s.values = append(s.values, 0)
 	if s.folded || s.spec.Mode.Base() == metric.MostRecent {
 		s.second = append(s.second, 0)
 	}
-	return nil
 }
 
-// newer takes note that s is the newest source with an entry in g so far. It happens at
-// the first entry of a source in a family, if at all.
-func (x *Index) newer(g *group, s *Source, raw []byte) {
-	g.newest = s.spec.Created
+// newer takes note that a source made then is the newest with an entry in g so far. It
+// happens at the first entry of a source in a family, if at all.
+func (x *Index) newer(g *group, created int64) {
+	g.newest = created
 	if len(g.family.groups) > 1 {
 		x.touch(g.family)
-	}
-	if key, err := s.spec.ParseKey(raw); err == nil {
-		x.offerHelp(g, key.Help, s.spec.Created)
 	}
 }
 
@@ -273,41 +316,40 @@ func (x *Index) offerHelp(g *group, help string, created int64) {
 	g.help, g.helpAt = help, created
 }
 
-// newKey finds or makes the cell of a raw key that its keyspace has not seen.
-func (x *Index) newKey(s *Source, raw []byte) (uint32, error) {
-	key, err := s.spec.ParseKey(raw)
-	if err != nil {
-		return 0, err
-	}
-	id, err := identify(key, &s.spec)
-	if err != nil {
-		return 0, err
-	}
-	if len(id.labels) > x.opts.MaxLabels {
-		return 0, fmt.Errorf("%w: %d labels on %q, %d allowed", ErrLabelLimit, len(id.labels), id.family, x.opts.MaxLabels)
-	}
-	fam := x.families[id.family]
+// newKey finds or makes the cell of a raw key that its keyspace has not seen. fam is the
+// family of the name, or nil.
+func (x *Index) newKey(space *keyspace, fam *family, r *Ruling, id identity, raw []byte) (uint32, error) {
+	pool := space.id.pool
 	if fam == nil {
-		fam = &family{name: id.family, groups: map[class]*group{}}
+		fam = &family{name: id.family, groups: map[class]*group{}, held: map[string]held{}}
 	}
-	g := fam.groups[s.space.id.class]
+	g := fam.groups[space.id.class]
 	if g == nil {
-		g = &group{family: fam, class: s.space.id.class, nodes: map[string]*node{}, newest: math.MinInt64}
+		g = &group{family: fam, class: space.id.class, ruling: r, nodes: map[string]*node{}, newest: math.MinInt64}
 	}
 	x.keyBuf = appendLabelsKey(x.keyBuf[:0], id.labels)
 	n := g.nodes[string(x.keyBuf)]
 	point := Point{Kind: id.kind, Bound: id.bound}
+	held := fam.held[pool]
 	if n != nil {
 		for _, cp := range n.points {
 			if cp.Point == point {
 				// Another spelling of a key: another help text, another dialect.
-				s.space.cells[string(raw)] = cp.cell
-				x.offerHelp(g, key.Help, s.spec.Created)
+				switch {
+				case held.keys >= spellings*x.opts.MaxFamilySeries:
+					return 0, fmt.Errorf("%w: %d spellings of keys", ErrFamilyLimit, held.keys)
+				case x.keys[pool] >= spellings*x.opts.MaxSeries:
+					return 0, fmt.Errorf("%w: %d spellings of keys", ErrSeriesLimit, x.keys[pool])
+				}
+				x.addKey(space, fam, raw, cp.cell)
 				return cp.cell, nil
 			}
 		}
 	}
-	if x.series[s.spec.Pool] >= x.opts.MaxSeries {
+	switch {
+	case held.series >= x.opts.MaxFamilySeries:
+		return 0, fmt.Errorf("%w: %d", ErrFamilyLimit, x.opts.MaxFamilySeries)
+	case x.series[pool] >= x.opts.MaxSeries:
 		return 0, fmt.Errorf("%w: %d", ErrSeriesLimit, x.opts.MaxSeries)
 	}
 	if n == nil {
@@ -316,13 +358,23 @@ func (x *Index) newKey(s *Source, raw []byte) (uint32, error) {
 	}
 	x.families[id.family] = fam
 	fam.groups[g.class] = g
-	x.offerHelp(g, key.Help, s.spec.Created)
 	cell := x.newCell(cellDesc{g, n, point})
 	n.points = append(n.points, cellPoint{point, cell})
 	slices.SortFunc(n.points, comparePoints)
-	x.series[s.spec.Pool]++
-	s.space.cells[string(raw)] = cell
+	x.series[pool]++
+	held.series++
+	fam.held[pool] = held
+	x.addKey(space, fam, raw, cell)
 	return cell, nil
+}
+
+// addKey makes a raw key lead to a cell.
+func (x *Index) addKey(space *keyspace, fam *family, raw []byte, cell uint32) {
+	space.cells[string(raw)] = cell
+	x.keys[space.id.pool]++
+	held := fam.held[space.id.pool]
+	held.keys++
+	fam.held[space.id.pool] = held
 }
 
 func (x *Index) newCell(d cellDesc) uint32 {
@@ -371,21 +423,47 @@ func (s *Source) Compact() {
 			s.second = append(make([]float64, 0, n), s.second...)
 		}
 	}
+	for i := range s.parts {
+		p := &s.parts[i]
+		if n := len(p.cells); cap(p.cells)-n > n/16 {
+			p.entries, p.cells = slices.Clip(slices.Clone(p.entries)), slices.Clip(slices.Clone(p.cells))
+			p.stamps, p.seen = slices.Clip(slices.Clone(p.stamps)), slices.Clip(slices.Clone(p.seen))
+		}
+	}
 }
 
 // SetAlive says whether the source's process lives; the live gauge modes count only the
 // living. A source is alive when it is added.
 func (x *Index) SetAlive(s *Source, alive bool) {
-	was := s.active()
+	if alive == s.alive {
+		return
+	}
+	// What is not live is served before and after.
+	if !alive {
+		x.activateAll(s, -1, metric.Mode.Live)
+	}
 	s.alive = alive
-	if now := s.active(); now != was {
-		by := int32(-1)
-		if now {
-			by = 1
+	if alive {
+		x.activateAll(s, 1, metric.Mode.Live)
+	}
+}
+
+// activateAll adds by to the number of sources that serve a cell, for those cells that s
+// serves in modes that which is true of.
+func (x *Index) activateAll(s *Source, by int32, which func(metric.Mode) bool) {
+	each := func(mode metric.Mode, cells []uint32) {
+		if !s.serves(mode) || !which(mode) {
+			return
 		}
-		for _, c := range s.cells {
-			x.activate(c, by)
+		for _, c := range cells {
+			if c != sink {
+				x.activate(c, by)
+			}
 		}
+	}
+	each(s.spec.Mode, s.cells)
+	for i := range s.parts {
+		each(s.parts[i].space.id.mode, s.parts[i].cells)
 	}
 }
 
@@ -394,47 +472,60 @@ func (x *Index) Remove(s *Source) {
 	if s.space == nil {
 		panic("BUG: source " + s.spec.Name + " removed twice")
 	}
-	for _, c := range s.cells {
-		if s.active() {
-			x.activate(c, -1)
+	x.activateAll(s, -1, func(metric.Mode) bool { return true })
+	spaces := []*keyspace{s.space}
+	x.unpin(s.cells)
+	for i := range s.parts {
+		x.unpin(s.parts[i].cells)
+		spaces = append(spaces, s.parts[i].space)
+	}
+	s.slots, s.cells, s.values, s.second, s.parts = nil, nil, nil, nil, nil
+	s.space = nil
+	x.removed++
+	for _, space := range spaces {
+		space.sources--
+		if space.sources == 0 {
+			delete(x.spaces, space.id)
+			x.sweepSpace(space)
+		}
+	}
+	if x.unpinned > 256 && x.unpinned > len(x.desc)-len(x.free)-x.unpinned {
+		for _, space := range x.spaces {
+			x.sweepSpace(space)
+		}
+	}
+}
+
+func (x *Index) unpin(cells []uint32) {
+	for _, c := range cells {
+		if c == sink {
+			continue
 		}
 		if x.pins[c]--; x.pins[c] == 0 {
 			x.unpinned++
 		}
 	}
-	s.slots, s.cells, s.values, s.second = nil, nil, nil, nil
-	space := s.space
-	s.space = nil
-	x.removed++
-	space.sources--
-	if space.sources == 0 {
-		delete(x.spaces, space.id)
-	}
-	if x.unpinned > 256 && x.unpinned > len(x.desc)-len(x.free)-x.unpinned || space.sources == 0 {
-		x.sweep(space)
-	}
 }
 
-// sweep frees the cells that no source has any more. gone is a keyspace that has just
-// lost its last source, or one that still has some.
-func (x *Index) sweep(gone *keyspace) {
+// sweepSpace frees the cells of a keyspace that no source has any more.
+func (x *Index) sweepSpace(space *keyspace) {
 	if x.unpinned == 0 {
 		return
 	}
-	free := func(space *keyspace) {
-		for raw, c := range space.cells {
-			if x.pins[c] == 0 {
-				delete(space.cells, raw)
-				x.freeCell(c)
-			}
+	var gone []uint32
+	for raw, c := range space.cells {
+		if x.pins[c] == 0 {
+			delete(space.cells, raw)
+			gone = append(gone, c)
+			fam, pool := x.desc[c].group.family, space.id.pool
+			held := fam.held[pool]
+			held.keys--
+			fam.held[pool] = held
+			x.keys[pool]--
 		}
 	}
-	if gone.sources == 0 {
-		free(gone)
-		return
-	}
-	for _, space := range x.spaces {
-		free(space)
+	for _, c := range gone {
+		x.freeCell(c)
 	}
 }
 
@@ -449,7 +540,11 @@ func (x *Index) freeCell(c uint32) {
 		x.keyBuf = appendLabelsKey(x.keyBuf[:0], d.node.labels)
 		delete(d.group.nodes, string(x.keyBuf))
 	}
-	if fam := d.group.family; len(d.group.nodes) == 0 {
+	fam := d.group.family
+	held := fam.held[d.group.pool]
+	held.series--
+	fam.held[d.group.pool] = held
+	if len(d.group.nodes) == 0 {
 		delete(fam.groups, d.group.class)
 		if len(fam.groups) == 0 {
 			delete(x.families, fam.name)
@@ -465,20 +560,32 @@ func (x *Index) freeCell(c uint32) {
 // value and its timestamp. It is for saving what a source holds whose file can no longer
 // be read, and takes time in proportion to all keys of the source's kind.
 func (x *Index) Each(s *Source, yield func(raw string, value, stamp float64)) {
-	raws := make(map[uint32]string, len(s.cells))
-	for raw, c := range s.space.cells {
-		// Several spellings may lead to one series; any will do, as long as it is always the
-		// same one.
-		if old, ok := raws[c]; !ok || raw < old {
-			raws[c] = raw
+	raws := make([]string, len(s.cells))
+	fill := func(space *keyspace, cells []uint32, at func(i int) int) {
+		byCell := make(map[uint32]string, len(cells))
+		for raw, c := range space.cells {
+			// Several spellings may lead to one series; any will do, as long as it is always the
+			// same one.
+			if old, ok := byCell[c]; !ok || raw < old {
+				byCell[c] = raw
+			}
+		}
+		for i, c := range cells {
+			if c != sink {
+				raws[at(i)] = byCell[c]
+			}
 		}
 	}
-	for i, c := range s.cells {
+	fill(s.space, s.cells, func(i int) int { return i })
+	for _, p := range s.parts {
+		fill(p.space, p.cells, func(i int) int { return int(p.entries[i]) })
+	}
+	for i, raw := range raws {
 		stamp := 0.0
 		if s.second != nil {
 			stamp = s.second[i]
 		}
-		yield(raws[c], s.values[i], stamp)
+		yield(raw, s.values[i], stamp)
 	}
 }
 
@@ -490,10 +597,15 @@ func (x *Index) Snapshot() *Snapshot {
 	copy(x.hi, x.init)
 	clear(x.lo)
 	for _, s := range x.Sources() {
-		if !s.active() || len(s.cells) == 0 {
+		if len(s.cells) == 0 {
 			continue
 		}
-		x.accumulate(s)
+		if s.active() {
+			x.accumulate(s)
+		}
+		if s.parts != nil {
+			x.accumulateParts(s)
+		}
 	}
 	snap, _ := x.snapshots.Get().(*Snapshot)
 	if snap == nil {

@@ -32,6 +32,12 @@ type Family struct {
 	Mode metric.Mode
 	// Help is never empty for what workers wrote.
 	Help string
+	// Unit is the OpenMetrics unit, empty for none. The name ends in it, after a _.
+	Unit string
+	// Rule is the name of the rule that is in force, empty if the workers alone decide, and
+	// ModeByRule says that it sets the mode. Where pools have different rules, the first.
+	Rule       string
+	ModeByRule bool
 	// Sparse says that some values of this family may be Absent. In all other families
 	// every point has a value.
 	Sparse  bool
@@ -105,7 +111,7 @@ func (s *Snapshot) Release() {
 const absentBits = 0x7ff8_a66e_6a70_0001
 
 // Absent is the value of a point that is not to be served: a gauge that keeps the most
-// recent value and was never set. It is a NaN; only IsAbsent tells it from another.
+// recent value and was never set, or one that has expired. It is a NaN; only IsAbsent tells it from another.
 var Absent = math.Float64frombits(absentBits)
 
 // IsAbsent reports whether v is Absent.

@@ -15,11 +15,16 @@ var (
 	ErrSample = errors.New("sample does not belong to its family")
 	// ErrSeriesLimit: the pool holds as many series as it may.
 	ErrSeriesLimit = errors.New("series limit of the pool reached")
+	// ErrFamilyLimit: the family holds as many series of the pool as it may.
+	ErrFamilyLimit = errors.New("series limit of the family reached")
 	// ErrLabelLimit: the series has more labels than it may.
 	ErrLabelLimit = errors.New("label limit of a series reached")
+	// ErrLabelLength: a label's name or value is longer than it may be.
+	ErrLabelLength = errors.New("label is too long")
 )
 
-// identity is what a key means once the rules of its source are applied to it.
+// identity is what a key means: the place of its sample in a family, and its labels without
+// le and quantile.
 type identity struct {
 	family string
 	kind   PointKind
@@ -27,12 +32,8 @@ type identity struct {
 	labels []metric.Label
 }
 
-// identify turns a parsed key into the series that is served for it. The label lists of
-// key and result may share memory.
-//
-// What it does with pid follows prometheus_client's multiprocess.py, so that no series
-// changes identity on the day a user switches: a gauge loses a label pid of its own and,
-// in the modes that serve one series per process, gets the process's ID for it.
+// identify finds out which point of which family a parsed key is. It takes le and quantile
+// out of the key's labels, in place.
 func identify(key metric.Key, spec *SourceSpec) (identity, error) {
 	id := identity{family: key.Family, labels: key.Series.Labels}
 	sample := key.Series.Sample
@@ -86,15 +87,6 @@ func identify(key metric.Key, spec *SourceSpec) (identity, error) {
 		if !found || id.bound != id.bound {
 			return id, fmt.Errorf("%w: sample %q has %s=%q, which is no number", ErrSample, sample, boundLabel, value)
 		}
-	}
-	if spec.Type == metric.Gauge {
-		id.labels, _, _ = takeLabel(id.labels, "pid")
-		if spec.Mode.Base() == metric.All {
-			id.labels = withLabel(id.labels, metric.Label{Name: "pid", Value: spec.ID})
-		}
-	}
-	if spec.Pool != "" {
-		id.labels = withLabel(renameLabel(id.labels, "pool"), metric.Label{Name: "pool", Value: spec.Pool})
 	}
 	return id, nil
 }

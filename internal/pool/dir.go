@@ -361,7 +361,9 @@ const (
 	reasonTooMany   store.Reason = "too_many_open_files"
 	reasonSample    store.Reason = "bad_sample"
 	reasonSeries    store.Reason = "series_limit"
+	reasonFamily    store.Reason = "family_limit"
 	reasonLabels    store.Reason = "label_limit"
+	reasonLength    store.Reason = "label_length"
 )
 
 // fileReasons are why a file cannot be read, entryReasons why an entry is left out.
@@ -372,7 +374,7 @@ func fileReasons() []store.Reason {
 }
 
 func entryReasons() []store.Reason {
-	return []store.Reason{store.BadKey, reasonSample, reasonSeries, reasonLabels}
+	return []store.Reason{store.BadKey, reasonSample, reasonSeries, reasonFamily, reasonLabels, reasonLength}
 }
 
 // reasonOf extends store.ReasonOf.
@@ -382,8 +384,12 @@ func reasonOf(err error) store.Reason {
 		return reasonSample
 	case errors.Is(err, merge.ErrSeriesLimit):
 		return reasonSeries
+	case errors.Is(err, merge.ErrFamilyLimit):
+		return reasonFamily
 	case errors.Is(err, merge.ErrLabelLimit):
 		return reasonLabels
+	case errors.Is(err, merge.ErrLabelLength):
+		return reasonLength
 	case errors.Is(err, errDuplicate):
 		return reasonDuplicate
 	case errors.Is(err, errTooMany):

@@ -1,0 +1,357 @@
+package merge
+
+import (
+	"fmt"
+	"math"
+	"slices"
+
+	"aggregatord/internal/metric"
+)
+
+// A Ruling is what somebody other than the workers says about a family: see Options.Rules.
+// It never changes once it was given to an Index.
+type Ruling struct {
+	// Rule is the name of what decided, for people; empty if nothing was said about this
+	// family.
+	Rule string
+	// Mode is the mode in force for gauges; NoMode: the one of each source.
+	Mode metric.Mode
+	// Drop leaves the family out of the view. Its values are kept all the same.
+	Drop bool
+	// Help and Unit are those in force; empty: the workers' help, and no unit.
+	Help, Unit string
+	// Labels returns what becomes of the labels that a worker wrote, sorted by name as they
+	// came. It may change the list in place. Nil: they stay.
+	Labels func(labels []metric.Label) []metric.Label
+	// Key returns the raw key under which an entry is kept in place of its own: equal keys
+	// are one, and are what Each yields. The same ruling must have the same labels for both.
+	// Nil: its own.
+	Key func(key metric.Key) []byte
+	// Target are labels to add; a worker's own label of the name becomes exported_NAME.
+	// External are labels to add where there is none of the name. Both are sorted.
+	Target, External []metric.Label
+	// ExpireAfter is after how many seconds without a change a series is not served, until it
+	// changes again. 0: never.
+	ExpireAfter float64
+}
+
+// noRuling is in force where nothing was said.
+var noRuling = &Ruling{}
+
+// part is the entries of a source that are combined in another way than the source's own
+// class is: under a mode that a ruling has set, or in mode all with labels left out.
+// The source's main list has the sink in their place.
+type part struct {
+	space   *keyspace
+	entries []uint32 // positions in the source's lists
+	cells   []uint32
+	// In the most recent modes: when each value was set, in Unix seconds, and for a source
+	// that does not know, which value that was.
+	stamps, seen []float64
+}
+
+// sink is the cell of entries that are not combined as their source is. What is in it means
+// nothing.
+const sink = 0
+
+// serves reports whether values of the source count in a mode.
+func (s *Source) serves(mode metric.Mode) bool {
+	return !mode.Live() || s.alive && !s.folded
+}
+
+// partOf returns the source's part in a keyspace.
+func (x *Index) partOf(s *Source, id keyspaceID) *part {
+	for i := range s.parts {
+		if s.parts[i].space.id == id {
+			return &s.parts[i]
+		}
+	}
+	space := x.keyspace(id)
+	space.sources++
+	s.parts = append(s.parts, part{space: space})
+	return &s.parts[len(s.parts)-1]
+}
+
+// add puts the entry that comes next in the source into the part.
+func (p *part) add(s *Source, cell uint32) {
+	p.entries = append(p.entries, uint32(len(s.cells)))
+	p.cells = append(p.cells, cell)
+	if p.recent() {
+		p.stamps = append(p.stamps, 0)
+		p.seen = append(p.seen, math.NaN())
+	}
+}
+
+func (p *part) recent() bool { return p.space.id.mode.Base() == metric.MostRecent }
+
+// Live reports whether it matters for any value of the source that its process lives.
+func (s *Source) Live() bool {
+	if s.spec.Mode.Live() {
+		return true
+	}
+	for i := range s.parts {
+		if s.parts[i].space.id.mode.Live() {
+			return true
+		}
+	}
+	return false
+}
+
+// value returns an entry's value as that of one process.
+func (s *Source) value(entry uint32) float64 {
+	if s.folded && rule(s.space.id.class) == metric.Sum {
+		return total(s.values[entry], s.second[entry])
+	}
+	return s.values[entry]
+}
+
+// unsetScale moves the times of values that nobody can be seen to have set, because they are
+// 0, before all other times.
+const unsetScale = 1e-12
+
+// Observe finds out when the values of a source were set that do not say so themselves, as a
+// most recent mode needs it that the source's own mode is not: a change is as old as the
+// first look that finds it, and a value that was there at the first look as old as its
+// process, one that is 0 older than any other. Snapshot does it for all sources.
+func (x *Index) Observe(s *Source) {
+	for i := range s.parts {
+		p := &s.parts[i]
+		if !p.recent() {
+			continue
+		}
+		stamped := s.spec.Mode.Base() == metric.MostRecent
+		for k, e := range p.entries {
+			if stamped {
+				p.stamps[k] = s.second[e]
+				continue
+			}
+			v := s.value(e)
+			if math.Float64bits(v) == math.Float64bits(p.seen[k]) && p.stamps[k] > 0 {
+				continue
+			}
+			switch {
+			case p.stamps[k] > 0 && x.now > p.stamps[k]:
+				p.stamps[k] = x.now
+			case p.stamps[k] > 0:
+			case s.folded:
+				p.stamps[k] = foldedStamp(s, e)
+			default:
+				p.stamps[k] = max(float64(s.spec.Created)/1e9, unsetScale)
+			}
+			if math.IsNaN(p.seen[k]) && v == 0 {
+				p.stamps[k] *= unsetScale
+			}
+			p.seen[k] = v
+		}
+	}
+}
+
+// foldedStamp is how old a folded value is that has no time: as its worker in mode all, or
+// older than all that lives.
+func foldedStamp(s *Source, e uint32) float64 {
+	if s.spec.Mode == metric.All && s.second[e] > 0 {
+		return s.second[e]
+	}
+	return unsetScale
+}
+
+// Stamp returns when an entry's value was set, in Unix seconds, as far as is known: for
+// keeping it in a most recent mode.
+func (s *Source) Stamp(entry int) float64 {
+	for i := range s.parts {
+		for k, e := range s.parts[i].entries {
+			if int(e) == entry && s.parts[i].recent() {
+				return s.parts[i].stamps[k]
+			}
+		}
+	}
+	if s.second != nil && !s.folded {
+		return s.second[entry]
+	}
+	return 0
+}
+
+// accumulateParts adds the values of a source's parts to the cells.
+func (x *Index) accumulateParts(s *Source) {
+	x.Observe(s)
+	hi, lo := x.hi, x.lo
+	for i := range s.parts {
+		p := &s.parts[i]
+		if !s.serves(p.space.id.mode) {
+			continue
+		}
+		switch rule(p.space.id.class) {
+		case metric.Sum:
+			for k, c := range p.cells {
+				h, v := hi[c], s.value(p.entries[k])
+				sum := h + v
+				vv := sum - h
+				lo[c] += (h - (sum - vv)) + (v - vv)
+				hi[c] = sum
+			}
+		case metric.Max:
+			for k, c := range p.cells {
+				if v := s.value(p.entries[k]); greater(v, hi[c]) {
+					hi[c] = v
+				}
+			}
+		case metric.Min:
+			for k, c := range p.cells {
+				if v := s.value(p.entries[k]); less(v, hi[c]) {
+					hi[c] = v
+				}
+			}
+		case metric.MostRecent:
+			for k, c := range p.cells {
+				if t, v := p.stamps[k], s.value(p.entries[k]); t > lo[c] || (t == lo[c] && t > 0 && greater(v, hi[c])) {
+					hi[c], lo[c] = v, t
+				}
+			}
+		case metric.All:
+			// Of several sources with one ID the last counts, of one source all that are equal.
+			for _, c := range p.cells {
+				hi[c] = 0
+			}
+			for k, c := range p.cells {
+				hi[c] += s.value(p.entries[k])
+			}
+		}
+	}
+}
+
+// learnNew is Learn for an entry whose raw key the source's keyspace does not have.
+func (x *Index) learnNew(s *Source, raw []byte, slot uint32) error {
+	key, err := s.spec.ParseKey(raw)
+	if err != nil {
+		return err
+	}
+	whole := key
+	if x.opts.Rules != nil {
+		key.Series.Labels = slices.Clone(key.Series.Labels)
+	}
+	id, err := identify(key, &s.spec)
+	if err != nil {
+		return err
+	}
+	fam := x.families[id.family]
+	r := x.rulingOf(fam, id.family, &s.spec)
+	class := s.space.id.class
+	if r.Mode != metric.NoMode && class.typ == metric.Gauge {
+		class.mode = r.Mode
+	}
+	collapses := r.Labels != nil && class.typ == metric.Gauge && class.mode.Base() == metric.All
+	worker := ""
+	if class.mode.Base() == metric.All {
+		worker = s.spec.ID
+		if s.folded && worker == "" {
+			// What processes left together in another mode belongs to none of them.
+			s.append(slot, sink)
+			return nil
+		}
+	}
+	help := key.Help
+	if r.Key != nil && !s.spec.Fixed {
+		raw = r.Key(whole)
+	}
+	if err := x.relabel(&id, &s.spec, class.mode, r); err != nil {
+		return err
+	}
+	space := s.space
+	var p *part
+	if class != s.space.id.class || collapses {
+		p = x.partOf(s, keyspaceID{class: class, worker: worker, collapses: collapses})
+		space = p.space
+	}
+	cell, ok := space.cells[string(raw)]
+	if !ok {
+		if cell, err = x.newKey(space, fam, r, id, raw); err != nil {
+			return err
+		}
+	}
+	g := x.desc[cell].group
+	x.offerHelp(g, help, s.spec.Created)
+	if s.spec.Created > g.newest {
+		x.newer(g, s.spec.Created)
+	}
+	x.pins[cell]++
+	if x.pins[cell] == 1 {
+		x.unpinned--
+	}
+	if s.serves(class.mode) {
+		x.activate(cell, 1)
+	}
+	if p != nil {
+		p.add(s, cell)
+		cell = sink
+	}
+	s.append(slot, cell)
+	return nil
+}
+
+// rulingOf returns what holds for a family. fam is nil if the index has none of the name.
+func (x *Index) rulingOf(fam *family, name string, spec *SourceSpec) *Ruling {
+	if x.opts.Rules == nil || spec.Fixed {
+		return noRuling
+	}
+	if fam != nil {
+		if r := fam.rulings[rulingKey{spec.Pool, spec.Type}]; r != nil {
+			return r
+		}
+	}
+	r := x.opts.Rules(spec.Pool, name, spec.Type)
+	if r == nil {
+		r = noRuling
+	}
+	if fam != nil {
+		if fam.rulings == nil {
+			fam.rulings = map[rulingKey]*Ruling{}
+		}
+		fam.rulings[rulingKey{spec.Pool, spec.Type}] = r
+	}
+	return r
+}
+
+type rulingKey struct {
+	pool string
+	typ  metric.Type
+}
+
+// relabel makes the labels that are served of those that a worker wrote.
+//
+// What it does with pid follows prometheus_client's multiprocess.py, so that no series
+// changes identity on the day a user switches: a gauge loses a label pid of its own and, in
+// the modes that serve one series per process, gets the process's ID for it.
+func (x *Index) relabel(id *identity, spec *SourceSpec, mode metric.Mode, r *Ruling) error {
+	if r.Labels != nil {
+		id.labels = r.Labels(id.labels)
+	}
+	if spec.Type == metric.Gauge {
+		id.labels, _, _ = takeLabel(id.labels, "pid")
+		if mode.Base() == metric.All {
+			id.labels = withLabel(id.labels, metric.Label{Name: "pid", Value: spec.ID})
+		}
+	}
+	if spec.Pool != "" {
+		id.labels = withLabel(renameLabel(id.labels, "pool"), metric.Label{Name: "pool", Value: spec.Pool})
+	}
+	if len(id.labels) > x.opts.MaxLabels {
+		return fmt.Errorf("%w: %d labels on %q, %d allowed", ErrLabelLimit, len(id.labels), id.family, x.opts.MaxLabels)
+	}
+	for _, l := range id.labels {
+		if x.opts.MaxLabelName > 0 && len(l.Name) > x.opts.MaxLabelName {
+			return fmt.Errorf("%w: a label name of %d bytes on %q, %d allowed", ErrLabelLength, len(l.Name), id.family, x.opts.MaxLabelName)
+		}
+		if x.opts.MaxLabelValue > 0 && len(l.Value) > x.opts.MaxLabelValue {
+			return fmt.Errorf("%w: %d bytes in %q of %q, %d allowed", ErrLabelLength, len(l.Value), l.Name, id.family, x.opts.MaxLabelValue)
+		}
+	}
+	for _, l := range r.Target {
+		id.labels = withLabel(renameLabel(id.labels, l.Name), l)
+	}
+	for _, l := range r.External {
+		if labelIndex(id.labels, l.Name) < 0 {
+			id.labels = withLabel(id.labels, l)
+		}
+	}
+	return nil
+}
