@@ -162,9 +162,11 @@ func (s *Server) scrape(w *response, r *http.Request, info *ScrapeInfo) error {
 	}
 	format := exposition.Negotiate(r.Header.Get("Accept"))
 	filter := exposition.NewFilter(r.URL.Query()["name[]"])
-	body := getBuffer()
-	defer buffers.Put(body)
-	err := s.encode(ctx, body, format, filter)
+	made, shared, err := s.render(ctx, laneKey{format, encoding}, filter)
+	if made != nil {
+		defer s.done(made)
+	}
+	info.Shared = shared
 	switch {
 	case r.Context().Err() != nil:
 		info.Outcome, info.Code = Gone, 0
@@ -176,26 +178,19 @@ func (s *Server) scrape(w *response, r *http.Request, info *ScrapeInfo) error {
 		refuse(Failed, http.StatusInternalServerError, "gathering failed: "+err.Error())
 		return err
 	}
-	info.Format, info.Encoding, info.Filtered, info.PlainBytes = format, encoding, !filter.All(), len(body.b)
+	info.Format, info.Encoding, info.Filtered, info.PlainBytes = format, encoding, !filter.All(), len(made.plain.b)
 	h := w.Header()
 	h.Set("Content-Type", format.ContentType())
-	wire := body
 	if encoding == gzipped {
-		wire = getBuffer()
-		defer buffers.Put(wire)
-		if err := compress(wire, body.b); err != nil {
-			refuse(Failed, http.StatusInternalServerError, err.Error())
-			return err
-		}
 		h.Set("Content-Encoding", encoding)
 	}
-	if err := send(w, http.StatusOK, wire.b); err != nil {
+	if err := send(w, http.StatusOK, made.wire.b); err != nil {
 		info.Outcome = Gone
 		return nil
 	}
 	info.Outcome = OK
 	if r.Method == http.MethodGet {
-		info.WireBytes = len(wire.b)
+		info.WireBytes = len(made.wire.b)
 	}
 	return nil
 }
@@ -254,7 +249,7 @@ func (s *Server) panicked(w *response, r *http.Request, v any) {
 	if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		panic(v) // net/http's own word for closing a connection quietly
 	}
-	s.opts.Logger.Error("panic while serving", zap.String("path", r.URL.Path), zap.Any("panic", v), zap.Stack("stack"))
+	s.opts.Logger.Error("panic while serving", append(panicFields(v), zap.String("path", r.URL.Path))...)
 	if w.code != 0 {
 		panic(http.ErrAbortHandler) // part of a response must not pass for all of it
 	}

@@ -163,6 +163,8 @@ type ScrapeInfo struct {
 	// PlainBytes is the size of the exposition, and WireBytes that of the body sent: less
 	// after compression, none for HEAD.
 	PlainBytes, WireBytes int
+	// Shared says that the response was made for another scrape as well.
+	Shared bool
 	// Filtered says that name[] selected a part.
 	Filtered bool
 }

@@ -24,6 +24,11 @@ type Server struct {
 	// state is the Outcome of the last scrape, as far as note cares.
 	state atomic.Value
 
+	// lanesMu guards lanes and what is in them.
+	lanesMu sync.Mutex
+	// lanes are the responses that scrapes may share, by kind: there are few kinds.
+	lanes map[laneKey]*lane
+
 	// mu guards unused.
 	mu sync.Mutex
 	// unused holds the connections on which nothing has been received yet.
@@ -33,7 +38,7 @@ type Server struct {
 // New returns a server. It starts nothing.
 func New(opts Options) *Server {
 	opts.fill()
-	return &Server{opts: opts, unused: make(map[net.Conn]struct{})}
+	return &Server{opts: opts, unused: make(map[net.Conn]struct{}), lanes: map[laneKey]*lane{}}
 }
 
 // Run serves on the listeners until ctx is done or a listener fails, then stops: it is
