@@ -44,11 +44,17 @@ import (
 // record is a source in full, one with a record a source of its gains; both go through
 // the steps that are left. Leases die with their holder.
 
-// foldFiles and foldBytes bound a batch, and with it how long leases are held.
+// A batch has foldFiles files, or more where many wait, and foldBytes at most: that bounds
+// how long leases are held, and how long scrapes wait. Each batch waits for some scrapes,
+// too, which take the longer the more files there are.
 const (
-	foldFiles = 128
-	foldBytes = 64 << 20
+	foldFiles     = 128
+	foldFilesMost = 1024
+	foldBytes     = 64 << 20
 )
+
+// batchFiles returns how many files to fold at once of those there are.
+func batchFiles(files int) int { return min(max(foldFiles, files/16), foldFilesMost) }
 
 // removeAfter is how long a folded file is kept for an opener that is under way between
 // looking up its name and opening it: an eternity for the kernel.
@@ -355,8 +361,7 @@ func (d *dir) foldSome(now time.Time) (more bool) {
 	err := d.removeFolded(now)
 	var batch []*tracked
 	if err == nil {
-		d.expire(now)
-		batch, more, err = d.pick()
+		batch, more, err = d.pick(now)
 		if err == nil || len(batch) > 0 {
 			err = errors.Join(err, d.commit(batch, now))
 		}
@@ -444,15 +449,16 @@ func (d *dir) keepGains(t *tracked) {
 }
 
 // pick takes leases on dead files and moves them into the staging: steps 1 to 3.
-func (d *dir) pick() (batch []*tracked, more bool, err error) {
+func (d *dir) pick(now time.Time) (batch []*tracked, more bool, err error) {
 	d.c.mu.Lock()
 	defer d.c.mu.Unlock()
-	bytes := int64(0)
+	d.expireLocked(now)
+	bytes, most := int64(0), batchFiles(len(d.files))
 	consider := func(t *tracked) bool {
 		if t.file == nil || t.alive || t.folding || t.unfoldable || t.failure != "" || t.method != watch.MethodLease || err != nil {
 			return true
 		}
-		if len(batch) >= foldFiles || bytes >= foldBytes {
+		if len(batch) >= most || bytes >= foldBytes {
 			more = true
 			return false
 		}
@@ -565,15 +571,13 @@ func (d *dir) commit(batch []*tracked, now time.Time) error {
 		return d.do("commit", func() error { return d.archive.Commit(b, d.swap(folded, now)) })
 	}()
 
-	d.c.mu.Lock()
-	defer d.c.mu.Unlock()
-	for _, t := range batch {
-		if t.file != nil {
+	if err != nil {
+		d.c.mu.Lock()
+		defer d.c.mu.Unlock()
+		for _, t := range batch { // of a commit that went well swap has closed them
 			t.folding = false
 			err = errors.Join(err, watch.ReleaseLease(int(t.file.Fd())))
 		}
-	}
-	if err != nil {
 		if d.archive.Attached() {
 			// Part of what failed may have come to the disk all the same, at worst all of it. The
 			// next attempt begins by reading what is there; until then nothing has changed.
@@ -777,10 +781,8 @@ func (d *dir) dropBallast() bool {
 	return true
 }
 
-// expire drops the gauges of workers that are dead for too long, or are too many.
-func (d *dir) expire(now time.Time) {
-	d.c.mu.Lock()
-	defer d.c.mu.Unlock()
+// expireLocked drops the gauges of workers that are dead for too long, or are too many.
+func (d *dir) expireLocked(now time.Time) {
 	type dead struct {
 		space archive.Space
 		since time.Time
