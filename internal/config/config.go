@@ -1,0 +1,437 @@
+// Package config reads the configuration file: one YAML document that says what the
+// operator wants of the merged view and cannot, or should not, be said by flags. No file
+// is needed, and every key has a default.
+//
+// A file is read strictly. Whatever is not understood is a mistake, told with its line
+// and column, its key, and what to write instead; all mistakes of a file are told at once.
+// What Load returns has been checked as far as a file can be: the same file will be
+// accepted by a daemon that reloads it.
+package config
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/relabel"
+	"go.yaml.in/yaml/v4"
+
+	"aggregatord/internal/metric"
+	"aggregatord/internal/policy"
+)
+
+// A Config is what a file says. The zero value is what an empty file says. It is not
+// changed once loaded.
+type Config struct {
+	// Presets are names of lists of rules that come with the program; see Presets. Their rules
+	// come after those of Metrics, in this order.
+	Presets []string `yaml:"presets,omitempty"`
+	// Metrics are rules for metrics of all pools; the first that matches a metric decides.
+	Metrics []Rule `yaml:"metrics,omitempty"`
+	// MetricRelabelConfigs are applied to the merged samples, as Prometheus would to those
+	// that it scrapes.
+	MetricRelabelConfigs []Relabel `yaml:"metric_relabel_configs,omitempty"`
+	// Pools are the directories. Directories given by flags win over them.
+	Pools []Pool `yaml:"pools,omitempty"`
+	// ExternalLabels are put on every series of workers that does not have them.
+	ExternalLabels map[string]string `yaml:"external_labels,omitempty"`
+	// Info are series that always have the value 1.
+	Info []Info `yaml:"info,omitempty"`
+	// Limits of what is believed of workers.
+	Limits Limits `yaml:"limits,omitempty"`
+	// Archive says how what dead workers left is kept.
+	Archive Archive `yaml:"archive,omitempty"`
+
+	file   string
+	hash   string
+	policy *policy.Policy
+}
+
+// A Rule says what is done with the metrics whose family it matches.
+type Rule struct {
+	// Match is the name of the metric; that of a counter with or without _total.
+	Match string `yaml:"match,omitempty"`
+	// MatchRE is a regular expression (RE2) that must match the whole name.
+	MatchRE string `yaml:"match_re,omitempty"`
+	// GaugeMode replaces the mode the application gave a gauge.
+	GaugeMode *Mode `yaml:"gauge_mode,omitempty"`
+	// Help replaces the help text.
+	Help *string `yaml:"help,omitempty"`
+	// Unit is the unit told to scrapers of OpenMetrics; the name must end in it.
+	Unit *string `yaml:"unit,omitempty"`
+	// Drop leaves the metric out.
+	Drop bool `yaml:"drop,omitempty"`
+	// DropLabels takes these labels away; series that become equal are combined.
+	DropLabels []string `yaml:"drop_labels,omitempty"`
+	// KeepLabels takes all labels away but these.
+	KeepLabels []string `yaml:"keep_labels,omitempty"`
+	// RenameLabel gives labels new names: old name, new name.
+	RenameLabel map[string]string `yaml:"rename_label,omitempty"`
+	// Retention is how long gauges count that a dead worker left; see policy.Rule.
+	Retention *Duration `yaml:"retention,omitempty"`
+	// ExpireAfter is after how long without a change a series is no longer served, until it
+	// changes again.
+	ExpireAfter *Duration `yaml:"expire_after,omitempty"`
+}
+
+// A Relabel is one relabel_config of Prometheus.
+type Relabel struct {
+	SourceLabels []string `yaml:"source_labels,omitempty"`
+	Separator    *string  `yaml:"separator,omitempty"`
+	Regex        *string  `yaml:"regex,omitempty"`
+	Modulus      *int     `yaml:"modulus,omitempty"`
+	TargetLabel  string   `yaml:"target_label,omitempty"`
+	Replacement  *string  `yaml:"replacement,omitempty"`
+	Action       *Action  `yaml:"action,omitempty"`
+}
+
+// A Pool is one directory of source files.
+type Pool struct {
+	// Name is the value of the label pool.
+	Name string `yaml:"name,omitempty"`
+	// Dir is the directory. A relative one starts at the working directory of the daemon.
+	Dir string `yaml:"dir,omitempty"`
+	// Labels are put on every series of the pool.
+	Labels map[string]string `yaml:"labels,omitempty"`
+	// Metrics are rules for this pool, before those for all.
+	Metrics []Rule `yaml:"metrics,omitempty"`
+}
+
+// Info is a series of type gauge that always has the value 1.
+type Info struct {
+	// Name is the whole name, such as myapp_build_info.
+	Name   string            `yaml:"name,omitempty"`
+	Help   string            `yaml:"help,omitempty"`
+	Labels map[string]string `yaml:"labels,omitempty"`
+}
+
+// Limits bound what one worker's mistake can cost. One that is nil has its default; see
+// policy.Limits.
+type Limits struct {
+	SeriesPerPool    *int  `yaml:"series_per_pool,omitempty"`
+	SeriesPerFamily  *int  `yaml:"series_per_family,omitempty"`
+	LabelsPerSeries  *int  `yaml:"labels_per_series,omitempty"`
+	LabelNameLength  *int  `yaml:"label_name_length,omitempty"`
+	LabelValueLength *int  `yaml:"label_value_length,omitempty"`
+	FileSize         *Size `yaml:"file_size,omitempty"`
+	KeyLength        *Size `yaml:"key_length,omitempty"`
+}
+
+// Archive says how what dead workers left is kept. Each key has a flag, which wins.
+type Archive struct {
+	Dir            *string   `yaml:"dir,omitempty"`
+	Disable        *bool     `yaml:"disable,omitempty"`
+	GaugeRetention *Duration `yaml:"gauge_retention,omitempty"`
+	GaugeWorkers   *int      `yaml:"gauge_workers,omitempty"`
+}
+
+// Mode is a gauge mode by name.
+type Mode metric.Mode
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (m *Mode) UnmarshalText(text []byte) error {
+	mode, ok := metric.ParseMode(string(text))
+	if !ok {
+		return fmt.Errorf("%q is not a gauge mode%s", text, didYouMean(string(text), metric.ModeNames()))
+	}
+	*m = Mode(mode)
+	return nil
+}
+
+// MarshalText writes what UnmarshalText reads.
+func (m Mode) MarshalText() ([]byte, error) { return []byte(metric.Mode(m).String()), nil }
+
+// Action is the action of a Relabel, in small letters.
+type Action relabel.Action
+
+// actions are all that Prometheus knows.
+var actions = []string{
+	string(relabel.Replace), string(relabel.Keep), string(relabel.Drop), string(relabel.KeepEqual), string(relabel.DropEqual),
+	string(relabel.HashMod), string(relabel.LabelMap), string(relabel.LabelDrop), string(relabel.LabelKeep),
+	string(relabel.Lowercase), string(relabel.Uppercase),
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (a *Action) UnmarshalText(text []byte) error {
+	name := strings.ToLower(string(text))
+	if !slices.Contains(actions, name) {
+		return fmt.Errorf("%q is not a relabel action%s", text, didYouMean(name, actions))
+	}
+	*a = Action(name)
+	return nil
+}
+
+// MarshalText writes what UnmarshalText reads.
+func (a Action) MarshalText() ([]byte, error) { return []byte(a), nil }
+
+// Load reads a file. An error that is Errors tells what is wrong in it.
+func Load(path string) (*Config, error) {
+	info, err := os.Stat(path)
+	if err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("configuration file %q is not a regular file; give the YAML file", path)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	return Parse(path, data)
+}
+
+// Parse is Load for a file's content; name is for error texts.
+func Parse(name string, data []byte) (*Config, error) {
+	sum := sha256.Sum256(data)
+	c := &Config{file: name, hash: hex.EncodeToString(sum[:])}
+	d := &decoder{file: name, pos: map[string]Pos{}}
+	if root := d.parse(data); root != nil {
+		d.decode(root, "", reflect.ValueOf(c).Elem())
+	}
+	// What could not be read would only make for complaints about what is not there.
+	if len(d.errs) == 0 {
+		c.check(d)
+		c.compile(d)
+	}
+	if err := d.result(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// File is the name that the file was loaded by; empty for the zero Config.
+func (c *Config) File() string { return c.file }
+
+// Hash tells one content of the file from another; empty for the zero Config.
+func (c *Config) Hash() string { return c.hash }
+
+// YAML is what the file says, without its comments, for showing.
+func (c *Config) YAML() []byte {
+	out, err := yaml.Dump(c)
+	if err != nil {
+		panic(fmt.Sprintf("BUG: a configuration that cannot be written: %v", err))
+	}
+	return out
+}
+
+// Policy is what the file says about metrics; nil for the zero Config, which is a policy
+// that says nothing.
+func (c *Config) Policy() *policy.Policy { return c.policy }
+
+// check finds the mistakes that are not those of one value alone, and not policy's to find.
+func (c *Config) check(d *decoder) {
+	fail := func(key, format string, args ...any) { d.fail(d.pos[key], key, format, args...) }
+	given := map[string]bool{}
+	for i, name := range c.Presets {
+		key := fmt.Sprintf("presets[%d]", i)
+		if _, ok := presets[name]; !ok {
+			fail(key, "%q is not a preset%s", name, didYouMean(name, PresetNames()))
+		} else if given[name] {
+			fail(key, "%q is given twice; leave one out", name)
+		}
+		given[name] = true
+	}
+	checkRules(d, "metrics", c.Metrics)
+	names := map[string]bool{}
+	for i, p := range c.Pools {
+		key := fmt.Sprintf("pools[%d]", i)
+		switch {
+		case p.Dir == "":
+			fail(key, "has no dir; name the directory with the source files")
+		case p.Name == "" && len(c.Pools) > 1:
+			fail(key, "has no name; with several pools each needs one")
+		case names[p.Name]:
+			fail(key+".name", "%q is the name of an earlier pool; give each its own", p.Name)
+		case strings.ContainsAny(p.Name, "/=\x00") || p.Name == "." || p.Name == "..":
+			fail(key+".name", "%q cannot be the name of a directory, which it becomes in archive.dir; use letters and digits", p.Name)
+		}
+		names[p.Name] = true
+		checkRules(d, key+".metrics", p.Metrics)
+	}
+	if w := c.Archive.GaugeWorkers; w != nil && *w < 0 {
+		fail("archive.gauge_workers", "%d is negative; use 0 for any number", *w)
+	}
+	if dir := c.Archive.Dir; dir != nil && *dir == "" {
+		fail("archive.dir", "is empty; name a directory, or leave the key out")
+	}
+	for key, limit := range map[string]int64{
+		"series_per_pool": orOne(c.Limits.SeriesPerPool), "series_per_family": orOne(c.Limits.SeriesPerFamily),
+		"labels_per_series": orOne(c.Limits.LabelsPerSeries), "label_name_length": orOne(c.Limits.LabelNameLength),
+		"label_value_length": orOne(c.Limits.LabelValueLength), "file_size": orOne(c.Limits.FileSize), "key_length": orOne(c.Limits.KeyLength),
+	} {
+		if limit <= 0 {
+			fail("limits."+key, "%d would let nothing in; use a number above 0, or leave the key out for the default", limit)
+		}
+	}
+}
+
+// orOne is the number that p points to, or 1.
+func orOne[T ~int | ~int64](p *T) int64 {
+	if p == nil {
+		return 1
+	}
+	return int64(*p)
+}
+
+// checkRules finds what policy cannot see: keys that are there and say nothing.
+func checkRules(d *decoder, key string, rules []Rule) {
+	for i := range rules {
+		r, at := &rules[i], fmt.Sprintf("%s[%d]", key, i)
+		for name, nothing := range map[string]bool{
+			"help": r.Help != nil && *r.Help == "", "unit": r.Unit != nil && *r.Unit == "",
+			"retention": r.Retention != nil && *r.Retention == 0, "expire_after": r.ExpireAfter != nil && *r.ExpireAfter == 0,
+		} {
+			if nothing {
+				d.fail(d.pos[at+"."+name], at+"."+name, "says nothing; write a value, or leave the key out")
+			}
+		}
+	}
+}
+
+// compile makes the policy, whose complaints are given their places.
+func (c *Config) compile(d *decoder) {
+	spec := c.spec(d)
+	p, err := policy.Compile(spec)
+	if err != nil {
+		for _, e := range unjoin(err) {
+			d.place(e.Error(), c.Pools)
+		}
+	}
+	c.policy = p
+}
+
+// unjoin returns the errors that errors.Join put together.
+func unjoin(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	return []error{err}
+}
+
+// placed is how policy's complaints begin: with the place, and the key where it is one.
+var placed = regexp.MustCompile(`^((?:pools\..*?\.)?[a-z_]+(?:\[\d+\])?(?:\.[a-z_]+)?)(?: \(.*?\))?: (?:([a-z_]+)( "[^"]*")?: )?`)
+
+// place records a complaint of policy where the file says what it is about. One about what
+// check has complained of is the same once more.
+func (d *decoder) place(complaint string, pools []Pool) {
+	m := placed.FindStringSubmatch(complaint)
+	if m == nil {
+		d.fail(Pos{}, "", "%s", complaint)
+		return
+	}
+	key := m[1]
+	if key == "limits.labels" {
+		key = "limits.labels_per_series" // policy's name for it
+	}
+	for i, p := range pools {
+		if rest, ok := strings.CutPrefix(key, "pools."+p.Name+"."); ok {
+			key = fmt.Sprintf("pools[%d].%s", i, rest)
+		}
+	}
+	rest := complaint[len(m[0]):]
+	if m[2] != "" {
+		if _, ok := d.pos[key+"."+m[2]]; ok {
+			key += "." + m[2]
+			if m[3] != "" {
+				rest = m[3][1:] + ": " + rest
+			}
+		} else {
+			rest = m[2] + m[3] + ": " + rest
+		}
+	}
+	if slices.ContainsFunc(d.errs, func(e *Error) bool { return e.Key == key || strings.HasPrefix(e.Key, key+".") }) {
+		return
+	}
+	d.fail(d.pos[key], key, "%s", rest)
+}
+
+// spec is what the file says about metrics, in policy's words.
+func (c *Config) spec(d *decoder) policy.Spec {
+	spec := policy.Spec{
+		Rules:          rulesOf(c.Metrics),
+		Pools:          map[string]policy.PoolSpec{},
+		ExternalLabels: c.ExternalLabels,
+		Limits: policy.Limits{
+			SeriesPerPool: orZero(c.Limits.SeriesPerPool), SeriesPerFamily: orZero(c.Limits.SeriesPerFamily),
+			Labels: orZero(c.Limits.LabelsPerSeries), LabelNameLength: orZero(c.Limits.LabelNameLength),
+			LabelValueLength: orZero(c.Limits.LabelValueLength), FileSize: int64(orZero(c.Limits.FileSize)),
+			KeyLength: int(orZero(c.Limits.KeyLength)),
+		},
+	}
+	for i, name := range c.Presets {
+		if slices.Contains(c.Presets[:i], name) {
+			continue // check has complained
+		}
+		spec.Rules = append(spec.Rules, presets[name].policyRules(name)...)
+	}
+	for _, p := range c.Pools {
+		spec.Pools[p.Name] = policy.PoolSpec{Labels: p.Labels, Rules: rulesOf(p.Metrics)}
+	}
+	for _, i := range c.Info {
+		spec.Info = append(spec.Info, policy.InfoSeries{Name: i.Name, Help: i.Help, Labels: i.Labels})
+	}
+	for i := range c.MetricRelabelConfigs {
+		spec.MetricRelabelConfigs = append(spec.MetricRelabelConfigs, c.MetricRelabelConfigs[i].config(d, fmt.Sprintf("metric_relabel_configs[%d]", i)))
+	}
+	return spec
+}
+
+func orZero[T any](p *T) (zero T) {
+	if p == nil {
+		return zero
+	}
+	return *p
+}
+
+func rulesOf(in []Rule) []policy.Rule {
+	var out []policy.Rule
+	for i := range in {
+		r := &in[i]
+		out = append(out, policy.Rule{
+			Match: r.Match, MatchRE: r.MatchRE, GaugeMode: metric.Mode(orZero(r.GaugeMode)), Help: orZero(r.Help), Unit: orZero(r.Unit),
+			Drop: r.Drop, DropLabels: r.DropLabels, KeepLabels: r.KeepLabels, RenameLabels: r.RenameLabel,
+			Retention: time.Duration(orZero(r.Retention)), ExpireAfter: time.Duration(orZero(r.ExpireAfter)),
+		})
+	}
+	return out
+}
+
+// config is the same in Prometheus' own words, with its defaults.
+func (r *Relabel) config(d *decoder, key string) *relabel.Config {
+	c := relabel.DefaultRelabelConfig
+	for _, name := range r.SourceLabels {
+		c.SourceLabels = append(c.SourceLabels, model.LabelName(name))
+	}
+	if r.Separator != nil {
+		c.Separator = *r.Separator
+	}
+	if r.Regex != nil {
+		re, err := relabel.NewRegexp(*r.Regex)
+		if err != nil {
+			_, plain := regexp.Compile(*r.Regex) // without the anchors
+			d.fail(d.pos[key+".regex"], key+".regex", "%v", cmp.Or(plain, err))
+			return &relabel.DefaultRelabelConfig
+		}
+		c.Regex = re
+	}
+	if r.Modulus != nil {
+		if *r.Modulus <= 0 {
+			d.fail(d.pos[key+".modulus"], key+".modulus", "%d is not above 0", *r.Modulus)
+			return &relabel.DefaultRelabelConfig
+		}
+		c.Modulus = uint64(*r.Modulus)
+	}
+	c.TargetLabel = r.TargetLabel
+	if r.Replacement != nil {
+		c.Replacement = *r.Replacement
+	}
+	if r.Action != nil {
+		c.Action = relabel.Action(*r.Action)
+	}
+	return &c
+}
