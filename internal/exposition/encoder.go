@@ -85,6 +85,8 @@ type Encoder struct {
 	mu    sync.Mutex
 	plans []*plan // all for the same layouts, newest first
 	views []*view // of those layouts, newest first
+	// stale are the views of the layouts before those, until they are rendered anew.
+	stale []*view
 	// reported is what OnReport was told last.
 	reported map[Format][]Omission
 
@@ -175,10 +177,15 @@ func (e *Encoder) lookup(f Format, snaps []*merge.Snapshot) (p *plan, fresh bool
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.plans) > 0 && !e.plans[0].of(snaps) {
-		// Views of layouts that are served again are kept; all else is garbage from now on.
-		e.plans = nil
+		// Views of layouts that are served again are kept. The others help to make their
+		// successors, and are garbage at the latest when the layouts change again.
+		e.plans, e.stale = nil, nil
 		e.views = slices.DeleteFunc(e.views, func(v *view) bool {
-			return !slices.ContainsFunc(snaps, func(s *merge.Snapshot) bool { return s.Layout == v.layout })
+			again := slices.ContainsFunc(snaps, func(s *merge.Snapshot) bool { return s.Layout == v.layout })
+			if !again {
+				e.stale = append(e.stale, v)
+			}
+			return !again
 		})
 	}
 	for i, p := range e.plans {
@@ -210,7 +217,13 @@ func (e *Encoder) viewLocked(layout *merge.Layout, f Format) *view {
 			return v
 		}
 	}
-	v := newView(layout, f)
+	var earlier *view
+	// A daemon serves few layouts at once, of which mostly one has changed.
+	if i := slices.IndexFunc(e.stale, func(v *view) bool { return v.format == f }); i >= 0 {
+		earlier = e.stale[i]
+		e.stale = slices.Delete(e.stale, i, i+1)
+	}
+	v := newView(layout, f, earlier)
 	e.views = append(e.views, v)
 	return v
 }

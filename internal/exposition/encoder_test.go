@@ -530,7 +530,7 @@ func BenchmarkRender(b *testing.B) {
 		b.Run("format="+format.name+"/series=20000", func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				newView(snap.Layout, format.f)
+				newView(snap.Layout, format.f, nil)
 			}
 		})
 	}

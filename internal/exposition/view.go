@@ -37,7 +37,7 @@ type view struct {
 
 // A section is one family of the output with its own TYPE line. Most families of a
 // layout are one section; the text formats show created points as a family of their own.
-// It is the unit in which a part of the output could be kept from one scrape to the next.
+// It is the unit that is copied where a layout has changed elsewhere.
 type section struct {
 	family int // index into the layout's families
 	typ    metric.Type
@@ -153,17 +153,59 @@ func split(fam *merge.Family, has kindSet, f Format) []section {
 	return sections
 }
 
-// newView renders a layout in a canonical format.
-func newView(layout *merge.Layout, f Format) *view {
+// newView renders a layout in a canonical format. Families that are the same in the layout
+// of an earlier view of that format, which may be nil, are copied from there.
+func newView(layout *merge.Layout, f Format, earlier *view) *view {
 	v := &view{layout: layout, format: f, firstSection: make([]int, 0, len(layout.Families)+1)}
 	speller := &labelSpeller{escaping: f.Escaping, names: make(map[string]spelledName)}
+	if earlier == nil {
+		earlier = &view{layout: &merge.Layout{}}
+	}
+	v.blob = make([]byte, 0, len(earlier.blob)+len(earlier.blob)/64)
+	old := 0
 	for i := range layout.Families {
 		v.firstSection = append(v.firstSection, len(v.sections))
-		v.addFamily(i, speller)
+		families := earlier.layout.Families
+		for old < len(families) && families[old].Name < layout.Families[i].Name {
+			old++
+		}
+		if old < len(families) && sameFamily(&families[old], &layout.Families[i]) {
+			v.copyFamily(i, earlier, old)
+		} else {
+			v.addFamily(i, speller)
+		}
 	}
 	v.firstSection = append(v.firstSection, len(v.sections))
-	v.blob = bytes.Clone(v.blob) // without the room it grew
+	if cap(v.blob)-len(v.blob) > len(v.blob)/16 {
+		v.blob = bytes.Clone(v.blob) // without the room it grew
+	}
 	return v
+}
+
+// sameFamily reports whether two layouts have the very same family: the index keeps the
+// metrics of a family in which nothing appeared or went.
+func sameFamily(a, b *merge.Family) bool {
+	if a.Name != b.Name || a.Type != b.Type || a.Mode != b.Mode || a.Help != b.Help || a.Sparse != b.Sparse || a.Points != b.Points {
+		return false
+	}
+	return len(a.Metrics) == len(b.Metrics) && len(a.Metrics) > 0 && &a.Metrics[0] == &b.Metrics[0]
+}
+
+// copyFamily is addFamily for a family that is the same as the old one of an earlier view.
+func (v *view) copyFamily(index int, earlier *view, old int) {
+	if o := earlier.omissions[old]; o != nil {
+		v.omit(index, o...)
+	}
+	for _, s := range earlier.sectionsOf(old) {
+		from := s.header
+		end := s.first
+		if n := len(s.ends); n > 0 {
+			end += int(s.ends[n-1])
+		}
+		s.family, s.header, s.first = index, len(v.blob), len(v.blob)+s.first-from
+		v.blob = append(v.blob, earlier.blob[from:end]...)
+		v.sections = append(v.sections, s)
+	}
 }
 
 // sectionsOf returns the sections of a family of the layout.
@@ -343,9 +385,9 @@ func (v *view) addSection(s section, labels *spelledLabels) {
 	v.blob = v.blob[:s.header]
 }
 
-func (v *view) omit(family int, o Omission) {
+func (v *view) omit(family int, o ...Omission) {
 	if v.omissions == nil {
 		v.omissions = make(map[int][]Omission)
 	}
-	v.omissions[family] = append(v.omissions[family], o)
+	v.omissions[family] = append(v.omissions[family], o...)
 }

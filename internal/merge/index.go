@@ -109,6 +109,8 @@ type keyspace struct {
 	id      keyspaceID
 	cells   map[string]uint32
 	sources int
+	// usual is how many entries the source has that was compacted last: most have as many.
+	usual int
 }
 
 type keyspaceID struct {
@@ -282,6 +284,11 @@ func (x *Index) Learn(s *Source, raw []byte, slot uint32) error {
 }
 
 func (s *Source) append(slot, cell uint32) {
+	if s.slots == nil && s.space.usual > 0 {
+		s.slots = make([]uint32, 0, s.space.usual)
+		s.cells = make([]uint32, 0, s.space.usual)
+		s.values = make([]float64, 0, s.space.usual)
+	}
 	s.slots = append(s.slots, slot)
 	s.cells = append(s.cells, cell)
 	s.values = append(s.values, 0)
@@ -415,6 +422,9 @@ func (x *Index) activate(cell uint32, by int32) {
 // Compact gives back the room that the source's lists have for more entries, where it is
 // much. Call it when no more entries are expected soon.
 func (s *Source) Compact() {
+	if s.space != nil {
+		s.space.usual = len(s.cells)
+	}
 	if n := len(s.cells); cap(s.cells)-n > n/16 {
 		s.slots = append(make([]uint32, 0, n), s.slots...)
 		s.cells = append(make([]uint32, 0, n), s.cells...)

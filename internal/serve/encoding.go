@@ -94,31 +94,70 @@ func (b *buffer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// buffers and compressors serve all responses. A pool of package sync gives back to the
-// collector what no scrape has used for a while.
+// A freeList keeps some things for their next use. Unlike a sync.Pool it keeps them as
+// long as the process lives: responses are large, and a collection that took them away
+// would make the next scrape allocate what soon makes the next collection due.
+type freeList[T any] struct {
+	mu   sync.Mutex
+	free []T
+}
+
+// freeMost is how many things a freeList keeps: those of the two or three responses that
+// are usually in the making or on their way.
+const freeMost = 3
+
+// get returns a thing that was put, if there is one.
+func (l *freeList[T]) get() (thing T, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := len(l.free); n > 0 {
+		thing, l.free = l.free[n-1], l.free[:n-1]
+		return thing, true
+	}
+	return thing, false
+}
+
+func (l *freeList[T]) put(thing T) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.free) < freeMost {
+		l.free = append(l.free, thing)
+	}
+}
+
+// plains, wires and compressors serve all responses. Compressed bodies, which are small,
+// have buffers of their own.
 var (
-	buffers     = sync.Pool{New: func() any { return new(buffer) }}
-	compressors = sync.Pool{New: func() any {
-		// Level 1: on merged metrics higher levels cost several times as much and save
-		// little, and more than reading every source.
-		w, err := gzip.NewWriterLevel(nil, gzip.BestSpeed)
-		if err != nil {
-			panic(fmt.Sprintf("BUG: gzip level: %v", err))
-		}
-		return w
-	}}
+	plains, wires freeList[*buffer]
+	compressors   freeList[*gzip.Writer]
 )
 
-func getBuffer() *buffer {
-	b := buffers.Get().(*buffer)
+func getCompressor() *gzip.Writer {
+	if w, ok := compressors.get(); ok {
+		return w
+	}
+	// Level 1: on merged metrics higher levels cost several times as much and save
+	// little, and more than reading every source.
+	w, err := gzip.NewWriterLevel(nil, gzip.BestSpeed)
+	if err != nil {
+		panic(fmt.Sprintf("BUG: gzip level: %v", err))
+	}
+	return w
+}
+
+func getBuffer(from *freeList[*buffer]) *buffer {
+	b, ok := from.get()
+	if !ok {
+		return new(buffer)
+	}
 	b.b = b.b[:0]
 	return b
 }
 
 // compress appends the gzip form of plain to a buffer. The same input gives the same bytes.
 func compress(dst *buffer, plain []byte) error {
-	w := compressors.Get().(*gzip.Writer)
-	defer compressors.Put(w)
+	w := getCompressor()
+	defer compressors.put(w)
 	w.Reset(dst)
 	if _, err := w.Write(plain); err != nil {
 		return fmt.Errorf("compress response: %w", err)

@@ -148,21 +148,21 @@ func (s *Server) make(r *rendering) {
 			r.panicked = &laneError{v, debug.Stack()}
 		}
 	}()
-	r.plain = getBuffer()
+	r.plain = getBuffer(&plains)
 	r.wire = r.plain
 	if r.err = s.encode(r.ctx, r.plain, r.format, r.filter); r.err != nil || r.encoding != gzipped {
 		return
 	}
-	r.wire = getBuffer()
+	r.wire = getBuffer(&wires)
 	r.err = compress(r.wire, r.plain.b)
 }
 
 func (r *rendering) giveBack() {
 	if r.wire != nil && r.wire != r.plain {
-		buffers.Put(r.wire)
+		wires.put(r.wire)
 	}
 	if r.plain != nil {
-		buffers.Put(r.plain)
+		plains.put(r.plain)
 	}
 	r.plain, r.wire = nil, nil
 }
