@@ -40,8 +40,11 @@ type directory struct {
 	schema *schema
 	// workers are empty where the shape is dead.
 	workers []*worker
-	// bytes is how much of all files is used, files how many there are.
-	bytes, files int
+	// bytes is how much of all files is used, files how many there were made, by how many
+	// workers.
+	bytes, files, started int
+	layout                layout
+	buf                   []byte
 	// total is the sum of the values that were generated for the schema's witness.
 	total   float64
 	rng     *rand.Rand
@@ -84,33 +87,67 @@ func generateAs(path string, sh shape, s *schema, lay layout) (d *directory, err
 			err = errors.Join(err, d.remove())
 		}
 	}()
-	_, witness := s.witness()
-	var buf []byte
-	for i := range sh.workers {
-		w := new(worker)
-		rng := rand.New(rand.NewPCG(uint64(i), 3))
-		for k := range kinds {
-			if !d.schema.has(k) {
-				continue
-			}
-			f := &sourceFile{}
-			buf = f.fill(buf[:0], d.schema, k, rng, lay)
-			if k == counter {
-				d.total += math.Float64frombits(binary.LittleEndian.Uint64(buf[8*f.slots[witness.first]:]))
-			}
-			name := fmt.Sprintf("%s_%d.db", k.prefix(), 1000+i)
-			if err := f.create(filepath.Join(path, name), buf, !sh.dead); err != nil {
-				return nil, err
-			}
-			d.bytes += len(buf)
-			d.files++
-			w[k] = f
+	d.layout = lay
+	for range sh.workers {
+		w, err := d.start()
+		if err != nil {
+			return nil, err
 		}
 		if !sh.dead {
 			d.workers = append(d.workers, w)
 		}
 	}
 	return d, nil
+}
+
+// start makes the files of one more worker.
+func (d *directory) start() (*worker, error) {
+	_, witness := d.schema.witness()
+	w := new(worker)
+	rng := rand.New(rand.NewPCG(uint64(d.started), 3))
+	for k := range kinds {
+		if !d.schema.has(k) {
+			continue
+		}
+		f := &sourceFile{}
+		d.buf = f.fill(d.buf[:0], d.schema, k, rng, d.layout)
+		if k == counter {
+			d.total += math.Float64frombits(binary.LittleEndian.Uint64(d.buf[8*f.slots[witness.first]:]))
+		}
+		name := fmt.Sprintf("%s_%d.db", k.prefix(), 1000+d.started)
+		if err := f.create(filepath.Join(d.path, name), d.buf, !d.shape.dead); err != nil {
+			return nil, err
+		}
+		d.bytes += len(d.buf)
+		d.files++
+		w[k] = f
+	}
+	d.started++
+	return w, nil
+}
+
+// replace lets a worker die and starts another one.
+func (d *directory) replace(i int) error {
+	if err := d.workers[i].end(); err != nil {
+		return err
+	}
+	w, err := d.start()
+	if err == nil {
+		d.workers[i] = w
+	}
+	return err
+}
+
+// end ends the process: its files are no longer mapped.
+func (w *worker) end() error {
+	var errs []error
+	for _, f := range w {
+		if f != nil && f.mem != nil {
+			errs = append(errs, unix.Munmap(f.mem))
+			f.mem, f.words = nil, nil
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // fill appends the used bytes of a file, and takes note of where its values are.
@@ -202,12 +239,7 @@ func (d *directory) touch(share float64) {
 func (d *directory) remove() error {
 	var errs []error
 	for _, w := range d.workers {
-		for _, f := range w {
-			if f != nil && f.mem != nil {
-				errs = append(errs, unix.Munmap(f.mem))
-				f.mem, f.words = nil, nil
-			}
-		}
+		errs = append(errs, w.end())
 	}
 	d.workers = nil
 	return errors.Join(append(errs, os.RemoveAll(d.path))...)

@@ -28,11 +28,13 @@ type options struct {
 	// idle is for how long the idle daemon is watched, idleScrape the time between two
 	// scrapes meanwhile.
 	idle, idleScrape time.Duration
-	quick            bool
-	markdown         bool
-	layout           string
-	daemon, python   string
-	dir              string
+	// churn is for how long workers of a small shape are replaced.
+	churn          time.Duration
+	quick          bool
+	markdown       bool
+	layout         string
+	daemon, python string
+	dir            string
 }
 
 func (o *options) addFlags(f *flag.FlagSet) {
@@ -42,6 +44,7 @@ func (o *options) addFlags(f *flag.FlagSet) {
 	f.IntVar(&o.scrapes, "scrapes", 1000, "after how many scrapes memory is looked at; small shapes get ten times as many more")
 	f.IntVar(&o.coldRounds, "cold-rounds", 3, "how often the dead are folded")
 	f.DurationVar(&o.idle, "idle", 30*time.Second, "for how long the idle daemon is watched; whole multiples of 15 s are fair; 0: not at all")
+	f.DurationVar(&o.churn, "churn", 0, "for how long the workers of a small shape are replaced, four a second; an hour shows whether memory stays flat")
 	f.BoolVar(&o.quick, "quick", false, "tiny shapes and 3 rounds, to see that everything works")
 	f.BoolVar(&o.markdown, "markdown", false, "print Markdown")
 	f.StringVar(&o.layout, "layout", py16.name, "`LAYOUT` of the source files that the daemon reads: py16 or py8")
@@ -54,7 +57,7 @@ func (o *options) addFlags(f *flag.FlagSet) {
 func (o *options) finish() error {
 	if o.quick {
 		o.shapes, o.rounds, o.scrapes, o.coldRounds = "tiny,tiny-dead", 3, 50, 1
-		o.idle, o.idleScrape = 500*time.Millisecond, 250*time.Millisecond
+		o.idle, o.idleScrape, o.churn = 500*time.Millisecond, 250*time.Millisecond, 3*time.Second
 	}
 	if o.large {
 		o.shapes += ",large"
@@ -137,6 +140,9 @@ func run(ctx context.Context, o options, progress io.Writer) (r *report, err err
 			err = b.cold(ctx, sh)
 		} else {
 			err = b.steady(ctx, sh)
+		}
+		if err == nil && !sh.dead && b.opts.churn > 0 && sh.entries() <= smallEntries {
+			err = b.churn(ctx, sh)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("shape %s: %w", sh.name, err)
