@@ -197,7 +197,7 @@ func statArchive(spec pool.DirSpec, dir string, v *archive.View) (archiveStat, e
 		}
 		k := &st.Kinds[len(st.Kinds)-1]
 		k.Series += table.Len()
-		if space.Mode == metric.All {
+		if space.Worker != "" {
 			k.Workers++
 		}
 		for i := range table.Len() {
@@ -318,7 +318,7 @@ func listArchive(w *bytes.Buffer, totals *archive.Totals, patterns []string) {
 	slices.SortStableFunc(families, func(a, b *archivedFamily) int { return strings.Compare(a.name, b.name) })
 	for _, f := range families {
 		what := strings.TrimSpace(f.space.Type.String() + " " + f.space.Mode.String())
-		if f.space.Mode == metric.All {
+		if f.space.Worker != "" {
 			what += " of worker " + f.space.Worker
 		}
 		fmt.Fprintf(w, "%s (%s)\n", f.name, what)

@@ -151,7 +151,7 @@ func TestArchiveStat(t *testing.T) {
 	created := got.Created
 	got.Created, got.LastFold = time.Time{}, nil
 	want := archiveStat{
-		Path: path, SizeBytes: info.Size(), Format: 1, Folds: 2, Files: 16, FileBytes: 16 * 65536, Families: 10, Series: 16, Records: 2,
+		Path: path, SizeBytes: info.Size(), Format: archive.Format, Folds: 2, Files: 16, FileBytes: 16 * 65536, Families: 10, Series: 16, Records: 2,
 		Kinds: []archiveKind{
 			{"counter", "", 0, 2, 3},
 			{"gauge", "all", 2, 1, 2},
@@ -171,7 +171,7 @@ func TestArchiveStat(t *testing.T) {
 
 	text := must(t, "archive", "stat", "--dir", dir)
 	wantText := path + `
-  size       SIZE bytes, format 1
+  size       SIZE bytes, format 2
   created    CREATED
   last fold  LAST
   folded     16 files of 1048576 bytes, in 2 folds

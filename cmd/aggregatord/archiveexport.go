@@ -218,7 +218,7 @@ func exportName(s archive.Space) string {
 		name += "_" + s.Mode.String()
 	}
 	worker := "archive"
-	if s.Mode == metric.All {
+	if s.Worker != "" {
 		worker = s.Worker
 	}
 	return name + "_" + worker + store.Extension

@@ -25,8 +25,9 @@ import (
 const FileName = "archive.bolt"
 
 // Format is the version of what is on disk. Whoever changes the layout raises it, and keeps
-// where it is written as it is.
-const Format = 1
+// where it is written as it is. 2 has gauges of single workers in other modes than all, too; what
+// reads it reads 1.
+const Format = 2
 
 var (
 	bucketMeta   = []byte("meta")
@@ -389,18 +390,33 @@ func (b *Batch) Part(space Space) *FoldedFile { return &FoldedFile{batch: b, spa
 // Add adds the file's next entry, in file order. The key is not kept. A keep of false
 // leaves the entry out, as one that no view shows, but keeps its place.
 func (f *FoldedFile) Add(key []byte, value, second float64, keep bool) {
+	i := f.record(value, second)
+	if keep {
+		f.keep(f.space, key, i, value, second)
+	}
+}
+
+// AddTo is Add for an entry that is kept in another space than the file's, where its second
+// half is there.
+func (f *FoldedFile) AddTo(space Space, there float64, key []byte, value, second float64) {
+	f.keep(space, key, f.record(value, second), value, there)
+}
+
+// record takes note of what an entry was, and returns where in values that is.
+func (f *FoldedFile) record(value, second float64) int {
 	i := len(f.values)
 	f.values = append(f.values, value)
 	if f.space.stamped() {
 		f.values = append(f.values, second)
 	}
-	if !keep {
-		return
-	}
+	return i
+}
+
+func (f *FoldedFile) keep(space Space, key []byte, i int, value, second float64) {
 	if i < len(f.baseline) {
-		value = Gain(f.space, value, f.baseline[i])
+		value = Gain(space, value, f.baseline[i])
 	}
-	f.batch.totals.Add(f.space, key, value, second, f.batch.now)
+	f.batch.totals.Add(space, key, value, second, f.batch.now)
 }
 
 // stamped reports whether timestamps matter.

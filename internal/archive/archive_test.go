@@ -456,7 +456,7 @@ func TestNewer(t *testing.T) {
 	})
 	before, err := os.ReadFile(archivePath(dir))
 	mustDo(t, err)
-	if _, err := Open(dir); !errors.Is(err, ErrNewer) || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "format is 2, this program knows 1") {
+	if _, err := Open(dir); !errors.Is(err, ErrNewer) || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "format is 3, this program knows 2") {
 		t.Errorf("open: %v", err)
 	}
 	if _, err := Read(dir); !errors.Is(err, ErrNewer) {

@@ -96,7 +96,7 @@ func readSpace(data []byte) (s Space, folded time.Time, err error) {
 	}
 	s = Space{Type: metric.Type(data[0]), Mode: metric.Mode(data[1]), Worker: string(data[10:])}
 	if s.Type < metric.Counter || s.Type > metric.Summary || (s.Type == metric.Gauge) != (s.Mode.String() != "") || s.Mode.Live() ||
-		(s.Worker != "" && s.Mode != metric.All) || !utf8.ValidString(s.Worker) || strings.ContainsAny(s.Worker, "/\x00") {
+		(s.Worker != "" && s.Type != metric.Gauge) || !utf8.ValidString(s.Worker) || strings.ContainsAny(s.Worker, "/\x00") {
 		return s, folded, fmt.Errorf("space of type %d and mode %d", data[0], data[1])
 	}
 	return s, time.Unix(int64(binary.BigEndian.Uint64(data[2:])), 0), nil

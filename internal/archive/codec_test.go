@@ -98,17 +98,17 @@ func TestReadSpaceErrors(t *testing.T) {
 		return appendSpace(nil, Space{typ, mode, id}, at(0))
 	}
 	for name, data := range map[string][]byte{
-		"empty":              {},
-		"cut":                space(metric.Counter, 0, "")[:9],
-		"unknown_type":       space(metric.Unknown, 0, ""),
-		"type_of_the_future": space(metric.Summary+1, 0, ""),
-		"counter_with_mode":  space(metric.Counter, metric.Sum, ""),
-		"gauge_without_mode": space(metric.Gauge, 0, ""),
-		"mode_of_the_future": space(metric.Gauge, metric.LiveMostRecent+1, ""),
-		"live":               space(metric.Gauge, metric.LiveSum, ""),
-		"worker_of_a_sum":    space(metric.Gauge, metric.Sum, "7"),
-		"worker_is_a_path":   space(metric.Gauge, metric.All, "../x"),
-		"worker_not_utf8":    space(metric.Gauge, metric.All, "\xff"),
+		"empty":               {},
+		"cut":                 space(metric.Counter, 0, "")[:9],
+		"unknown_type":        space(metric.Unknown, 0, ""),
+		"type_of_the_future":  space(metric.Summary+1, 0, ""),
+		"counter_with_mode":   space(metric.Counter, metric.Sum, ""),
+		"gauge_without_mode":  space(metric.Gauge, 0, ""),
+		"mode_of_the_future":  space(metric.Gauge, metric.LiveMostRecent+1, ""),
+		"live":                space(metric.Gauge, metric.LiveSum, ""),
+		"worker_of_a_counter": space(metric.Counter, 0, "7"),
+		"worker_is_a_path":    space(metric.Gauge, metric.All, "../x"),
+		"worker_not_utf8":     space(metric.Gauge, metric.All, "\xff"),
 	} {
 		if s, _, err := readSpace(data); err == nil {
 			t.Errorf("%s: %+v", name, s)

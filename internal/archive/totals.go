@@ -19,12 +19,13 @@ type Space struct {
 	Type metric.Type
 	// Mode is NoMode unless Type is Gauge. It is never a live mode: nothing of those is kept.
 	Mode metric.Mode
-	// Worker is the worker's ID in mode All, which keeps each worker's values apart, and
-	// empty in all others.
+	// Worker is the worker's ID where each worker's values are kept apart: in mode All, and for
+	// gauges in other modes that are to go some time after their worker. Empty elsewhere.
 	Worker string
 }
 
-// SpaceOf returns where the values of a source file go, and whether any are kept.
+// SpaceOf returns where the values of a source file go unless somebody says otherwise, and
+// whether any are kept.
 func SpaceOf(typ metric.Type, mode metric.Mode, worker string) (Space, bool) {
 	s := Space{Type: typ, Mode: mode}
 	if mode.Base() == metric.All {

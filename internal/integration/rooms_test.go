@@ -66,7 +66,7 @@ var rooms = map[string]struct {
 		why: "it plays the application, which knows the format of source files and nothing of the daemon",
 	},
 	"internal/policy": {
-		may: []string{"internal/merge", "internal/metric"},
+		may: []string{"internal/merge", "internal/store", "internal/metric"},
 		why: "it says what the operator wants of metrics; where they come from and when they are merged is pool's",
 		not: []string{"os", "net/http"},
 	},

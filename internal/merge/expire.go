@@ -60,3 +60,31 @@ func (x *Index) Remember(old *Index) {
 		}
 	}
 }
+
+// RememberSource takes over from a source of another index what Observe has seen of it: s has
+// entries with the same slots.
+func (s *Source) RememberSource(old *Source) {
+	type observed struct{ stamp, seen float64 }
+	known := map[uint32]observed{}
+	for i := range old.parts {
+		p := &old.parts[i]
+		if p.recent() {
+			for k, e := range p.entries {
+				known[old.slots[e]] = observed{p.stamps[k], p.seen[k]}
+			}
+		}
+	}
+	if len(known) == 0 {
+		return
+	}
+	for i := range s.parts {
+		p := &s.parts[i]
+		if p.recent() {
+			for k, e := range p.entries {
+				if o, ok := known[s.slots[e]]; ok {
+					p.stamps[k], p.seen[k] = o.stamp, o.seen
+				}
+			}
+		}
+	}
+}

@@ -2,7 +2,6 @@ package merge
 
 import (
 	"cmp"
-	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -146,6 +145,8 @@ type Index struct {
 	series, keys map[string]int
 	// now is the present time, in Unix seconds, as last told; 0: never.
 	now float64
+	// refused says that a limit has kept an entry out; seating that none does: see Seat.
+	refused, seating bool
 	// expired and dropped are of the last snapshot: see Expired and Dropped.
 	expired, dropped int
 
@@ -343,10 +344,11 @@ func (x *Index) newKey(space *keyspace, fam *family, r *Ruling, id identity, raw
 			if cp.Point == point {
 				// Another spelling of a key: another help text, another dialect.
 				switch {
+				case x.seating:
 				case held.keys >= spellings*x.opts.MaxFamilySeries:
-					return 0, fmt.Errorf("%w: %d spellings of keys", ErrFamilyLimit, held.keys)
+					return 0, limited(ErrFamilyLimit, id.family, "%d keys", held.keys)
 				case x.keys[pool] >= spellings*x.opts.MaxSeries:
-					return 0, fmt.Errorf("%w: %d spellings of keys", ErrSeriesLimit, x.keys[pool])
+					return 0, limited(ErrSeriesLimit, id.family, "%d keys with one more", x.keys[pool])
 				}
 				x.addKey(space, fam, raw, cp.cell)
 				return cp.cell, nil
@@ -354,10 +356,11 @@ func (x *Index) newKey(space *keyspace, fam *family, r *Ruling, id identity, raw
 		}
 	}
 	switch {
+	case x.seating:
 	case held.series >= x.opts.MaxFamilySeries:
-		return 0, fmt.Errorf("%w: %d", ErrFamilyLimit, x.opts.MaxFamilySeries)
+		return 0, limited(ErrFamilyLimit, id.family, "%d series", held.series)
 	case x.series[pool] >= x.opts.MaxSeries:
-		return 0, fmt.Errorf("%w: %d", ErrSeriesLimit, x.opts.MaxSeries)
+		return 0, limited(ErrSeriesLimit, id.family, "%d series with one more", x.series[pool])
 	}
 	if n == nil {
 		n = &node{labels: slices.Clip(id.labels)}

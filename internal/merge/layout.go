@@ -2,6 +2,8 @@ package merge
 
 import (
 	"math"
+	"slices"
+	"sync"
 	"sync/atomic"
 
 	"aggregatord/internal/metric"
@@ -116,3 +118,22 @@ var Absent = math.Float64frombits(absentBits)
 
 // IsAbsent reports whether v is Absent.
 func IsAbsent(v float64) bool { return math.Float64bits(v) == absentBits }
+
+// mapped are snapshots that Map has made and nobody holds any more.
+var mapped sync.Pool
+
+// Map returns a snapshot of another layout, whose values are those of this one that from
+// names, in its order; and releases this one.
+func (s *Snapshot) Map(layout *Layout, from []uint32) *Snapshot {
+	out, _ := mapped.Get().(*Snapshot)
+	if out == nil {
+		out = &Snapshot{release: func(s *Snapshot) { s.Layout = nil; mapped.Put(s) }}
+	}
+	out.Layout = layout
+	out.Values = slices.Grow(out.Values[:0], len(from))[:len(from)]
+	for i, at := range from {
+		out.Values[i] = s.Values[at]
+	}
+	s.Release()
+	return out
+}

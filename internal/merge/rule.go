@@ -23,6 +23,26 @@ var (
 	ErrLabelLength = errors.New("label is too long")
 )
 
+// A LimitError is the error of Learn that one of the limits gives. It is one of the errors
+// above, and says more.
+type LimitError struct {
+	Limit error
+	// Family is the OpenMetrics name of the family the entry would have been in.
+	Family string
+	// What is how much of what there is or would be.
+	What string
+}
+
+func (e *LimitError) Error() string { return fmt.Sprintf("%v: %s of %q", e.Limit, e.What, e.Family) }
+
+// Unwrap returns the limit.
+func (e *LimitError) Unwrap() error { return e.Limit }
+
+// limited makes a LimitError.
+func limited(limit error, family, format string, args ...any) error {
+	return &LimitError{limit, family, fmt.Sprintf(format, args...)}
+}
+
 // identity is what a key means: the place of its sample in a family, and its labels without
 // le and quantile.
 type identity struct {
@@ -44,13 +64,13 @@ func identify(key metric.Key, spec *SourceSpec) (identity, error) {
 	boundLabel := ""
 	switch spec.Type {
 	case metric.Counter:
-		base, total := strings.CutSuffix(key.Family, "_total")
+		id.family = FamilyName(key.Family, spec.Type)
 		switch {
 		case suffix == "_total":
+			// That of a family a_total is a_total_total.
+			id.family, id.kind = key.Family, Total
+		case suffix == "" && id.family != key.Family:
 			id.kind = Total
-		case suffix == "" && total && base != "":
-			// Clients from before OpenMetrics name the family like the sample.
-			id.family, id.kind = base, Total
 		case suffix == "":
 			id.kind = Value
 		default:
@@ -89,6 +109,15 @@ func identify(key metric.Key, spec *SourceSpec) (identity, error) {
 		}
 	}
 	return id, nil
+}
+
+// FamilyName returns the OpenMetrics name of a family: clients from before OpenMetrics name
+// that of a counter like its sample, with _total.
+func FamilyName(family string, typ metric.Type) string {
+	if base, total := strings.CutSuffix(family, "_total"); typ == metric.Counter && total && base != "" {
+		return base
+	}
+	return family
 }
 
 func labelIndex(labels []metric.Label, name string) int {

@@ -1,7 +1,6 @@
 package merge
 
 import (
-	"fmt"
 	"math"
 	"slices"
 
@@ -159,10 +158,11 @@ func foldedStamp(s *Source, e uint32) float64 {
 // keeping it in a most recent mode.
 func (s *Source) Stamp(entry int) float64 {
 	for i := range s.parts {
-		for k, e := range s.parts[i].entries {
-			if int(e) == entry && s.parts[i].recent() {
-				return s.parts[i].stamps[k]
-			}
+		if !s.parts[i].recent() {
+			continue
+		}
+		if k, ok := slices.BinarySearch(s.parts[i].entries, uint32(entry)); ok {
+			return s.parts[i].stamps[k]
 		}
 	}
 	if s.second != nil && !s.folded {
@@ -221,6 +221,14 @@ func (x *Index) accumulateParts(s *Source) {
 
 // learnNew is Learn for an entry whose raw key the source's keyspace does not have.
 func (x *Index) learnNew(s *Source, raw []byte, slot uint32) error {
+	err := x.learnKey(s, raw, slot)
+	if _, limited := err.(*LimitError); limited { //nolint:errorlint // made in this package, never wrapped
+		x.refused = true
+	}
+	return err
+}
+
+func (x *Index) learnKey(s *Source, raw []byte, slot uint32) error {
 	key, err := s.spec.ParseKey(raw)
 	if err != nil {
 		return err
@@ -253,9 +261,7 @@ func (x *Index) learnNew(s *Source, raw []byte, slot uint32) error {
 	if r.Key != nil && !s.spec.Fixed {
 		raw = r.Key(whole)
 	}
-	if err := x.relabel(&id, &s.spec, class.mode, r); err != nil {
-		return err
-	}
+	tooMuch := x.relabel(&id, &s.spec, class.mode, r)
 	space := s.space
 	var p *part
 	if class != s.space.id.class || collapses {
@@ -264,6 +270,9 @@ func (x *Index) learnNew(s *Source, raw []byte, slot uint32) error {
 	}
 	cell, ok := space.cells[string(raw)]
 	if !ok {
+		if tooMuch != nil && !x.seating {
+			return tooMuch
+		}
 		if cell, err = x.newKey(space, fam, r, id, raw); err != nil {
 			return err
 		}
@@ -316,7 +325,8 @@ type rulingKey struct {
 	typ  metric.Type
 }
 
-// relabel makes the labels that are served of those that a worker wrote.
+// relabel makes the labels that are served of those that a worker wrote. The error is that of
+// a limit on labels, for a series that is not known.
 //
 // What it does with pid follows prometheus_client's multiprocess.py, so that no series
 // changes identity on the day a user switches: a gauge loses a label pid of its own and, in
@@ -334,17 +344,7 @@ func (x *Index) relabel(id *identity, spec *SourceSpec, mode metric.Mode, r *Rul
 	if spec.Pool != "" {
 		id.labels = withLabel(renameLabel(id.labels, "pool"), metric.Label{Name: "pool", Value: spec.Pool})
 	}
-	if len(id.labels) > x.opts.MaxLabels {
-		return fmt.Errorf("%w: %d labels on %q, %d allowed", ErrLabelLimit, len(id.labels), id.family, x.opts.MaxLabels)
-	}
-	for _, l := range id.labels {
-		if x.opts.MaxLabelName > 0 && len(l.Name) > x.opts.MaxLabelName {
-			return fmt.Errorf("%w: a label name of %d bytes on %q, %d allowed", ErrLabelLength, len(l.Name), id.family, x.opts.MaxLabelName)
-		}
-		if x.opts.MaxLabelValue > 0 && len(l.Value) > x.opts.MaxLabelValue {
-			return fmt.Errorf("%w: %d bytes in %q of %q, %d allowed", ErrLabelLength, len(l.Value), l.Name, id.family, x.opts.MaxLabelValue)
-		}
-	}
+	err := x.checkLabels(id)
 	for _, l := range r.Target {
 		id.labels = withLabel(renameLabel(id.labels, l.Name), l)
 	}
@@ -353,5 +353,38 @@ func (x *Index) relabel(id *identity, spec *SourceSpec, mode metric.Mode, r *Rul
 			id.labels = withLabel(id.labels, l)
 		}
 	}
+	return err
+}
+
+func (x *Index) checkLabels(id *identity) error {
+	if len(id.labels) > x.opts.MaxLabels {
+		return limited(ErrLabelLimit, id.family, "%d labels", len(id.labels))
+	}
+	for _, l := range id.labels {
+		if x.opts.MaxLabelName > 0 && len(l.Name) > x.opts.MaxLabelName {
+			return limited(ErrLabelLength, id.family, "a name of %d bytes", len(l.Name))
+		}
+		if x.opts.MaxLabelValue > 0 && len(l.Value) > x.opts.MaxLabelValue {
+			return limited(ErrLabelLength, id.family, "%d bytes in %s", len(l.Value), l.Name)
+		}
+	}
 	return nil
 }
+
+// Seat makes room for every entry of a source of another index, whatever the limits are:
+// series that are known go on when limits change. Remove the source that it returns when all
+// sources are there.
+func (x *Index) Seat(old *Index, s *Source) *Source {
+	seat := x.add(&Source{spec: s.spec, alive: s.alive, folded: s.folded})
+	x.seating = true
+	defer func() { x.seating = false }()
+	old.Each(s, func(raw string, _, _ float64) {
+		if raw != "" {
+			x.Learn(seat, []byte(raw), 0) //nolint:errcheck // it was good in the other index
+		}
+	})
+	return seat
+}
+
+// Refused reports whether a limit has ever kept an entry out.
+func (x *Index) Refused() bool { return x.refused }

@@ -50,14 +50,14 @@ func compileLabelRule(r *Rule, wrong func(format string, args ...any)) *labelRul
 	return l
 }
 
-// loses reports whether series that differ may become equal.
-func (l *labelRule) loses() bool { return l.listed != nil || len(l.rename) > 0 }
+// leavesOut reports whether a label is not served.
+func (l *labelRule) leavesOut(name string) bool { return l.listed[name] != l.keep }
 
 // apply returns what becomes of the labels. It may change the list in place; the result is
 // sorted, if the list is.
 func (l *labelRule) apply(labels []metric.Label) []metric.Label {
 	if l.listed != nil {
-		labels = slices.DeleteFunc(labels, func(has metric.Label) bool { return l.listed[has.Name] != l.keep })
+		labels = slices.DeleteFunc(labels, func(has metric.Label) bool { return l.leavesOut(has.Name) })
 	}
 	if len(l.rename) == 0 {
 		return labels

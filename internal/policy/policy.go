@@ -20,8 +20,8 @@ import (
 // Policy says nothing.
 type Policy struct {
 	spec     Spec
-	rules    []*rule
 	pools    map[string]*poolPolicy
+	other    *poolPolicy // of all pools that are not named
 	external []metric.Label
 	info     []Info
 	relabel  []*relabel.Config
@@ -29,8 +29,9 @@ type Policy struct {
 
 // poolPolicy is what holds for one pool.
 type poolPolicy struct {
-	labels []metric.Label
-	rules  []*rule // its own, then the global ones
+	rules []rule // its own, then the global ones
+	// ruling is for families that no rule matches.
+	ruling *Ruling
 }
 
 // rule is a Rule that is ready to be asked.
@@ -39,6 +40,9 @@ type rule struct {
 	name   string
 	re     *regexp.Regexp // nil: exact
 	labels *labelRule     // nil: as they are
+	// ruling is what it says in one pool, unitless the same for a family whose name does not
+	// end in the unit.
+	ruling, unitless *Ruling
 }
 
 // Info is a constant series.
@@ -58,18 +62,18 @@ func Compile(spec Spec) (*Policy, error) {
 			errs = append(errs, err)
 		}
 	}
-	p.rules = compileRules("metrics", spec.Rules, fail)
+	global := compileRules("metrics", spec.Rules, fail)
+	p.external = compileLabels("external_labels", spec.ExternalLabels, fail)
+	p.other = p.poolOf(nil, global)
 	for _, name := range slices.Sorted(maps.Keys(spec.Pools)) {
 		in := spec.Pools[name]
 		place := "pools." + name
-		pool := &poolPolicy{labels: compileLabels(place+".labels", in.Labels, fail)}
-		if i := slices.IndexFunc(pool.labels, func(l metric.Label) bool { return l.Name == "pool" }); i >= 0 && name != "" {
+		labels := compileLabels(place+".labels", in.Labels, fail)
+		if i := slices.IndexFunc(labels, func(l metric.Label) bool { return l.Name == "pool" }); i >= 0 && name != "" {
 			fail(fmt.Errorf("%s.labels: the label %q has the pool's name already; choose another", place, "pool"))
 		}
-		pool.rules = slices.Concat(compileRules(place+".metrics", in.Rules, fail), p.rules)
-		p.pools[name] = pool
+		p.pools[name] = p.poolOf(labels, slices.Concat(compileRules(place+".metrics", in.Rules, fail), global))
 	}
-	p.external = compileLabels("external_labels", spec.ExternalLabels, fail)
 	seen := map[string]bool{}
 	for i, in := range spec.Info {
 		place := fmt.Sprintf("info[%d]", i)
@@ -128,12 +132,12 @@ func compileRelabel(in []*relabel.Config, fail func(error)) []*relabel.Config {
 	return out
 }
 
-func compileRules(place string, in []Rule, fail func(error)) []*rule {
-	var out []*rule
+func compileRules(place string, in []Rule, fail func(error)) []rule {
+	var out []rule
 	names := map[string]int{}
 	for i, r := range in {
 		at := fmt.Sprintf("%s[%d]", place, i)
-		c := &rule{Rule: r, name: cmp.Or(r.Name, at)}
+		c := rule{Rule: r, name: cmp.Or(r.Name, at)}
 		if r.Name != "" {
 			if j, ok := names[r.Name]; ok {
 				fail(fmt.Errorf("%s: the name %q is that of %s[%d] already; choose another", at, r.Name, place, j))
@@ -262,20 +266,6 @@ func (p *Policy) Info() []Info {
 		return nil
 	}
 	return p.info
-}
-
-// find returns the rule for a family, or nil.
-func (p *Policy) find(pool, family string, typ metric.Type) *rule {
-	rules := p.rules
-	if own := p.pools[pool]; own != nil {
-		rules = own.rules
-	}
-	for _, r := range rules {
-		if r.matches(family, typ) {
-			return r
-		}
-	}
-	return nil
 }
 
 // matches reports whether the rule is for a family, given by its OpenMetrics name.

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -89,12 +90,82 @@ func TestFirstMatchWins(t *testing.T) {
 		{"", "x", metric.Gauge, "metrics[3]"},
 		{"", "xx", metric.Gauge, ""},
 	} {
-		got := ""
-		if r := p.find(c.pool, c.family, c.typ); r != nil {
-			got = r.name
-		}
-		if got != c.want {
+		if got := p.For(c.pool, c.family, c.typ).Rule; got != c.want {
 			t.Errorf("pool %q, %v %q: rule %q, want %q", c.pool, c.typ, c.family, got, c.want)
 		}
+	}
+}
+
+func TestLabels(t *testing.T) {
+	for name, c := range map[string]struct {
+		rule      Rule
+		want, key string // empty: the key as it is
+	}{
+		"drop":              {Rule{DropLabels: []string{"b", "x"}}, "a=1 c=3", `["f", "f", {"a": "1", "c": "3", "le": "1.0"}, "H"]`},
+		"keep":              {Rule{KeepLabels: []string{"b", "x"}}, "b=2", `["f", "f", {"b": "2", "le": "1.0"}, "H"]`},
+		"rename":            {Rule{RenameLabels: map[string]string{"a": "z", "x": "y"}}, "b=2 c=3 z=1", ""},
+		"rename over":       {Rule{RenameLabels: map[string]string{"a": "b"}}, "b=1 c=3", ""},
+		"swap":              {Rule{RenameLabels: map[string]string{"a": "b", "b": "a"}}, "a=2 b=1 c=3", ""},
+		"shift":             {Rule{RenameLabels: map[string]string{"a": "b", "b": "c", "c": "d"}}, "b=1 c=2 d=3", ""},
+		"drop, then rename": {Rule{DropLabels: []string{"b"}, RenameLabels: map[string]string{"a": "b"}}, "b=1 c=3", `["f", "f", {"a": "1", "c": "3", "le": "1.0"}, "H"]`},
+		"absent":            {Rule{RenameLabels: map[string]string{"x": "a"}}, "a=1 b=2 c=3", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.rule.Match = "f"
+			p, err := Compile(Spec{Rules: []Rule{c.rule}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := p.For("", "f", metric.Histogram)
+			labels := []metric.Label{{Name: "a", Value: "1"}, {Name: "b", Value: "2"}, {Name: "c", Value: "3"}}
+			key := metric.Key{Family: "f", Series: metric.Series{Sample: "f", Labels: append(slices.Clone(labels), metric.Label{Name: "le", Value: "1.0"})}, Help: "H"}
+			if r.Key == nil {
+				if c.key != "" {
+					t.Error("the key stays")
+				}
+			} else if got := string(r.Key(key)); got != c.key {
+				t.Errorf("key %s, want %s", got, c.key)
+			}
+			var got []string
+			for _, l := range r.Labels(labels) {
+				got = append(got, l.Name+"="+l.Value)
+			}
+			if got := strings.Join(got, " "); got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+func TestRuling(t *testing.T) {
+	p, err := Compile(Spec{
+		Rules: []Rule{
+			{MatchRE: ".*size.*", Unit: "bytes", Help: "Size.", GaugeMode: metric.Max, Retention: time.Minute, ExpireAfter: 90 * time.Second},
+		},
+		Pools:          map[string]PoolSpec{"web": {Labels: map[string]string{"env": "prod"}}},
+		ExternalLabels: map[string]string{"b": "2", "a": "1"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := p.For("web", "size_bytes", metric.Gauge)
+	if r.Unit != "bytes" || r.Help != "Size." || r.Mode != metric.Max || r.Retention != time.Minute || r.ExpireAfter != 90 || r.Rule != "metrics[0]" {
+		t.Errorf("ruling %+v", r)
+	}
+	if len(r.Target) != 1 || r.Target[0] != (metric.Label{Name: "env", Value: "prod"}) || len(r.External) != 2 || r.External[0].Name != "a" {
+		t.Errorf("labels %v, %v", r.Target, r.External)
+	}
+	if r := p.For("web", "sizes", metric.Gauge); r.Unit != "" || r.Help != "Size." {
+		t.Errorf("without the unit in its name: %+v", r)
+	}
+	if r := p.For("jobs", "other", metric.Gauge); r.Rule != "" || r.Target != nil || len(r.External) != 2 {
+		t.Errorf("without a rule: %+v", r)
+	}
+	if p.For("x", "size", metric.Gauge) != p.For("y", "size", metric.Gauge) {
+		t.Error("pools of which nothing is said have rulings of their own")
+	}
+	var none *Policy
+	if r := none.For("x", "y", metric.Gauge); r == nil || r.Rule != "" || none.Says("x") || none.Info() != nil {
+		t.Errorf("no policy says %+v", r)
 	}
 }

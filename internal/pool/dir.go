@@ -51,6 +51,8 @@ type dir struct {
 	workers  map[string]bool
 	// gauges are the label values that updateMetrics has set, to be removed when unused.
 	gauges map[fileGauge]bool
+	// refusals are the families that a limit was reached for.
+	refusals map[refusal]bool
 
 	archiving
 }
@@ -80,6 +82,8 @@ type tracked struct {
 	entries   int // that were learned or refused
 	// unfoldable says that archiving the file has failed in a way that would fail again.
 	unfoldable bool
+	// recorded says that the archive has a record of the file's values from the fold.
+	recorded bool
 	// folding says that the file's entries are being archived: its values are the last ones,
 	// and it must neither be read nor probed, because we hold a lease on it.
 	folding  bool
@@ -92,12 +96,14 @@ func newDir(c *Collector, spec DirSpec, opts *Options) *dir {
 	if spec.Pool != "" {
 		logger = logger.With(zap.String("pool", spec.Pool))
 	}
-	return &dir{
-		c: c, spec: spec, limits: opts.Limits, logger: logger,
+	d := &dir{
+		c: c, spec: spec, logger: logger, refusals: map[refusal]bool{},
 		lister: watch.NewDir(spec.Path), prober: watch.NewProber(spec.Path),
 		archiving: newArchiving(spec, opts),
 		files:     map[string]*tracked{}, staged: map[string]*tracked{}, open: map[store.Identity]*tracked{}, workers: map[string]bool{}, gauges: map[fileGauge]bool{},
 	}
+	d.limits = d.limitsBy(opts.Policy)
+	return d
 }
 
 // scan takes up the files that appeared and lets go of those that went. What the last
@@ -341,8 +347,7 @@ func (d *dir) learn(t *tracked) {
 			return
 		}
 		if t.baseline != nil {
-			base, _ := archive.BaselineAt(t.space(), t.baseline, entry)
-			t.base = append(t.base, base)
+			t.base = append(t.base, d.baselineOf(t, e.Key, entry))
 		}
 	})
 	t.source.Compact()
@@ -402,6 +407,10 @@ func reasonOf(err error) store.Reason {
 func (d *dir) refused(t *tracked, e store.Entry, err error) {
 	reason := reasonOf(err)
 	d.c.metrics.entryErrors.With(d.spec.Pool, string(reason)).Inc()
+	if limit := asLimit(err); limit != nil {
+		d.limitReached(t.path, limit)
+		return
+	}
 	if t.seen[reason] {
 		return
 	}
@@ -432,7 +441,7 @@ func (t *tracked) load() error {
 	}
 	if t.baseline != nil && err == nil {
 		for i, v := range values {
-			t.source.Values()[i] = archive.Gain(t.space(), v, t.base[i])
+			t.source.Values()[i] = archive.Gain(counted, v, t.base[i])
 		}
 	}
 	return err
@@ -554,7 +563,7 @@ func (d *dir) probe(liveGaugesOnly bool) {
 			t.checked = false // a moment ago, when it was opened
 			continue
 		}
-		if t.file != nil && !t.folding && (!liveGaugesOnly || t.name.Mode.Live()) {
+		if t.file != nil && !t.folding && (!liveGaugesOnly || t.source.Live()) {
 			d.check(t)
 		}
 	}

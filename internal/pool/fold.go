@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -78,8 +79,8 @@ type archiving struct {
 	// folded are the sources of the index that show the archive's tables.
 	folded     map[archive.Space]*foldedSource
 	generation int
-	// removing are the folded files in the staging, and when they may be removed.
-	removing map[string]time.Time
+	// removing are the folded files in the staging.
+	removing map[string]foldedFile
 
 	// wiped is when the hidden directory was found removed, while it is.
 	wiped time.Time
@@ -96,12 +97,25 @@ type archiving struct {
 type foldedSource struct {
 	source  *merge.Source
 	learned int // positions of the table
+	// What one worker left goes after a time: soonest and last are after how long the first
+	// and the last of what is shown does; 0 is never.
+	soonest, last time.Duration
+	// asOf is when the worker was folded last; gone says that something of it went already.
+	asOf time.Time
+	gone bool
+}
+
+// foldedFile is a file that waits to be removed.
+type foldedFile struct {
+	due time.Time
+	// recorded says that there is a record of its values. Nothing was kept of others.
+	recorded bool
 }
 
 func newArchiving(spec DirSpec, opts *Options) archiving {
 	a := archiving{
 		opts: opts.Archive, archive: archive.New(), staging: archive.NewStaging(spec.Path),
-		folded: map[archive.Space]*foldedSource{}, removing: map[string]time.Time{},
+		folded: map[archive.Space]*foldedSource{}, removing: map[string]foldedFile{},
 		archiveDir: filepath.Join(spec.Path, archive.HiddenDir),
 	}
 	if opts.ArchiveDir != "" {
@@ -255,17 +269,34 @@ func (d *dir) showAll() {
 func (d *dir) show(s archive.Space) {
 	table := d.archive.Totals().Table(s)
 	f := d.folded[s]
+	if f != nil && f.gone && !f.asOf.Equal(table.LastFold()) {
+		d.hide(s) // another worker of the same ID may have left it anew
+		f = nil
+	}
 	if f == nil {
-		f = &foldedSource{source: d.c.index.AddFolded(merge.SourceSpec{
+		f = &foldedSource{asOf: table.LastFold(), source: d.c.index.AddFolded(merge.SourceSpec{
 			Pool: d.spec.Pool, Type: s.Type, Mode: s.Mode, ID: s.Worker, ParseKey: store.ParseKey,
 		})}
 		d.folded[s] = f
 	}
 	for ; f.learned < table.Len(); f.learned++ {
-		if err := d.c.index.Learn(f.source, []byte(table.Key(f.learned)), uint32(f.learned)); err != nil {
+		key := table.Key(f.learned)
+		if s.Worker != "" {
+			keep := d.retentionOf(s, key)
+			if keep > 0 && d.c.now().Sub(table.LastFold()) > keep {
+				f.gone = true
+				continue
+			}
+			f.keepFor(keep)
+		}
+		if err := d.c.index.Learn(f.source, []byte(key), uint32(f.learned)); err != nil {
 			reason := reasonOf(err)
 			d.c.metrics.entryErrors.With(d.spec.Pool, string(reason)).Inc()
-			d.logger.Debug("archived entry left out", zap.String("key", table.Key(f.learned)), zap.Error(err))
+			if limit := asLimit(err); limit != nil {
+				d.limitReached(d.archive.Path(), limit)
+				continue
+			}
+			d.logger.Debug("archived entry left out", zap.String("key", key), zap.Error(err))
 		}
 	}
 	values, stamps := f.source.Values(), f.source.Stamps()
@@ -273,6 +304,21 @@ func (d *dir) show(s archive.Space) {
 		values[i], stamps[i] = table.Values()[pos], table.Stamps()[pos]
 	}
 }
+
+// keepFor takes note that something is shown that goes after a time, 0 for never.
+func (f *foldedSource) keepFor(t time.Duration) {
+	if t == 0 {
+		t = never
+	}
+	f.last = max(f.last, t)
+	if f.soonest == 0 {
+		f.soonest = t
+	}
+	f.soonest = min(f.soonest, t)
+}
+
+// never is longer than anything lasts.
+const never = time.Duration(math.MaxInt64)
 
 func (d *dir) hide(s archive.Space) {
 	if f := d.folded[s]; f != nil {
@@ -344,6 +390,8 @@ func (d *dir) absorb(t *tracked) {
 // Fold archives dead workers' files: some, to be called again soon as long as it returns
 // true. It must not run beside itself, Tend or Close.
 func (c *Collector) Fold() (more bool) {
+	c.foldMu.Lock()
+	defer c.foldMu.Unlock()
 	now := c.now()
 	for _, d := range c.dirs {
 		d.foldOrphans() // changes nothing in a directory
@@ -498,6 +546,8 @@ func (d *dir) pickOne(t *tracked) (ok bool, err error) {
 		d.note(t, err) // it stays, with what was read of it
 		return false, nil
 	}
+	d.c.index.SetTime(unixSeconds(d.c.now()))
+	d.c.index.Observe(t.source)
 	if t.staged == "" {
 		same, err := d.stage(t)
 		if errors.Is(err, unix.ENAMETOOLONG) {
@@ -553,10 +603,12 @@ func (d *dir) commit(batch []*tracked, now time.Time) error {
 	var bytes int64
 	err := func() error {
 		for _, t := range batch {
-			if err := d.addTo(b, t); err != nil {
+			recorded, err := d.addTo(b, t)
+			if err != nil {
 				t.unfoldable = true // the others go without it the next time
 				return err
 			}
+			t.recorded = recorded
 			folded = append(folded, t)
 			bytes += t.file.Size()
 		}
@@ -599,35 +651,50 @@ func (d *dir) commit(batch []*tracked, now time.Time) error {
 
 // addTo reads a file of which we hold the lease and adds it to the batch, which is of no
 // use any more after an error.
-func (d *dir) addTo(b *archive.Batch, t *tracked) error {
+func (d *dir) addTo(b *archive.Batch, t *tracked) (recorded bool, err error) {
+	ruled := d.c.policy.Says(d.spec.Pool)
 	space, keep := archive.SpaceOf(t.name.Type, t.name.Mode, t.name.ID)
-	if !keep {
-		return nil
+	if !keep && !ruled {
+		return false, nil
 	}
 	f := b.File(space, t.baseline, t.file.Size())
 	// Workers may have had the same ID one after the other: the last one's gauges stay.
 	began := float64(t.file.Created().UnixNano()) / 1e9
 	slots := t.source.Slots()
 	k := 0
-	err := t.file.Walk(func(e store.Entry) {
+	err = t.file.Walk(func(e store.Entry) {
 		known := k < len(slots) && slots[k] == e.Slot
 		if known {
 			k++
 		}
-		stamp := e.Stamp
-		if space.Mode == metric.All {
-			stamp = began
+		key, to, kept, stamp := e.Key, space, keep, e.Stamp
+		if ruled && known {
+			key, to, kept = d.spaceOf(t, e.Key)
 		}
-		f.Add(e.Key, e.Value, stamp, known)
+		switch {
+		case to.Mode == metric.All:
+			stamp = began
+		case to.Mode == metric.MostRecent && known && t.name.Mode.Base() != metric.MostRecent:
+			stamp = t.source.Stamp(k - 1)
+		}
+		recorded = recorded || known && kept
+		if known && kept {
+			f.AddTo(to, stamp, key, e.Value, e.Stamp)
+		} else {
+			f.Add(e.Key, e.Value, e.Stamp, false)
+		}
 	})
 	if err == nil && k != len(slots) {
 		err = fmt.Errorf("only %d of %d entries were found again", k, len(slots))
 	}
 	if err != nil {
-		return fmt.Errorf("source file %q changed while nobody could write to it; it stays: %w", t.path, err)
+		return false, fmt.Errorf("source file %q changed while nobody could write to it; it stays: %w", t.path, err)
 	}
-	f.Record(t.staged)
-	return nil
+	recorded = recorded || keep
+	if recorded {
+		f.Record(t.staged)
+	}
+	return recorded, nil
 }
 
 // swap returns what a commit is followed by: in one step for all scrapes the archive has
@@ -640,7 +707,7 @@ func (d *dir) swap(folded []*tracked, now time.Time) func(change func()) {
 		d.showAll()
 		for _, t := range folded {
 			delete(d.staged, t.staged)
-			d.removing[t.staged] = now.Add(removeAfter)
+			d.removing[t.staged] = foldedFile{now.Add(removeAfter), t.recorded}
 			d.drop(t)
 		}
 	}
@@ -650,11 +717,11 @@ func (d *dir) swap(folded []*tracked, now time.Time) func(change func()) {
 func (d *dir) removeFolded(now time.Time) error {
 	var gone []string
 	var errs []error
-	for name, due := range d.removing {
-		if now.Before(due) || len(errs) > 0 {
+	for name, f := range d.removing {
+		if now.Before(f.due) || len(errs) > 0 {
 			continue
 		}
-		switch removed, err := d.removeOne(name); {
+		switch removed, err := d.removeOne(name, f.recorded); {
 		case err != nil:
 			errs = append(errs, err)
 		case removed:
@@ -684,7 +751,7 @@ func (d *dir) removeFolded(now time.Time) error {
 }
 
 // removeOne removes a folded file, unless somebody has opened it since.
-func (d *dir) removeOne(name string) (removed bool, err error) {
+func (d *dir) removeOne(name string, recorded bool) (removed bool, err error) {
 	base, _ := archive.BaseOf(name)
 	parsed, err := store.ParseName(base)
 	if err != nil {
@@ -701,7 +768,8 @@ func (d *dir) removeOne(name string) (removed bool, err error) {
 	if granted, err := watch.TryLease(int(file.Fd())); err != nil || !granted {
 		return false, err
 	}
-	if space, keep := archive.SpaceOf(parsed.Type, parsed.Mode, parsed.ID); keep {
+	if recorded {
+		space, _ := archive.SpaceOf(parsed.Type, parsed.Mode, parsed.ID)
 		baseline, ok := d.archive.Baseline(name)
 		if !ok {
 			return false, nil
@@ -787,22 +855,32 @@ func (d *dir) expireLocked(now time.Time) {
 		space archive.Space
 		since time.Time
 	}
-	var all []dead
+	all := map[metric.Mode][]dead{}
 	for s, t := range d.archive.Totals().Spaces() {
-		if s.Mode == metric.All {
-			all = append(all, dead{s, t.LastFold()})
+		if s.Worker != "" {
+			all[s.Mode] = append(all[s.Mode], dead{s, t.LastFold()})
 		}
 	}
-	slices.SortStableFunc(all, func(a, b dead) int { return b.since.Compare(a.since) })
-	for i, w := range all {
-		old := d.opts.GaugeRetention > 0 && now.Sub(w.since) > d.opts.GaugeRetention
-		many := d.opts.GaugeWorkers > 0 && i >= d.opts.GaugeWorkers
-		if old || many {
-			d.hide(w.space)
-			d.archive.Drop(w.space)
-			d.c.metrics.expired.With(d.spec.Pool).Inc()
+	gone := map[string]bool{}
+	for _, workers := range all {
+		slices.SortStableFunc(workers, func(a, b dead) int { return b.since.Compare(a.since) })
+		for i, w := range workers {
+			f := d.folded[w.space]
+			if f == nil {
+				continue
+			}
+			switch age := now.Sub(w.since); {
+			case age > f.last, d.opts.GaugeWorkers > 0 && i >= d.opts.GaugeWorkers:
+				d.hide(w.space)
+				d.archive.Drop(w.space)
+				gone[w.space.Worker] = true
+			case age > f.soonest:
+				d.hide(w.space)
+				d.show(w.space)
+			}
 		}
 	}
+	d.c.metrics.expired.With(d.spec.Pool).Add(float64(len(gone)))
 }
 
 func (d *dir) updateArchiveMetrics() {

@@ -22,6 +22,9 @@ type Metrics struct {
 	entriesRead telemetry.Counter
 	passSeconds telemetry.Histogram
 
+	refused                                                telemetry.CounterVec // pool, family, reason
+	ruleDropped, ruleExpired, relabelDropped, relabelEqual telemetry.Gauge
+
 	directoryBytes, directoryInodes telemetry.GaugeVec // pool, what
 
 	archiveUp, archiveSeries, archiveUnsaved, archiveBytes telemetry.GaugeVec   // pool
@@ -50,6 +53,12 @@ func NewMetrics(set *telemetry.Set) *Metrics {
 		entriesRead: set.Counter("aggregatord_entries_read_total", "Values loaded from source files."),
 		passSeconds: set.Histogram("aggregatord_merge_duration_seconds", "Time to read and merge all source files for one scrape.",
 			[]float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}),
+
+		refused:        set.CounterVec("aggregatord_refused_entries_total", "Entries of source files left out because of a limit, by family; the first hundred families by name.", "pool", "family", "reason"),
+		ruleDropped:    set.Gauge("aggregatord_rule_dropped_series", "Series left out of the last merged view because a rule drops them."),
+		ruleExpired:    set.Gauge("aggregatord_rule_expired_series", "Series left out of the last merged view because they have not changed for the time a rule sets."),
+		relabelDropped: set.Gauge("aggregatord_relabel_dropped_series", "Series of the last merged view that metric_relabel_configs drop."),
+		relabelEqual:   set.Gauge("aggregatord_relabel_collisions", "Series of the last merged view left out because metric_relabel_configs make them equal to another one."),
 
 		directoryBytes:  set.GaugeVec("aggregatord_directory_bytes", "Bytes of the directory's file system; when a tmpfs has none free, the next value a worker stores kills it.", "pool", "kind"),
 		directoryInodes: set.GaugeVec("aggregatord_directory_inodes", "Inodes of the directory's file system.", "pool", "kind"),

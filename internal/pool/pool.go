@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aggregatord/internal/merge"
+	"aggregatord/internal/policy"
 	"aggregatord/internal/store"
 	"aggregatord/internal/telemetry"
 )
@@ -62,6 +63,9 @@ type Options struct {
 	Limits store.Limits
 	// Merge holds the limits of the index.
 	Merge merge.Options
+	// Policy is what is in force at first, nil for none. Its limits, where it has any, come
+	// before the two above.
+	Policy *policy.Policy
 	// Archive says what becomes of dead workers' files. Nil: nothing, they are only read, and
 	// so is the archive that a daemon keeps or has left.
 	Archive *ArchiveOptions
@@ -102,8 +106,18 @@ type Collector struct {
 	nextMu sync.Mutex
 	next   *flight
 
-	// mu guards the index and everything in dirs.
+	// foldMu is held while files are folded, and while the policy changes; it is taken before
+	// mu.
+	foldMu sync.Mutex
+
+	fileLimits   store.Limits
+	mergeOptions merge.Options
+
+	// mu guards the index and everything in dirs. To change policy and dir.limits takes both
+	// locks, so each is enough to read them.
 	mu       sync.Mutex
+	policy   *policy.Policy
+	relabel  *relabeling
 	index    *merge.Index
 	dirs     []*dir
 	loads    []*tracked // reused by load
@@ -144,8 +158,9 @@ func New(opts Options) (*Collector, error) {
 	c := &Collector{
 		logger: opts.Logger, metrics: opts.Metrics,
 		now: time.Now, maxFiles: maxOpenFiles(),
-		index: merge.NewIndex(opts.Merge), reported: map[merge.Conflict]bool{},
+		fileLimits: opts.Limits, mergeOptions: opts.Merge, reported: map[merge.Conflict]bool{},
 	}
+	c.adoptPolicyLocked(opts.Policy)
 	if len(opts.Dirs) == 0 {
 		return nil, errors.New("no directory given")
 	}
@@ -312,10 +327,14 @@ func (c *Collector) passLocked() (*merge.Snapshot, error) {
 		d.probe(true)
 	}
 	c.loadLocked()
+	c.index.SetTime(unixSeconds(c.now()))
 	snap := c.index.Snapshot()
 	c.reportConflictsLocked()
 	c.metrics.passes.Inc()
-	c.metrics.series.Set(float64(len(snap.Values)))
+	c.metrics.series.Set(float64(len(snap.Values) - c.index.Expired()))
+	c.metrics.ruleDropped.Set(float64(c.index.Dropped()))
+	c.metrics.ruleExpired.Set(float64(c.index.Expired()))
+	snap = c.relabelLocked(snap)
 	c.metrics.passSeconds.Observe(time.Since(start).Seconds())
 	return snap, nil
 }

@@ -1,0 +1,372 @@
+package policy
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/relabel"
+
+	"aggregatord/internal/merge"
+	"aggregatord/internal/metric"
+)
+
+// A Relabeler applies metric_relabel_configs to layouts. It belongs to one goroutine at a
+// time, and remembers what became of the families of the last layout.
+//
+// Each sample is relabelled by itself, under its whole name (__name__) and with le or
+// quantile, as Prometheus does it. Then metrics are put together again: one stays what it was
+// if its samples still agree on a name and on labels, and a histogram if it has its last
+// bucket, sum and count. What does not is served sample by sample, untyped. Of several series that
+// become equal the first is served, in the order of the output.
+type Relabeler struct {
+	configs  []*relabel.Config
+	families map[familyID][]relabeledMetric
+	in       *merge.Layout
+	out      *Relabeled
+}
+
+// Relabeled is what became of a layout. It never changes.
+type Relabeled struct {
+	Layout *merge.Layout
+	// From says which value of the layout that was relabelled is that of a point of this one.
+	From []uint32
+	// Dropped and Equal count the samples left out: by the rules, or because of another one
+	// that has the same name and labels.
+	Dropped, Equal int
+	// Collisions names the families of which samples are among the Equal, sorted.
+	Collisions []string
+}
+
+// familyID tells whether a family of a layout is the one that it was before.
+type familyID struct {
+	name  string
+	first *merge.Metric
+	n     int
+}
+
+// relabeledMetric is what became of one metric.
+type relabeledMetric struct {
+	// family, labels, kinds and from are of what is left, if whole: points with the numbers of
+	// the points that they were.
+	whole  bool
+	family string
+	labels []metric.Label
+	points []merge.Point
+	from   []uint32
+	// loose is what is left if not.
+	loose []looseSample
+	// dropped is how many points are not left.
+	dropped int
+}
+
+// looseSample is a sample that is served by itself; from is which point of its metric it was.
+type looseSample struct {
+	name   string
+	labels []metric.Label
+	from   uint32
+}
+
+// Relabeler returns what applies the policy's metric_relabel_configs, nil if there are none.
+func (p *Policy) Relabeler() *Relabeler {
+	if p == nil || len(p.relabel) == 0 {
+		return nil
+	}
+	return &Relabeler{configs: p.relabel}
+}
+
+// Apply returns what becomes of a layout: of the same layout always the same.
+func (r *Relabeler) Apply(in *merge.Layout) *Relabeled {
+	if in == r.in {
+		return r.out
+	}
+	before := r.families
+	r.families = make(map[familyID][]relabeledMetric, len(in.Families))
+	b := labels.NewBuilder(labels.EmptyLabels())
+	for i := range in.Families {
+		f := &in.Families[i]
+		id := familyID{f.Name, &f.Metrics[0], len(f.Metrics)}
+		done, ok := before[id]
+		if !ok {
+			done = r.relabelFamily(b, f)
+		}
+		r.families[id] = done
+	}
+	r.in, r.out = in, r.arrange(in)
+	return r.out
+}
+
+func (r *Relabeler) relabelFamily(b *labels.Builder, f *merge.Family) []relabeledMetric {
+	out := make([]relabeledMetric, len(f.Metrics))
+	var sb labels.ScratchBuilder
+	for i := range f.Metrics {
+		out[i] = r.relabelMetric(b, &sb, f, &f.Metrics[i])
+	}
+	return out
+}
+
+func (r *Relabeler) relabelMetric(b *labels.Builder, sb *labels.ScratchBuilder, f *merge.Family, m *merge.Metric) relabeledMetric {
+	out := relabeledMetric{whole: true}
+	for i, p := range m.Points {
+		sb.Reset()
+		sb.Add(model.MetricNameLabel, f.Name+p.Kind.Suffix())
+		for _, l := range m.Labels {
+			sb.Add(l.Name, l.Value)
+		}
+		bound := boundLabel(p.Kind)
+		if bound != "" {
+			sb.Add(bound, string(metric.AppendBound(nil, p.Bound)))
+		}
+		sb.Sort()
+		b.Reset(sb.Labels())
+		s := looseSample{from: uint32(i)}
+		if !relabel.ProcessBuilder(b, r.configs...) {
+			out.dropped++
+			continue
+		}
+		b.Range(func(l labels.Label) {
+			if l.Name == model.MetricNameLabel {
+				s.name = l.Value
+				return
+			}
+			s.labels = append(s.labels, metric.Label{Name: l.Name, Value: l.Value})
+		})
+		if s.name == "" {
+			out.dropped++ // Prometheus would not take it
+			continue
+		}
+		metric.SortLabels(s.labels)
+		out.loose = append(out.loose, s)
+	}
+	out.whole = out.assemble(f, m)
+	if out.whole {
+		out.loose = nil
+		if slices.Equal(out.labels, m.Labels) {
+			out.labels = m.Labels
+		}
+	}
+	return out
+}
+
+// boundLabel is the label that tells the points of this kind apart.
+func boundLabel(k merge.PointKind) string {
+	switch k {
+	case merge.Bucket:
+		return "le"
+	case merge.Quantile:
+		return "quantile"
+	}
+	return ""
+}
+
+// assemble puts the samples that are left of a metric together again, and reports whether
+// they are a metric of its type.
+func (m *relabeledMetric) assemble(f *merge.Family, was *merge.Metric) bool {
+	if len(m.loose) == 0 {
+		return true
+	}
+	var sum, count, last bool
+	for i, s := range m.loose {
+		p := was.Points[s.from]
+		family, ok := strings.CutSuffix(s.name, p.Kind.Suffix())
+		own := s.labels
+		switch p.Kind {
+		case merge.Bucket, merge.Quantile:
+			bound := boundLabel(p.Kind)
+			at := slices.IndexFunc(s.labels, func(l metric.Label) bool { return l.Name == bound })
+			if at < 0 || s.labels[at].Value != string(metric.AppendBound(nil, p.Bound)) {
+				return false
+			}
+			own = slices.Delete(slices.Clone(s.labels), at, at+1)
+			last = last || p.Kind == merge.Bucket && p.Bound > maxBound
+		case merge.Sum:
+			sum = true
+		case merge.Count:
+			count = true
+		case merge.Total, merge.Value:
+			if f.Type == metric.Counter {
+				// A counter may get or lose its _total.
+				p.Kind, family, ok = merge.Value, s.name, true
+				if base := merge.FamilyName(s.name, metric.Counter); base != s.name {
+					p.Kind, family = merge.Total, base
+				}
+			}
+		}
+		if !ok || family == "" {
+			return false
+		}
+		if i == 0 {
+			m.family, m.labels = family, own
+		} else if family != m.family || !slices.Equal(own, m.labels) {
+			return false
+		}
+		m.points = append(m.points, p)
+		m.from = append(m.from, s.from)
+	}
+	if f.Type != metric.Histogram {
+		return true
+	}
+	had := func(k merge.PointKind) bool {
+		return slices.ContainsFunc(was.Points, func(p merge.Point) bool { return p.Kind == k })
+	}
+	return last == had(merge.Bucket) && sum == had(merge.Sum) && count == had(merge.Count)
+}
+
+const maxBound = 1.7976931348623157e308 // the greatest finite one
+
+// arranged is a family of the output that is being put together.
+type arranged struct {
+	merge.Family
+	order   int // of the first family that it has anything of
+	metrics []arrangedMetric
+}
+
+type arrangedMetric struct {
+	merge.Metric
+	from []uint32
+	of   int // family of the input
+}
+
+// arrange makes a layout of what became of the families of in.
+func (r *Relabeler) arrange(in *merge.Layout) *Relabeled {
+	out := &Relabeled{Layout: &merge.Layout{}}
+	loose := map[string]bool{} // families of the output that are served sample by sample
+	for !r.settled(in, loose) {
+	}
+	families := map[string]*arranged{}
+	family := func(name string, i int, typ metric.Type) *arranged {
+		f := families[name]
+		if f == nil {
+			f = &arranged{Family: in.Families[i], order: i}
+			f.Name, f.Type, f.Metrics, f.Sparse = name, typ, nil, false
+			if typ != metric.Gauge {
+				f.Mode = metric.NoMode
+			}
+			if f.Unit != "" && !hasUnit(name, f.Unit) {
+				f.Unit = ""
+			}
+			families[name] = f
+		}
+		f.Sparse = f.Sparse || in.Families[i].Sparse
+		return f
+	}
+	value := []merge.Point{{Kind: merge.Value}}
+	for i := range in.Families {
+		f := &in.Families[i]
+		first := uint32(f.First)
+		single := func(name string, labels []metric.Label, from uint32) {
+			to := family(name, i, metric.Unknown)
+			to.metrics = append(to.metrics, arrangedMetric{merge.Metric{Labels: labels, Points: value}, []uint32{from}, i})
+		}
+		for k, m := range r.families[familyID{f.Name, &f.Metrics[0], len(f.Metrics)}] {
+			out.Dropped += m.dropped
+			switch {
+			case !m.whole:
+				for _, s := range m.loose {
+					single(s.name, s.labels, first+s.from)
+				}
+			case len(m.points) == 0:
+			case loose[m.family]:
+				for j, p := range m.points {
+					labels := m.labels
+					if bound := boundLabel(p.Kind); bound != "" {
+						labels = append(slices.Clone(labels), metric.Label{Name: bound, Value: string(metric.AppendBound(nil, p.Bound))})
+						metric.SortLabels(labels)
+					}
+					single(m.family+p.Kind.Suffix(), labels, first+m.from[j])
+				}
+			default:
+				to := family(m.family, i, f.Type)
+				from := make([]uint32, len(m.from))
+				for j, p := range m.from {
+					from[j] = first + p
+				}
+				to.metrics = append(to.metrics, arrangedMetric{merge.Metric{Labels: m.labels, Points: m.points}, from, i})
+			}
+			first += uint32(len(f.Metrics[k].Points))
+		}
+	}
+	collisions := map[string]bool{}
+	sorted := make([]*arranged, 0, len(families))
+	for _, f := range families {
+		sorted = append(sorted, f)
+	}
+	slices.SortFunc(sorted, func(a, b *arranged) int { return strings.Compare(a.Name, b.Name) })
+	for _, f := range sorted {
+		// Equal ones stay in the order of the input.
+		slices.SortStableFunc(f.metrics, func(a, b arrangedMetric) int {
+			return cmp.Or(metric.CompareLabels(a.Labels, b.Labels), cmp.Compare(a.of, b.of))
+		})
+		f.First = len(out.From)
+		var shared []merge.Point
+		for i, m := range f.metrics {
+			if i > 0 && slices.Equal(f.metrics[i-1].Labels, m.Labels) {
+				out.Equal += len(m.Points)
+				collisions[f.Name] = true
+				continue
+			}
+			if !slices.Equal(shared, m.Points) {
+				shared = m.Points
+			}
+			f.Metrics = append(f.Metrics, merge.Metric{Labels: m.Labels, Points: shared})
+			out.From = append(out.From, m.from...)
+		}
+		f.Points = len(out.From) - f.First
+		out.Layout.Families = append(out.Layout.Families, f.Family)
+	}
+	out.Layout.Points = len(out.From)
+	for name := range collisions {
+		out.Collisions = append(out.Collisions, name)
+	}
+	slices.Sort(out.Collisions)
+	return out
+}
+
+// settled adds to loose the families whose names mean something else elsewhere, too: as
+// another type, or as a sample by itself. It reports whether there were none.
+func (r *Relabeler) settled(in *merge.Layout, loose map[string]bool) bool {
+	type claim struct {
+		family string // "" for a sample by itself
+		typ    metric.Type
+	}
+	claims := map[string]claim{}
+	settled := true
+	take := func(name string, c claim) {
+		has, taken := claims[name]
+		switch {
+		case !taken:
+			claims[name] = c
+		case has != c:
+			for _, family := range []string{has.family, c.family} {
+				if family != "" && !loose[family] {
+					loose[family] = true
+					settled = false
+				}
+			}
+		}
+	}
+	for i := range in.Families {
+		f := &in.Families[i]
+		for _, m := range r.families[familyID{f.Name, &f.Metrics[0], len(f.Metrics)}] {
+			for _, s := range m.loose {
+				take(s.name, claim{})
+			}
+			if len(m.points) == 0 {
+				continue
+			}
+			if loose[m.family] {
+				for _, p := range m.points {
+					take(m.family+p.Kind.Suffix(), claim{})
+				}
+				continue
+			}
+			take(m.family, claim{m.family, f.Type})
+			for _, p := range m.points {
+				take(m.family+p.Kind.Suffix(), claim{m.family, f.Type})
+			}
+		}
+	}
+	return settled
+}

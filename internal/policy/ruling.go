@@ -1,0 +1,95 @@
+package policy
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"aggregatord/internal/merge"
+	"aggregatord/internal/metric"
+	"aggregatord/internal/store"
+)
+
+// A Ruling is what holds for a family in a pool. It never changes.
+type Ruling struct {
+	merge.Ruling
+	// Retention is how long gauges count that a dead worker left; 0: nothing was said.
+	Retention time.Duration
+}
+
+// For returns what holds for a family, given by its OpenMetrics name. It is never nil: of a
+// family that no rule is for, it has the labels of the pool.
+func (p *Policy) For(pool, family string, typ metric.Type) *Ruling {
+	if p == nil {
+		return nothing
+	}
+	own := p.pools[pool]
+	if own == nil {
+		own = p.other
+	}
+	for _, r := range own.rules {
+		if r.matches(family, typ) {
+			if r.Unit != "" && !hasUnit(family, r.Unit) {
+				return r.unitless
+			}
+			return r.ruling
+		}
+	}
+	return own.ruling
+}
+
+var nothing = &Ruling{}
+
+// Says reports whether anything is said about the metrics of a pool, so that it is worth the
+// while to ask for each.
+func (p *Policy) Says(pool string) bool {
+	if p == nil {
+		return false
+	}
+	own := p.pools[pool]
+	if own == nil {
+		own = p.other
+	}
+	return len(own.rules) > 0
+}
+
+// poolOf puts together what holds for a pool.
+func (p *Policy) poolOf(target []metric.Label, rules []rule) *poolPolicy {
+	base := merge.Ruling{Target: target, External: p.external}
+	out := &poolPolicy{rules: slices.Clone(rules), ruling: &Ruling{Ruling: base}}
+	for i := range out.rules {
+		r := &out.rules[i]
+		m := base
+		m.Rule, m.Mode, m.Drop, m.Help, m.Unit = r.name, r.GaugeMode, r.Drop, r.Help, r.Unit
+		m.ExpireAfter = r.ExpireAfter.Seconds()
+		if r.labels != nil {
+			m.Labels = r.labels.apply
+			if r.labels.listed != nil {
+				m.Key = r.labels.key
+			}
+		}
+		r.ruling = &Ruling{Ruling: m, Retention: r.Retention}
+		m.Unit = ""
+		r.unitless = &Ruling{Ruling: m, Retention: r.Retention}
+	}
+	return out
+}
+
+// key returns the key under which an entry is kept: without the labels that are left out, so
+// that what has a million of them, and is therefore under a rule, does not fill the archive
+// with what nobody sees. Labels that are renamed keep their names, so that the rule can go.
+func (l *labelRule) key(k metric.Key) []byte {
+	bound := func(name string) bool { return name == "le" || name == "quantile" }
+	k.Series.Labels = slices.DeleteFunc(slices.Clone(k.Series.Labels), func(has metric.Label) bool {
+		return !bound(has.Name) && l.leavesOut(has.Name)
+	})
+	return store.AppendKey(nil, k)
+}
+
+// Pools lists the names of the pools of which something is said.
+func (p *Policy) Pools() []string {
+	if p == nil {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(p.spec.Pools))
+}
