@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -206,7 +205,7 @@ func runDaemon(ctx context.Context, opts daemon.Options) error {
 	if os.Getenv("GOGC") == "" {
 		// Scrapes make next to no garbage, so collecting it early costs little, and the memory
 		// that is not left to grow into is a third of all.
-		debug.SetGCPercent(25)
+		opts.GCPercent = 25
 	}
 	defer opts.Logger.Sync() //nolint:errcheck // standard error cannot be synced everywhere, and nothing is lost
 	return daemon.Run(ctx, opts)

@@ -53,6 +53,9 @@ type Options struct {
 	// ShutdownTimeout is how long scrapes in flight may take once Run's context is done.
 	// Default: 10 s.
 	ShutdownTimeout time.Duration
+	// GCPercent is given to debug.SetGCPercent a moment after the first scan, which makes much
+	// more garbage than all that follows. 0 leaves it as it is.
+	GCPercent int
 	// Logger may be nil.
 	Logger *zap.Logger
 }
@@ -172,7 +175,7 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Opt
 	} else {
 		opts.Logger.Error("not ready: not all source files can be opened; the log above says why")
 	}
-	debug.FreeOSMemory() // what the first scan has left
+	calm := time.After(opts.TendInterval)
 	ticker := time.NewTicker(opts.TendInterval)
 	defer ticker.Stop()
 	rescan := time.NewTicker(opts.RescanInterval)
@@ -183,6 +186,12 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Opt
 		case <-ctx.Done():
 			c.Fold() // what files without a name have counted is lost with us
 			return
+		case <-calm:
+			// Not before the first scrape, which has waited for the first scan.
+			if opts.GCPercent != 0 {
+				debug.SetGCPercent(opts.GCPercent)
+			}
+			debug.FreeOSMemory() // what the first scan has left
 		case <-wake:
 		case <-ticker.C:
 		case <-rescan.C:

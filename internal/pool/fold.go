@@ -45,17 +45,14 @@ import (
 // record is a source in full, one with a record a source of its gains; both go through
 // the steps that are left. Leases die with their holder.
 
-// A batch has foldFiles files, or more where many wait, and foldBytes at most: that bounds
-// how long leases are held, and how long scrapes wait. Each batch waits for some scrapes,
-// too, which take the longer the more files there are.
+// A batch has foldFiles files, and foldBytes at most: that bounds how long leases are held,
+// and how long scrapes wait. Each batch waits for some scrapes, too, which take the longer
+// the more files there are, so where many wait each has twice as many as the one before.
 const (
 	foldFiles     = 128
 	foldFilesMost = 1024
 	foldBytes     = 64 << 20
 )
-
-// batchFiles returns how many files to fold at once of those there are.
-func batchFiles(files int) int { return min(max(foldFiles, files/16), foldFilesMost) }
 
 // removeAfter is how long a folded file is kept for an opener that is under way between
 // looking up its name and opening it: an eternity for the kernel.
@@ -84,6 +81,8 @@ type archiving struct {
 
 	// wiped is when the hidden directory was found removed, while it is.
 	wiped time.Time
+	// batchFiles is the size of the next batch, if more than foldFiles.
+	batchFiles int
 	// ballastDue is when to look next whether there is room for a ballast.
 	ballastDue time.Time
 
@@ -432,7 +431,12 @@ func (d *dir) foldSome(now time.Time) (more bool) {
 		d.setFoldErr(nil)
 	}
 	d.keepBallast(now)
-	return more && len(batch) > 0
+	if more = more && len(batch) > 0; more {
+		d.batchFiles = min(2*max(d.batchFiles, foldFiles), foldFilesMost)
+	} else {
+		d.batchFiles = 0
+	}
+	return more
 }
 
 // setFoldErr takes note of how a fold went. A scrape may read it at the same time.
@@ -501,7 +505,7 @@ func (d *dir) pick(now time.Time) (batch []*tracked, more bool, err error) {
 	d.c.mu.Lock()
 	defer d.c.mu.Unlock()
 	d.expireLocked(now)
-	bytes, most := int64(0), batchFiles(len(d.files))
+	bytes, most := int64(0), max(d.batchFiles, foldFiles)
 	consider := func(t *tracked) bool {
 		if t.file == nil || t.alive || t.folding || t.unfoldable || t.failure != "" || t.method != watch.MethodLease || err != nil {
 			return true
