@@ -80,6 +80,8 @@ type tracked struct {
 	baseline  []float64
 	base, raw []float64
 	entries   int // that were learned or refused
+	// absorbed says that makeRoom has taken what the file holds, and closed it.
+	absorbed bool
 	// unfoldable says that archiving the file has failed in a way that would fail again.
 	unfoldable bool
 	// recorded says that the archive has a record of the file's values from the fold.
@@ -129,6 +131,7 @@ func (d *dir) scan(force bool) {
 			d.letGo(t)
 		}
 	}
+	before := d.deferred
 	d.deferred = 0
 	var opening []*tracked
 	for base, n := range names {
@@ -137,7 +140,7 @@ func (d *dir) scan(force bool) {
 			t = &tracked{dir: d, name: n.name, path: filepath.Join(d.spec.Path, base)}
 			d.files[base] = t
 		}
-		if t.file != nil {
+		if t.file != nil || t.absorbed {
 			continue
 		}
 		t.hint = n.ino
@@ -149,6 +152,12 @@ func (d *dir) scan(force bool) {
 	}
 	opened := len(opening)
 	d.takeAll(opening)
+	if d.deferred > 0 && before == 0 {
+		d.logger.Warn("there are more source files than may be open; the limit is RLIMIT_NOFILE (LimitNOFILE= of systemd, ulimit -n)",
+			zap.Int("files", len(names)), zap.Int("not_open", d.deferred), zap.Int("limit", d.c.maxFiles))
+	} else if d.deferred == 0 && before > 0 {
+		d.logger.Info("all source files are open")
+	}
 	if !d.listed {
 		d.logger.Info("first scan done", zap.Int("files", len(d.files)), zap.Int("foreign", d.foreign))
 		d.listed = true
@@ -303,7 +312,7 @@ func (d *dir) takeAll(opening []*tracked) {
 func (d *dir) take(t *tracked) error {
 	if d.c.openFiles >= d.c.maxFiles {
 		d.deferred++
-		return fmt.Errorf("source file %q: %w: raise the limit of open files (RLIMIT_NOFILE, LimitNOFILE= of systemd) above %d", t.path, errTooMany, d.c.maxFiles)
+		return fmt.Errorf("source file %q: %w", t.path, errTooMany) // the limit is told once, by scan
 	}
 	file, err := store.Open(t.path, t.name, d.limits)
 	if err != nil {
@@ -495,6 +504,9 @@ func (d *dir) note(t *tracked, err error) {
 	}
 	t.failure = reason
 	d.c.metrics.fileErrors.With(d.spec.Pool, string(reason)).Inc()
+	if reason == reasonTooMany {
+		return
+	}
 	msg := "file cannot be opened; its values are missing"
 	if t.file != nil {
 		msg = "file cannot be read; what was read of it before still counts"

@@ -656,12 +656,21 @@ func (d *dir) commit(batch []*tracked, now time.Time) error {
 // addTo reads a file of which we hold the lease and adds it to the batch, which is of no
 // use any more after an error.
 func (d *dir) addTo(b *archive.Batch, t *tracked) (recorded bool, err error) {
+	f, recorded, err := d.collect(b, t)
+	if recorded {
+		f.Record(t.staged)
+	}
+	return recorded, err
+}
+
+// collect adds a file's values to the batch, and reports whether any is to be recorded.
+func (d *dir) collect(b *archive.Batch, t *tracked) (f *archive.FoldedFile, recorded bool, err error) {
 	ruled := d.c.policy.Says(d.spec.Pool)
 	space, keep := archive.SpaceOf(t.name.Type, t.name.Mode, t.name.ID)
 	if !keep && !ruled {
-		return false, nil
+		return nil, false, nil
 	}
-	f := b.File(space, t.baseline, t.file.Size())
+	f = b.File(space, t.baseline, t.file.Size())
 	// Workers may have had the same ID one after the other: the last one's gauges stay.
 	began := float64(t.file.Created().UnixNano()) / 1e9
 	slots := t.source.Slots()
@@ -692,13 +701,30 @@ func (d *dir) addTo(b *archive.Batch, t *tracked) (recorded bool, err error) {
 		err = fmt.Errorf("only %d of %d entries were found again", k, len(slots))
 	}
 	if err != nil {
-		return false, fmt.Errorf("source file %q changed while nobody could write to it; it stays: %w", t.path, err)
+		return f, false, fmt.Errorf("source file %q changed while nobody could write to it; it stays: %w", t.path, err)
 	}
-	recorded = recorded || keep
-	if recorded {
-		f.Record(t.staged)
+	return f, recorded || keep, nil
+}
+
+// makeRoom lets a collector that looks once read more files than may be open: it takes what
+// they hold into memory, as the archive would, and closes them. Gauges of the living are
+// left open. It reports whether there is any room now.
+func (d *dir) makeRoom() (room bool) {
+	for _, t := range d.files {
+		if t.file == nil || t.failure != "" || t.alive && t.name.Type == metric.Gauge {
+			continue
+		}
+		b := archive.NewBatch(d.c.now())
+		if _, _, err := d.collect(b, t); err != nil {
+			continue // it changes under our eyes: it stays open
+		}
+		d.archive.Absorb(b)
+		d.drop(t)
+		t.absorbed = true
+		room = true
 	}
-	return recorded, nil
+	d.showAll()
+	return room
 }
 
 // swap returns what a commit is followed by: in one step for all scrapes the archive has

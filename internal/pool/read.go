@@ -3,6 +3,7 @@ package pool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -24,7 +25,11 @@ type View struct {
 func Read(ctx context.Context, opts Options, f func(View) error) error {
 	opts.Archive = nil
 	for {
-		again, err := readOnce(ctx, opts, f)
+		c, err := New(opts)
+		if err != nil {
+			return err
+		}
+		again, err := c.readOnce(ctx, f)
 		if !again {
 			return err
 		}
@@ -36,16 +41,15 @@ func Read(ctx context.Context, opts Options, f func(View) error) error {
 	}
 }
 
-// readOnce is one attempt. A daemon that archives a file while we look could have moved its
+// readOnce is one attempt, which closes the collector. A daemon that archives a file while we look could have moved its
 // values from where we have yet to look to where we have looked; then the archive has
 // changed, and it must be done again.
-func readOnce(ctx context.Context, opts Options, f func(View) error) (again bool, err error) {
-	c, err := New(opts)
-	if err != nil {
-		return false, err
-	}
+func (c *Collector) readOnce(ctx context.Context, f func(View) error) (again bool, err error) {
 	defer func() { err = errors.Join(err, c.Close()) }()
 	c.Tend(true)
+	for !c.Ready() && c.makeRoom() {
+		c.Tend(true)
+	}
 	c.mu.Lock()
 	for _, d := range c.dirs {
 		d.takeStaged() // once more: what was renamed between its listing and the directory's
@@ -53,6 +57,9 @@ func readOnce(ctx context.Context, opts Options, f func(View) error) (again bool
 	c.mu.Unlock()
 	if err := c.Err(); err != nil {
 		return false, err
+	}
+	if !c.Ready() {
+		return false, fmt.Errorf("%w: raise the limit (ulimit -n) above %d", errTooMany, c.maxFiles)
 	}
 	snap, err := c.Gather(ctx)
 	if err != nil {
@@ -75,6 +82,18 @@ func readOnce(ctx context.Context, opts Options, f func(View) error) (again bool
 		}
 	}
 	return false, f(View{snap, c})
+}
+
+// makeRoom reports whether another file can be opened now.
+func (c *Collector) makeRoom() (room bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, d := range c.dirs {
+		if d.deferred > 0 {
+			room = d.makeRoom() || room
+		}
+	}
+	return room
 }
 
 // missed reports whether files are in the staging now that were not found there, nor taken
