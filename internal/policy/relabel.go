@@ -20,7 +20,8 @@ import (
 // quantile, as Prometheus does it. Then metrics are put together again: one stays what it was
 // if its samples still agree on a name and on labels, and a histogram if it has its last
 // bucket, sum and count. What does not is served sample by sample, untyped. Of several series that
-// become equal the first is served, in the order of the output.
+// become equal the first is served, in the order of the output; a histogram or summary whose
+// labels become those of another one goes whole, because their buckets do not belong together.
 type Relabeler struct {
 	configs  []*relabel.Config
 	families map[familyID][]relabeledMetric

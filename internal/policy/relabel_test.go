@@ -1,0 +1,351 @@
+package policy
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/relabel"
+
+	"aggregatord/internal/merge"
+	"aggregatord/internal/metric"
+)
+
+// layout makes a layout of families that it is told as "TYPE NAME", and lines of labels.
+func layout(families ...[]string) *merge.Layout {
+	out := &merge.Layout{}
+	for _, lines := range families {
+		typ, name, _ := strings.Cut(lines[0], " ")
+		f := merge.Family{Name: name, Help: "H", First: out.Points}
+		f.Type, _ = metric.ParseType(typ)
+		if f.Type == metric.Gauge {
+			f.Mode = metric.Max
+		}
+		points := map[metric.Type][]merge.Point{
+			metric.Counter: {{Kind: merge.Total}}, metric.Gauge: {{}},
+			metric.Histogram: {{Kind: merge.Bucket, Bound: 1}, {Kind: merge.Bucket, Bound: 2.5}, {Kind: merge.Bucket, Bound: math.Inf(1)}, {Kind: merge.Sum}, {Kind: merge.Count}},
+			metric.Summary:   {{Kind: merge.Quantile, Bound: 0.5}, {Kind: merge.Sum}, {Kind: merge.Count}},
+		}[f.Type]
+		for _, line := range lines[1:] {
+			m := merge.Metric{Points: points}
+			for _, l := range strings.Fields(line) {
+				k, v, _ := strings.Cut(l, "=")
+				m.Labels = append(m.Labels, metric.Label{Name: k, Value: v})
+			}
+			metric.SortLabels(m.Labels)
+			f.Metrics = append(f.Metrics, m)
+			f.Points += len(points)
+		}
+		slices.SortFunc(f.Metrics, func(a, b merge.Metric) int { return metric.CompareLabels(a.Labels, b.Labels) })
+		out.Points += f.Points
+		out.Families = append(out.Families, f)
+	}
+	return out
+}
+
+// show writes a layout, and of each point which one it was.
+func show(t *testing.T, l *merge.Layout, from []uint32) string {
+	t.Helper()
+	var b strings.Builder
+	i := 0
+	for k, f := range l.Families {
+		if f.First != i || k > 0 && l.Families[k-1].Name >= f.Name {
+			t.Errorf("family %q begins at %d, want %d, or is out of order", f.Name, f.First, i)
+		}
+		fmt.Fprintf(&b, "# %s %s\n", f.Type, f.Name)
+		for n, m := range f.Metrics {
+			if n > 0 && metric.CompareLabels(f.Metrics[n-1].Labels, m.Labels) >= 0 {
+				t.Errorf("metrics of %q are out of order, or equal", f.Name)
+			}
+			for _, p := range m.Points {
+				b.WriteString(f.Name + p.Kind.Suffix() + "{")
+				for _, l := range m.Labels {
+					b.WriteString(l.Name + "=" + l.Value + " ")
+				}
+				if bound := boundLabel(p.Kind); bound != "" {
+					b.WriteString(bound + "=" + string(metric.AppendBound(nil, p.Bound)) + " ")
+				}
+				fmt.Fprintf(&b, "} %d\n", from[i])
+				i++
+			}
+		}
+	}
+	if i != l.Points || i != len(from) {
+		t.Errorf("%d points, %d in the layout, %d from", i, l.Points, len(from))
+	}
+	return b.String()
+}
+
+func config(action relabel.Action, regex string, set ...func(*relabel.Config)) *relabel.Config {
+	c := relabel.DefaultRelabelConfig
+	c.Action = action
+	if regex != "" {
+		c.Regex = relabel.MustNewRegexp(regex)
+	}
+	for _, f := range set {
+		f(&c)
+	}
+	return &c
+}
+
+func source(names ...string) func(*relabel.Config) {
+	return func(c *relabel.Config) {
+		for _, n := range names {
+			c.SourceLabels = append(c.SourceLabels, model.LabelName(n))
+		}
+	}
+}
+
+func target(name string) func(*relabel.Config) {
+	return func(c *relabel.Config) { c.TargetLabel = name }
+}
+
+func replacement(s string) func(*relabel.Config) {
+	return func(c *relabel.Config) { c.Replacement = s }
+}
+
+func relabeler(t *testing.T, configs ...*relabel.Config) *Relabeler {
+	t.Helper()
+	p, err := Compile(Spec{MetricRelabelConfigs: configs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.Relabeler()
+}
+
+func TestRelabel(t *testing.T) {
+	histogram := []string{"histogram h", "a=1"}
+	whole := "# histogram h\nh_bucket{a=1 le=1.0 } 0\nh_bucket{a=1 le=2.5 } 1\nh_bucket{a=1 le=+Inf } 2\nh_sum{a=1 } 3\nh_count{a=1 } 4\n"
+	for name, c := range map[string]struct {
+		in             *merge.Layout
+		configs        []*relabel.Config
+		want           string
+		dropped, equal int
+	}{
+		"nothing matches": {layout(histogram), []*relabel.Config{config(relabel.Drop, "x", source("a"))}, whole, 0, 0},
+		"replace": {
+			layout([]string{"gauge g", "a=x-1"}), []*relabel.Config{config(relabel.Replace, "(.*)-(.*)", source("a"), target("b"), replacement("$2"))},
+			"# gauge g\ng{a=x-1 b=1 } 0\n", 0, 0,
+		},
+		"replace by nothing removes": {
+			layout([]string{"gauge g", "a=1 b=2"}), []*relabel.Config{config(relabel.Replace, "", source("b"), target("a"), replacement(""))},
+			"# gauge g\ng{b=2 } 0\n", 0, 0,
+		},
+		"several sources": {
+			layout([]string{"gauge g", "a=1 b=2"}), []*relabel.Config{config(relabel.Replace, "", source("a", "b", "none"), target("c"))},
+			"# gauge g\ng{a=1 b=2 c=1;2; } 0\n", 0, 0,
+		},
+		"one after the other": {
+			layout([]string{"gauge g", "a=1"}),
+			[]*relabel.Config{config(relabel.Replace, "", source("a"), target("b")), config(relabel.Drop, "1", source("b"))}, "", 1, 0,
+		},
+		"keep": {
+			layout([]string{"counter c", "a=1", "a=2"}), []*relabel.Config{config(relabel.Keep, "2", source("a"))}, "# counter c\nc_total{a=2 } 1\n", 1, 0,
+		},
+		"drop by sample name": {
+			layout([]string{"counter c", "a=1"}, []string{"gauge d", ""}), []*relabel.Config{config(relabel.Drop, "c_total", source("__name__"))}, "# gauge d\nd{} 1\n", 1, 0,
+		},
+		"dropequal": {layout([]string{"gauge g", "a=1 b=1", "a=1 b=2"}), []*relabel.Config{config(relabel.DropEqual, "", source("a"), target("b"))}, "# gauge g\ng{a=1 b=2 } 1\n", 1, 0},
+		"keepequal": {layout([]string{"gauge g", "a=1 b=1", "a=1 b=2"}), []*relabel.Config{config(relabel.KeepEqual, "", source("a"), target("b"))}, "# gauge g\ng{a=1 b=1 } 0\n", 1, 0},
+		"labelmap":  {layout([]string{"gauge g", "x_a=1 b=2"}), []*relabel.Config{config(relabel.LabelMap, "x_(.*)")}, "# gauge g\ng{a=1 b=2 x_a=1 } 0\n", 0, 0},
+		"labelkeep": {layout([]string{"gauge g", "a=1 b=2"}), []*relabel.Config{config(relabel.LabelKeep, "__name__|b")}, "# gauge g\ng{b=2 } 0\n", 0, 0},
+		"lowercase": {layout([]string{"gauge g", "a=Ab"}), []*relabel.Config{config(relabel.Lowercase, "", source("a"), target("a"))}, "# gauge g\ng{a=ab } 0\n", 0, 0},
+		"uppercase": {layout([]string{"gauge g", "a=Ab"}), []*relabel.Config{config(relabel.Uppercase, "", source("a"), target("b"))}, "# gauge g\ng{a=Ab b=AB } 0\n", 0, 0},
+		"hashmod": {
+			layout([]string{"gauge g", "a=baz"}),
+			[]*relabel.Config{config(relabel.HashMod, "", source("a"), target("d"), func(c *relabel.Config) { c.Modulus = 1000 })},
+			"# gauge g\ng{a=baz d=976 } 0\n", 0, 0,
+		},
+		"renamed family": {
+			layout(histogram), []*relabel.Config{config(relabel.Replace, "h(_.*)", source("__name__"), target("__name__"), replacement("new$1"))},
+			strings.NewReplacer("h_", "new_", "m h", "m new").Replace(whole), 0, 0,
+		},
+		"without a name": {
+			layout([]string{"gauge g", "a=1"}), []*relabel.Config{config(relabel.LabelDrop, "__name__")}, "", 1, 0,
+		},
+		"equal series": {
+			layout([]string{"counter c", "a=1", "a=2", "a=3 b=1"}), []*relabel.Config{config(relabel.LabelDrop, "a")}, "# counter c\nc_total{} 0\nc_total{b=1 } 2\n", 0, 1,
+		},
+		"equal histograms": {
+			layout([]string{"histogram h", "a=1", "a=2"}), []*relabel.Config{config(relabel.LabelDrop, "a")}, strings.ReplaceAll(whole, "a=1 ", ""), 0, 5,
+		},
+		"some buckets": {
+			layout(histogram), []*relabel.Config{config(relabel.Drop, `h_bucket;2\.5`, source("__name__", "le"))},
+			strings.Replace(whole, "h_bucket{a=1 le=2.5 } 1\n", "", 1), 1, 0,
+		},
+		"without the last bucket": {
+			layout(histogram), []*relabel.Config{config(relabel.Drop, `\+Inf`, source("le"))},
+			"# unknown h_bucket\nh_bucket{a=1 le=1.0 } 0\nh_bucket{a=1 le=2.5 } 1\n# unknown h_count\nh_count{a=1 } 4\n# unknown h_sum\nh_sum{a=1 } 3\n", 1, 0,
+		},
+		"without buckets": {
+			layout(histogram), []*relabel.Config{config(relabel.Drop, `h_bucket`, source("__name__"))},
+			"# unknown h_count\nh_count{a=1 } 4\n# unknown h_sum\nh_sum{a=1 } 3\n", 3, 0,
+		},
+		"of one of two histograms": {
+			// The other cannot keep its type, or the sum would be there twice.
+			layout([]string{"histogram h", "a=1", "a=2"}), []*relabel.Config{config(relabel.Drop, `h_(bucket|count);1`, source("__name__", "a"))},
+			"# unknown h_bucket\nh_bucket{a=2 le=+Inf } 7\nh_bucket{a=2 le=1.0 } 5\nh_bucket{a=2 le=2.5 } 6\n# unknown h_count\nh_count{a=2 } 9\n# unknown h_sum\nh_sum{a=1 } 3\nh_sum{a=2 } 8\n", 4, 0,
+		},
+		"other bounds": {
+			layout(histogram), []*relabel.Config{config(relabel.Replace, `(\d)\.0`, source("le"), target("le"))},
+			"# unknown h_bucket\nh_bucket{a=1 le=+Inf } 2\nh_bucket{a=1 le=1 } 0\nh_bucket{a=1 le=2.5 } 1\n# unknown h_count\nh_count{a=1 } 4\n# unknown h_sum\nh_sum{a=1 } 3\n", 0, 0,
+		},
+		"one sample renamed": {
+			layout(histogram), []*relabel.Config{config(relabel.Replace, "h_sum", source("__name__"), target("__name__"), replacement("seconds"))},
+			"# unknown h_bucket\nh_bucket{a=1 le=+Inf } 2\nh_bucket{a=1 le=1.0 } 0\nh_bucket{a=1 le=2.5 } 1\n# unknown h_count\nh_count{a=1 } 4\n# unknown seconds\nseconds{a=1 } 3\n", 0, 0,
+		},
+		"quantiles": {
+			layout([]string{"summary s", "a=1"}), []*relabel.Config{config(relabel.Drop, `0\.5`, source("quantile"))}, "# summary s\ns_sum{a=1 } 1\ns_count{a=1 } 2\n", 1, 0,
+		},
+		"counter without _total": {
+			layout([]string{"counter c", "a=1"}), []*relabel.Config{config(relabel.Replace, "c_total", source("__name__"), target("__name__"), replacement("n"))}, "# counter n\nn{a=1 } 0\n", 0, 0,
+		},
+		"two become one family": {
+			layout([]string{"gauge a", "l=2"}, []string{"gauge b", "l=1", "l=2"}), []*relabel.Config{config(relabel.Replace, "b", source("__name__"), target("__name__"), replacement("a"))},
+			"# gauge a\na{l=1 } 1\na{l=2 } 0\n", 0, 1,
+		},
+		"of two types": {
+			layout([]string{"counter a", "l=2"}, []string{"gauge b", "l=1"}), []*relabel.Config{config(relabel.Replace, "b", source("__name__"), target("__name__"), replacement("a_total"))},
+			"# unknown a_total\na_total{l=1 } 1\na_total{l=2 } 0\n", 0, 0,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out := relabeler(t, c.configs...).Apply(c.in)
+			if got := show(t, out.Layout, out.From); got != c.want {
+				t.Errorf("got:\n%swant:\n%s", got, c.want)
+			}
+			if out.Dropped != c.dropped || out.Equal != c.equal || (out.Equal > 0) != (len(out.Collisions) > 0) {
+				t.Errorf("%d dropped and %d equal (%v), want %d and %d", out.Dropped, out.Equal, out.Collisions, c.dropped, c.equal)
+			}
+		})
+	}
+}
+
+// TestRelabelSamples relabels random layouts by random rules. Whatever becomes of the types, the
+// samples are those that Prometheus makes of each one by itself, the first of equal ones.
+func TestRelabelSamples(t *testing.T) {
+	for range 300 {
+		seed := rand.Uint64()
+		r := rand.New(rand.NewPCG(seed, 5))
+		var families [][]string
+		for i, typ := range []string{"counter", "gauge", "histogram", "histogram", "summary"} {
+			f := []string{typ + " " + string(rune('a'+i)) + "x"}
+			for n := range r.IntN(3) + 1 {
+				f = append(f, fmt.Sprintf("k=%d l=%d", n, r.IntN(2)))
+			}
+			families = append(families, f)
+		}
+		in := layout(families...)
+		actions := []*relabel.Config{
+			config(relabel.Drop, "[bc]x.*|dx_bucket", source("__name__")),
+			config(relabel.Drop, `2\.5|0\.5`, source("le")),
+			config(relabel.Drop, `\+Inf`, source("le")),
+			config(relabel.Keep, "0", source("l")),
+			config(relabel.LabelDrop, "l"),
+			config(relabel.LabelDrop, "k"),
+			config(relabel.LabelDrop, "le"),
+			config(relabel.Replace, "(.)x(.*)", source("__name__"), target("__name__"), replacement("m$2")),
+			config(relabel.Replace, "c(.*);0", source("__name__", "k"), target("__name__"), replacement("d$1")),
+			config(relabel.Replace, "(.*)_sum", source("__name__"), target("__name__"), replacement("$1")),
+			config(relabel.Replace, "", source("k"), target("quantile")),
+			config(relabel.LabelMap, "k", replacement("le")),
+		}
+		var configs []*relabel.Config
+		for range r.IntN(3) + 1 {
+			configs = append(configs, actions[r.IntN(len(actions))])
+		}
+		out := relabeler(t, configs...).Apply(in)
+		got := samples(out.Layout)
+		want := map[string]bool{}
+		dropped := 0
+		for _, s := range samples(in) {
+			b := labels.NewBuilder(s)
+			if !relabel.ProcessBuilder(b, validated(configs)...) || b.Get("__name__") == "" {
+				dropped++
+				continue
+			}
+			want[b.Labels().String()] = true
+		}
+		seen := map[string]bool{}
+		for _, s := range got {
+			id := s.String()
+			if seen[id] {
+				t.Errorf("seed %d: %s twice", seed, id)
+			}
+			seen[id] = true
+			if !want[id] {
+				t.Errorf("seed %d: %s is not what Prometheus makes", seed, id)
+			}
+		}
+		if len(seen)+out.Equal+out.Dropped != in.Points || dropped != out.Dropped {
+			t.Errorf("seed %d: %d served, %d equal, %d dropped (want %d) of %d", seed, len(seen), out.Equal, out.Dropped, dropped, in.Points)
+		}
+		if len(seen) != len(want) {
+			t.Errorf("seed %d: %d series, want %d:\n%s", seed, len(seen), len(want), show(t, out.Layout, out.From))
+		}
+		show(t, out.Layout, out.From)
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+}
+
+func validated(configs []*relabel.Config) []*relabel.Config {
+	var out []*relabel.Config
+	for _, c := range configs {
+		own := *c
+		if err := own.Validate(model.UTF8Validation); err != nil {
+			panic(err)
+		}
+		out = append(out, &own)
+	}
+	return out
+}
+
+func samples(l *merge.Layout) []labels.Labels {
+	var out []labels.Labels
+	for _, f := range l.Families {
+		for _, m := range f.Metrics {
+			for _, p := range m.Points {
+				var sb labels.ScratchBuilder
+				sb.Add("__name__", f.Name+p.Kind.Suffix())
+				for _, l := range m.Labels {
+					sb.Add(l.Name, l.Value)
+				}
+				if bound := boundLabel(p.Kind); bound != "" {
+					sb.Add(bound, string(metric.AppendBound(nil, p.Bound)))
+				}
+				sb.Sort()
+				out = append(out, sb.Labels())
+			}
+		}
+	}
+	return out
+}
+
+func TestRelabelRemembers(t *testing.T) {
+	r := relabeler(t, config(relabel.Replace, "", target("new"), replacement("x")))
+	in := layout([]string{"counter c", "a=1"}, []string{"gauge g", "a=1"})
+	first := r.Apply(in)
+	if r.Apply(in) != first {
+		t.Error("the same layout is relabelled again")
+	}
+	// A family appears, another stays.
+	next := layout([]string{"counter b", ""}, []string{"counter c", "a=1"})
+	next.Families[1].Metrics = in.Families[0].Metrics
+	second := r.Apply(next)
+	if got, want := show(t, second.Layout, second.From), "# counter b\nb_total{new=x } 0\n# counter c\nc_total{a=1 new=x } 1\n"; got != want {
+		t.Errorf("got:\n%swant:\n%s", got, want)
+	}
+	if &first.Layout.Families[0].Metrics[0].Labels[0] != &second.Layout.Families[1].Metrics[0].Labels[0] {
+		t.Error("a family that stayed was relabelled again")
+	}
+	if first.Layout == second.Layout {
+		t.Error("two layouts are one")
+	}
+}
