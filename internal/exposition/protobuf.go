@@ -12,7 +12,7 @@ import (
 // The messages of io/prometheus/client/metrics.proto (prometheus/client_model), as far
 // as they are written here:
 //
-//	MetricFamily  name = 1, help = 2, type = 3, metric = 4
+//	MetricFamily  name = 1, help = 2, type = 3, metric = 4, unit = 5
 //	Metric        label = 1, gauge = 2, counter = 3, summary = 4, untyped = 5, histogram = 7
 //	LabelPair     name = 1, value = 2
 //	Gauge, Counter, Untyped   value = 1; Counter also created_timestamp = 3
@@ -28,6 +28,7 @@ const (
 	tagName       = 1<<3 | byte(protowire.BytesType)
 	tagHelp       = 2<<3 | byte(protowire.BytesType)
 	tagType       = 3<<3 | byte(protowire.VarintType)
+	tagUnit       = 5<<3 | byte(protowire.BytesType)
 	tagMetric     = 4<<3 | byte(protowire.BytesType)
 	tagLabel      = 1<<3 | byte(protowire.BytesType)
 	tagLabelName  = 1<<3 | byte(protowire.BytesType)
@@ -66,6 +67,10 @@ func appendProtobufHeader(dst []byte, s *section, fam *merge.Family) []byte {
 	if fam.Help != "" {
 		dst = append(dst, tagHelp)
 		dst = protowire.AppendString(dst, clean(fam.Help))
+	}
+	if unitFits(s.base, fam.Unit) {
+		dst = append(dst, tagUnit)
+		dst = protowire.AppendString(dst, fam.Unit)
 	}
 	return append(dst, tagType, kindOf[s.typ].enum)
 }

@@ -1,14 +1,16 @@
 package exposition
 
 import (
+	"strings"
+
 	"github.com/prometheus/common/model"
 
 	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
 )
 
-// appendTextHeader appends the HELP and TYPE lines of a section. A family without help
-// has no HELP line.
+// appendTextHeader appends the HELP and TYPE lines of a section, and in OpenMetrics the UNIT
+// line. A family without help has no HELP line.
 func appendTextHeader(dst []byte, s *section, fam *merge.Family, f Format) []byte {
 	name := s.base + s.headSuffix
 	if fam.Help != "" {
@@ -26,7 +28,22 @@ func appendTextHeader(dst []byte, s *section, fam *merge.Family, f Format) []byt
 	} else {
 		dst = append(dst, s.typ.String()...)
 	}
-	return append(dst, '\n')
+	dst = append(dst, '\n')
+	if f.openMetrics() && unitFits(name, fam.Unit) {
+		dst = append(dst, "# UNIT "...)
+		dst = appendName(dst, name)
+		dst = append(dst, ' ')
+		dst = append(dst, fam.Unit...)
+		dst = append(dst, '\n')
+	}
+	return dst
+}
+
+// unitFits reports whether a family of this name may be said to have the unit: OpenMetrics
+// wants it at the end of the name.
+func unitFits(name, unit string) bool {
+	base, ok := strings.CutSuffix(name, unit)
+	return ok && unit != "" && strings.HasSuffix(base, "_")
 }
 
 // appendTextLabels appends spelled labels as they stand between braces.

@@ -168,6 +168,9 @@ func compileRules(place string, in []Rule, fail func(error)) []rule {
 		if r.Drop && !r.onlyDrops() {
 			wrong("drop: true leaves nothing for the other settings to change; remove them, or drop")
 		}
+		if r.Unit != "" && !model.LegacyValidation.IsValidMetricName("x_"+r.Unit) {
+			wrong("unit: %q has other signs than letters, digits and _", r.Unit)
+		}
 		if r.Unit != "" && r.Match != "" && !hasUnit(strings.TrimSuffix(r.Match, "_total"), r.Unit) {
 			wrong("unit: OpenMetrics wants a metric of unit %q to have a name that ends in _%s", r.Unit, r.Unit)
 		}

@@ -24,6 +24,7 @@ func TestCompileRefuses(t *testing.T) {
 		"drop and more":       {Spec{Rules: []Rule{{Match: "a", Drop: true, GaugeMode: metric.Sum}}}, []string{"drop: true leaves nothing"}},
 		"no mode":             {Spec{Rules: []Rule{{Match: "a", GaugeMode: 77}}}, []string{"gauge_mode: use one of all, liveall, sum"}},
 		"unit":                {Spec{Rules: []Rule{{Match: "a_total", Unit: "bytes"}}}, []string{"ends in _bytes"}},
+		"unit of words":       {Spec{Rules: []Rule{{MatchRE: "a", Unit: "k b\n"}}}, []string{"has other signs"}},
 		"drop and keep":       {Spec{Rules: []Rule{{Match: "a", DropLabels: []string{"x"}, KeepLabels: []string{"y"}}}}, []string{"drop_labels and keep_labels"}},
 		"drop le":             {Spec{Rules: []Rule{{Match: "a", DropLabels: []string{"le"}}}}, []string{`drop_labels: label "le"`}},
 		"rename to quantile":  {Spec{Rules: []Rule{{Match: "a", RenameLabels: map[string]string{"x": "quantile"}}}}, []string{`rename_label: label "quantile"`}},
