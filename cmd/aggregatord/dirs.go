@@ -6,21 +6,32 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"aggregatord/internal/config"
 	"aggregatord/internal/pool"
 )
 
 // dirOptions says which directories to read.
 type dirOptions struct {
 	dirs []string
+	// configured are the pools of the configuration file, for when the flags name none.
+	configured []config.Pool
 }
 
 func (o *dirOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.dirs, "dir", nil, "`[NAME=]DIR` with the source files; repeat it, with names, to serve several\nunder a label pool (default: $PROMETHEUS_MULTIPROC_DIR)")
 }
 
-// specs returns the directories of the flags or, without any, of the environment.
+// specs returns the directories of the flags or, without any, of the configuration file or,
+// without any there, of the environment.
 func (o *dirOptions) specs() ([]pool.DirSpec, error) {
 	dirs := o.dirs
+	if len(dirs) == 0 && len(o.configured) > 0 {
+		var specs []pool.DirSpec
+		for _, p := range o.configured {
+			specs = append(specs, pool.DirSpec{Pool: p.Name, Path: p.Dir})
+		}
+		return specs, nil
+	}
 	if len(dirs) == 0 {
 		// Clients before 0.10 read the variable in lower case only.
 		for _, name := range []string{"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"} {

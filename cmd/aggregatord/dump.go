@@ -18,6 +18,7 @@ import (
 
 type dumpOptions struct {
 	dirs    dirOptions
+	config  configOptions
 	archive archiveOptions
 	log     logOptions
 	format  string
@@ -27,6 +28,7 @@ type dumpOptions struct {
 
 func (o *dumpOptions) addFlags(f *pflag.FlagSet) {
 	o.dirs.addFlags(f)
+	o.config.addFlags(f)
 	o.archive.addDirFlag(f)
 	f.StringVar(&o.format, "format", exposition.FormatNames()[0], "`FORMAT`: "+strings.Join(exposition.FormatNames(), ", "))
 	f.StringVarP(&o.output, "output", "o", "-", "`FILE` to write, replaced in one step; - is standard output")
@@ -65,11 +67,14 @@ func (o *dumpOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if err := o.config.load(cmd.Flags(), &o.dirs, &o.archive); err != nil {
+		return err
+	}
 	dirs, err := o.dirs.existing()
 	if err != nil {
 		return err
 	}
-	opts := pool.Options{Dirs: dirs, ArchiveDir: o.archive.dir, Logger: logger}
+	opts := pool.Options{Dirs: dirs, ArchiveDir: o.archive.dir, Policy: o.config.loaded.Policy(), Logger: logger}
 	out, err := render(cmd.Context(), opts, format, exposition.NewFilter(o.names))
 	if err != nil {
 		return err

@@ -7,8 +7,10 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -79,6 +81,7 @@ type webOptions struct {
 	addressOptions
 	socketMode    string
 	systemdSocket bool
+	lifecycle     bool
 	configFile    string
 	maxRequests   int
 	readTimeout   time.Duration
@@ -91,6 +94,7 @@ func (o *webOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.socketMode, "web.socket-mode", fmt.Sprintf("%04o", daemon.DefaultSocketMode), "`MODE` of unix sockets, in octal")
 	f.BoolVar(&o.systemdSocket, "web.systemd-socket", false, "serve on the sockets that systemd passes, in place of addresses")
 	f.StringVar(&o.configFile, "web.config.file", "", "`FILE` that turns on TLS, passwords or a rate limit, in the format of the Prometheus exporters")
+	f.BoolVar(&o.lifecycle, "web.enable-lifecycle", false, "let a POST to /-/reload reload the configuration file")
 	f.IntVar(&o.maxRequests, "web.max-requests", 40, "how many scrapes may be in flight; more get status 503; 0 is any number")
 	f.DurationVar(&o.readTimeout, "web.read-timeout", time.Minute, "how long a client may take to send a request; 0 is no limit")
 	f.DurationVar(&o.writeTimeout, "web.write-timeout", time.Minute, "how long a response may take, as a client may read it slowly; 0 is no limit")
@@ -133,6 +137,7 @@ func (o *webOptions) apply(opts *daemon.Options) {
 	o.addressOptions.apply(opts)
 	opts.SystemdSocket = o.systemdSocket
 	opts.SocketMode, _ = o.mode()
+	opts.EnableLifecycle = o.lifecycle
 	opts.Web.WebConfigFile = o.configFile
 	opts.Web.MaxScrapesInFlight = orNone(o.maxRequests)
 	opts.Web.ReadTimeout = orNone(o.readTimeout)
@@ -151,6 +156,7 @@ func orNone[T int | time.Duration](v T) T {
 
 type serveOptions struct {
 	dirs    dirOptions
+	config  configOptions
 	archive archiveOptions
 	web     webOptions
 	log     logOptions
@@ -158,6 +164,7 @@ type serveOptions struct {
 
 func (o *serveOptions) addFlags(f *pflag.FlagSet) {
 	o.dirs.addFlags(f)
+	o.config.addFlags(f)
 	o.archive.addFlags(f)
 	o.web.addFlags(f)
 	o.log.addFlags(f)
@@ -182,6 +189,9 @@ archived, so that their counts stay and the directory stays small.`,
 }
 
 func (o *serveOptions) run(cmd *cobra.Command) error {
+	if err := o.config.load(cmd.Flags(), &o.dirs, &o.archive); err != nil {
+		return err
+	}
 	dirs, err := o.dirs.watchable()
 	if err != nil {
 		return err
@@ -193,7 +203,15 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	if err := errors.Join(o.web.validate(), o.archive.validate()); err != nil {
 		return err
 	}
-	opts := daemon.Options{Pool: pool.Options{Dirs: dirs, Archive: o.archive.options(), ArchiveDir: o.archive.dir}, Logger: logger}
+	// Without a file it is of no use, but who sends it does not expect that to end the program.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	opts := daemon.Options{
+		Pool:   pool.Options{Dirs: dirs, Archive: o.archive.options(), ArchiveDir: o.archive.dir},
+		Config: o.config.loaded, ByFlag: o.config.byFlag, ReloadSignals: hangup,
+		Logger: logger,
+	}
 	o.web.apply(&opts)
 	return runDaemon(cmd.Context(), opts)
 }

@@ -4,6 +4,7 @@
 //	goroutine    started by  ends when              speaks through
 //	tend loop    Run         its context is done    nothing: it logs what goes wrong
 //	notifiers    Run         its context is done    a channel that wakes the tend loop
+//	reload loop  Run         its context is done    Collector.SetPolicy, and the log
 //	HTTP server  Run         Shutdown returns       http.Server
 //
 // Nothing in the order of stopping is needed for correctness; a tidy stop is only quick
@@ -14,12 +15,14 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
 	"runtime/debug"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
 
+	"aggregatord/internal/config"
 	"aggregatord/internal/exposition"
 	"aggregatord/internal/merge"
 	"aggregatord/internal/pool"
@@ -30,7 +33,7 @@ import (
 
 // Options of Run. Zero fields mean the defaults given.
 type Options struct {
-	// Pool says which directories to read; its Logger and Metrics are Run's to fill.
+	// Pool says which directories to read; its Logger, Metrics and Policy are Run's to fill.
 	Pool pool.Options
 	// ListenAddresses are host:port pairs, or unix:PATH. Default: DefaultListenAddress.
 	ListenAddresses []string
@@ -56,6 +59,16 @@ type Options struct {
 	// GCPercent is given to debug.SetGCPercent a moment after the first scan, which makes much
 	// more garbage than all that follows. 0 leaves it as it is.
 	GCPercent int
+	// Config is what the configuration file says. What it says of pools and of the archive
+	// must be in Pool already. Its file is loaded again when it changes. Default: no file.
+	Config *config.Config
+	// ByFlag are the keys of the file that flags override, such as pools and archive.dir: a
+	// change of these in the file means nothing.
+	ByFlag []string
+	// ReloadSignals asks for the file to be loaded again. May be nil.
+	ReloadSignals <-chan os.Signal
+	// EnableLifecycle lets a POST to /-/reload do the same.
+	EnableLifecycle bool
 	// Logger may be nil.
 	Logger *zap.Logger
 }
@@ -85,6 +98,9 @@ func (o *Options) fill() {
 	if o.ShutdownTimeout == 0 {
 		o.ShutdownTimeout = 10 * time.Second
 	}
+	if o.Config == nil {
+		o.Config = new(config.Config)
+	}
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
@@ -99,6 +115,7 @@ func Run(ctx context.Context, opts Options) error {
 	m := newMetrics(set)
 	opts.Pool.Logger = log
 	opts.Pool.Metrics = pool.NewMetrics(set)
+	opts.Pool.Policy = opts.Config.Policy()
 	if opts.Web.WebConfigFile != "" {
 		if err := serve.CheckWebConfig(opts.Web.WebConfigFile); err != nil {
 			return err
@@ -108,6 +125,7 @@ func Run(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
+	reloader := newReloader(opts, set, collector.SetPolicy)
 	if err := collector.Open(); err != nil {
 		return errors.Join(err, collector.Close())
 	}
@@ -142,6 +160,7 @@ func Run(ctx context.Context, opts Options) error {
 		})
 	}
 	loops.Go(func() { tend(inner, collector, wake, opts) })
+	loops.Go(func() { reloader.run(inner) })
 
 	web := opts.Web
 	web.Gatherer = gatherer{collector, set}
@@ -152,6 +171,9 @@ func Run(ctx context.Context, opts Options) error {
 	web.Observe = m.observe
 	web.OnRefused = func(r serve.Refusal) { m.refused.With(string(r)).Inc() }
 	web.ShutdownTimeout = opts.ShutdownTimeout
+	if opts.EnableLifecycle {
+		web.Reload = func() error { return reloader.reload("request") }
+	}
 	server := serve.New(web)
 	err = server.Run(ctx, listeners...)
 	log.Info("stopped serving")

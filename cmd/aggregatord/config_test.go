@@ -1,0 +1,146 @@
+package main
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"aggregatord/internal/archive"
+)
+
+// configFile writes a configuration file.
+func configFile(t *testing.T, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "aggregatord.yml")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestConfigPrecedence: flags win over the file, and that over the environment.
+func TestConfigPrecedence(t *testing.T) {
+	flag, file, env := sourceDir(t), sourceDir(t), sourceDir(t)
+	for name, dir := range map[string]string{"flag": flag, "file": file, "env": env} {
+		bury(t, dir, "counter_1.db", entry{family: "from", sample: "from_total", labels: map[string]string{"dir": name}, value: 1})
+	}
+	t.Setenv("PROMETHEUS_MULTIPROC_DIR", env)
+	rules := "metrics: [{match: from, rename_label: {dir: source}}]\n"
+	pools := "pools:\n  - name: web\n    dir: " + file + "\n    labels: {team: shop}\n"
+	for name, tc := range map[string]struct {
+		content string
+		flags   []string
+		want    string
+	}{
+		"environment":           {rules, nil, `from_total{source="env"} 1`},
+		"file":                  {pools + rules, nil, `from_total{pool="web",source="file",team="shop"} 1`},
+		"flag":                  {pools + rules, []string{"--dir", flag}, `from_total{source="flag"} 1`},
+		"flag_of_the_same_pool": {pools, []string{"--dir", "web=" + flag}, `from_total{dir="flag",pool="web",team="shop"} 1`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out := must(t, append([]string{"dump", "--config.file", configFile(t, tc.content)}, tc.flags...)...)
+			contains(t, out, "\n"+tc.want+"\n")
+			if strings.Count(out, "\nfrom_total{") != 1 {
+				t.Errorf("it prints\n%s", out)
+			}
+		})
+	}
+}
+
+// TestConfigArchive: the file's settings of the archive hold where no flag is given.
+func TestConfigArchive(t *testing.T) {
+	elsewhere := t.TempDir()
+	for name, tc := range map[string]struct {
+		content string
+		flags   []string
+		archive string // where one must be; "" means none at all
+	}{
+		"file":          {"archive: {dir: " + elsewhere + "/file}\n", nil, elsewhere + "/file"},
+		"flag":          {"archive: {dir: " + elsewhere + "/none}\n", []string{"--archive.dir", elsewhere + "/flag"}, elsewhere + "/flag"},
+		"file_disables": {"archive: {disable: true}\n", nil, ""},
+		"flag_enables":  {"archive: {disable: true, gauge_workers: 7, gauge_retention: 5m}\n", []string{"--archive.disable=false"}, "DIR/.aggregatord"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := sourceDir(t)
+			s := startServe(t, append([]string{"--dir", dir, "--config.file", configFile(t, tc.content), "--web.listen-address", "127.0.0.1:0"}, tc.flags...)...)
+			for _, place := range []string{dir + "/.aggregatord", elsewhere + "/file", elsewhere + "/flag", elsewhere + "/none"} {
+				_, err := os.Stat(filepath.Join(place, archive.FileName))
+				if err == nil {
+					os.Remove(filepath.Join(place, archive.FileName))
+				}
+				if want := place == strings.Replace(tc.archive, "DIR", dir, 1); want != (err == nil) {
+					t.Errorf("an archive in %s: %v", place, err)
+				}
+			}
+			if code := s.end(); code != 0 {
+				t.Errorf("exit code %d:\n%s", code, s.stderr.String())
+			}
+		})
+	}
+}
+
+// TestServeConfig: a wrong file ends the start with all that is wrong in one line; a right
+// one is reloaded by SIGHUP and, if that is enabled, by a request.
+func TestServeConfig(t *testing.T) {
+	wrong := configFile(t, "limit: {}\nmetrics: [{match: a, gauge_mode: b}]\n")
+	call(t, "serve", "--dir", sourceDir(t), "--config.file", wrong, "--web.listen-address", "127.0.0.1:0").
+		oneLine(t, exitUsage, wrong+":1:1: limit: is not a key; did you mean limits?", wrong+":2:34: metrics[0].gauge_mode")
+	call(t, "dump", "--dir", sourceDir(t), "--config.file", wrong).oneLine(t, exitUsage, wrong+":1:1")
+	call(t, "serve", "--config.file", "/no/such/file").oneLine(t, exitUsage, "/no/such/file", "no such file")
+
+	dir := sourceDir(t)
+	bury(t, dir, "counter_1.db", entry{family: "c", sample: "c_total", value: 1})
+	file := configFile(t, "external_labels: {n: '1'}\n")
+	s := startServe(t, "--dir", dir, "--config.file", file, "--web.listen-address", "127.0.0.1:0", "--web.enable-lifecycle")
+	if _, body := s.get("/metrics"); !strings.Contains(body, "\nc_total{n=\"1\"} 1\n") {
+		t.Errorf("served\n%s", body)
+	}
+	if err := os.WriteFile(file, []byte("external_labels: {n: '2'}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Post(s.urls[0]+"/-/reload", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("status %s", resp.Status)
+	}
+	// When the request is answered, the new file is in force.
+	if _, body := s.get("/metrics"); !strings.Contains(body, "\nc_total{n=\"2\"} 1\n") {
+		t.Errorf("served\n%s", body)
+	}
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if strings.Contains(s.stderr.String(), `"trigger":"signal"`) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("SIGHUP reloads nothing:\n%s", s.stderr.String())
+		}
+	}
+	if code := s.end(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// TestServeNoLifecycle: without the flag nobody reloads by a request.
+func TestServeNoLifecycle(t *testing.T) {
+	s := startServe(t, "--dir", sourceDir(t), "--web.listen-address", "127.0.0.1:0")
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Post(s.urls[0]+"/-/reload", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusForbidden {
+		t.Errorf("status %s", resp.Status)
+	}
+}
