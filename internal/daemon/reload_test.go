@@ -20,10 +20,13 @@ import (
 	"aggregatord/internal/config"
 )
 
-// loadConfig writes a configuration file and loads it.
+// loadConfig replaces a configuration file in one step and loads it.
 func loadConfig(t *testing.T, path, content string) *config.Config {
 	t.Helper()
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+	if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
 	}
 	c, err := config.Load(path)
