@@ -181,7 +181,7 @@ func startChaosPool(t *testing.T, dir string, own bool, seed uint64, flags ...st
 		if p.namespace, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 			t.Fatalf("open %s: %v", path, err)
 		}
-		t.Cleanup(func() { unix.Close(p.namespace) }) //nolint:errcheck // only looked at
+		t.Cleanup(func() { unix.Close(p.namespace) })
 	}
 	return p
 }
@@ -195,7 +195,7 @@ func (p *chaosPool) inside(f func()) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	defer unix.Close(outside) //nolint:errcheck // only looked at
+	defer unix.Close(outside)
 	// setns(2): for a pid namespace it takes effect on children only, and by thread.
 	if err := unix.Setns(p.namespace, unix.CLONE_NEWPID); err != nil {
 		p.t.Fatalf("enter the pool's pid namespace: %v", err)
@@ -299,7 +299,7 @@ func (s *succession) freeze(r *rand.Rand, quit <-chan struct{}) {
 		// was not waited for, and os.Process knows when it was.
 		if d.cmd.Process.Signal(syscall.SIGSTOP) == nil {
 			pause(25 * time.Millisecond)
-			d.cmd.Process.Signal(syscall.SIGCONT) //nolint:errcheck // see above
+			d.cmd.Process.Signal(syscall.SIGCONT)
 		}
 	}
 }

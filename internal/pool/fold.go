@@ -626,7 +626,6 @@ func (d *dir) commit(batch []*tracked, now time.Time) error {
 		}
 		return d.do("commit", func() error { return d.archive.Commit(b, d.swap(folded, now)) })
 	}()
-
 	if err != nil {
 		d.c.mu.Lock()
 		defer d.c.mu.Unlock()
