@@ -165,6 +165,7 @@ type Index struct {
 	layout    *Layout
 	conflicts []Conflict
 	keyBuf    []byte
+	ownKey    []byte // what a ruling has made of a raw key
 	snapshots sync.Pool
 }
 
@@ -325,8 +326,15 @@ func (x *Index) offerHelp(g *group, help string, created int64) {
 }
 
 // newKey finds or makes the cell of a raw key that its keyspace has not seen. fam is the
-// family of the name, or nil.
-func (x *Index) newKey(space *keyspace, fam *family, r *Ruling, id identity, raw []byte) (uint32, error) {
+// family that key is of, or nil if there is none yet; raw may be another spelling of key.
+func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key metric.Key, raw []byte) (uint32, error) {
+	id, err := identify(key, &s.spec)
+	if err != nil {
+		return 0, err
+	}
+	if err := x.relabel(&id, &s.spec, space.id.mode, r); err != nil && !x.seating {
+		return 0, err
+	}
 	pool := space.id.pool
 	if fam == nil {
 		fam = &family{name: id.family, groups: map[class]*group{}, held: map[string]held{}}

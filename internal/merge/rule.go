@@ -64,11 +64,10 @@ func identify(key metric.Key, spec *SourceSpec) (identity, error) {
 	boundLabel := ""
 	switch spec.Type {
 	case metric.Counter:
-		id.family = FamilyName(key.Family, spec.Type)
+		id.family = FamilyOf(key, spec.Type)
 		switch {
 		case suffix == "_total":
-			// That of a family a_total is a_total_total.
-			id.family, id.kind = key.Family, Total
+			id.kind = Total
 		case suffix == "" && id.family != key.Family:
 			id.kind = Total
 		case suffix == "":
@@ -118,6 +117,14 @@ func FamilyName(family string, typ metric.Type) string {
 		return base
 	}
 	return family
+}
+
+// FamilyOf returns the OpenMetrics name of the family that a key is of.
+func FamilyOf(key metric.Key, typ metric.Type) string {
+	if len(key.Series.Sample) > len(key.Family) {
+		return key.Family // the sample of a family a_total is a_total_total
+	}
+	return FamilyName(key.Family, typ)
 }
 
 func labelIndex(labels []metric.Label, name string) int {

@@ -22,10 +22,10 @@ type Ruling struct {
 	// Labels returns what becomes of the labels that a worker wrote, sorted by name as they
 	// came. It may change the list in place. Nil: they stay.
 	Labels func(labels []metric.Label) []metric.Label
-	// Key returns the raw key under which an entry is kept in place of its own: equal keys
-	// are one, and are what Each yields. The same ruling must have the same labels for both.
-	// Nil: its own.
-	Key func(key metric.Key) []byte
+	// Key appends the raw key under which an entry is kept in place of its own: equal keys are
+	// one series, and are what Each yields. It must not change the key that it is given. Nil:
+	// its own.
+	Key func(dst []byte, key metric.Key) []byte
 	// Target are labels to add; a worker's own label of the name becomes exported_NAME.
 	// External are labels to add where there is none of the name. Both are sorted.
 	Target, External []metric.Label
@@ -59,13 +59,12 @@ func (s *Source) serves(mode metric.Mode) bool {
 }
 
 // partOf returns the source's part in a keyspace.
-func (x *Index) partOf(s *Source, id keyspaceID) *part {
+func (x *Index) partOf(s *Source, space *keyspace) *part {
 	for i := range s.parts {
-		if s.parts[i].space.id == id {
+		if s.parts[i].space == space {
 			return &s.parts[i]
 		}
 	}
-	space := x.keyspace(id)
 	space.sources++
 	s.parts = append(s.parts, part{space: space})
 	return &s.parts[len(s.parts)-1]
@@ -233,16 +232,9 @@ func (x *Index) learnKey(s *Source, raw []byte, slot uint32) error {
 	if err != nil {
 		return err
 	}
-	whole := key
-	if x.opts.Rules != nil {
-		key.Series.Labels = slices.Clone(key.Series.Labels)
-	}
-	id, err := identify(key, &s.spec)
-	if err != nil {
-		return err
-	}
-	fam := x.families[id.family]
-	r := x.rulingOf(fam, id.family, &s.spec)
+	name := FamilyOf(key, s.spec.Type)
+	fam := x.families[name]
+	r := x.rulingOf(fam, name, &s.spec)
 	class := s.space.id.class
 	if r.Mode != metric.NoMode && class.typ == metric.Gauge {
 		class.mode = r.Mode
@@ -258,22 +250,20 @@ func (x *Index) learnKey(s *Source, raw []byte, slot uint32) error {
 		}
 	}
 	help := key.Help
-	if r.Key != nil && !s.spec.Fixed {
-		raw = r.Key(whole)
+	if r.Key != nil {
+		x.ownKey = r.Key(x.ownKey[:0], key)
+		raw = x.ownKey
 	}
-	tooMuch := x.relabel(&id, &s.spec, class.mode, r)
-	space := s.space
-	var p *part
-	if class != s.space.id.class || collapses {
-		p = x.partOf(s, keyspaceID{class: class, worker: worker, collapses: collapses})
-		space = p.space
+	space, elsewhere := s.space, class != s.space.id.class || collapses
+	if elsewhere {
+		space = x.keyspace(keyspaceID{class: class, worker: worker, collapses: collapses})
 	}
 	cell, ok := space.cells[string(raw)]
 	if !ok {
-		if tooMuch != nil && !x.seating {
-			return tooMuch
-		}
-		if cell, err = x.newKey(space, fam, r, id, raw); err != nil {
+		if cell, err = x.newKey(s, space, fam, r, key, raw); err != nil {
+			if space.sources == 0 {
+				delete(x.spaces, space.id)
+			}
 			return err
 		}
 	}
@@ -289,8 +279,8 @@ func (x *Index) learnKey(s *Source, raw []byte, slot uint32) error {
 	if s.serves(class.mode) {
 		x.activate(cell, 1)
 	}
-	if p != nil {
-		p.add(s, cell)
+	if elsewhere {
+		x.partOf(s, space).add(s, cell)
 		cell = sink
 	}
 	s.append(slot, cell)

@@ -30,14 +30,14 @@ func drop(name string) *Ruling {
 			rest, _, _ := takeLabel(labels, name)
 			return rest
 		},
-		Key: func(key metric.Key) []byte {
+		Key: func(dst []byte, key metric.Key) []byte {
 			text := key.Family + " " + key.Series.Sample + " H"
 			for _, l := range key.Series.Labels {
 				if l.Name != name {
 					text += " " + l.Name + "=" + l.Value
 				}
 			}
-			return []byte(text)
+			return append(dst, text...)
 		},
 	}
 }

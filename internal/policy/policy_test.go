@@ -124,7 +124,7 @@ func TestLabels(t *testing.T) {
 				if c.key != "" {
 					t.Error("the key stays")
 				}
-			} else if got := string(r.Key(key)); got != c.key {
+			} else if got := string(r.Key(nil, key)); got != c.key {
 				t.Errorf("key %s, want %s", got, c.key)
 			}
 			var got []string

@@ -78,12 +78,16 @@ func (p *Policy) poolOf(target []metric.Label, rules []rule) *poolPolicy {
 // key returns the key under which an entry is kept: without the labels that are left out, so
 // that what has a million of them, and is therefore under a rule, does not fill the archive
 // with what nobody sees. Labels that are renamed keep their names, so that the rule can go.
-func (l *labelRule) key(k metric.Key) []byte {
-	bound := func(name string) bool { return name == "le" || name == "quantile" }
-	k.Series.Labels = slices.DeleteFunc(slices.Clone(k.Series.Labels), func(has metric.Label) bool {
-		return !bound(has.Name) && l.leavesOut(has.Name)
-	})
-	return store.AppendKey(nil, k)
+func (l *labelRule) key(dst []byte, k metric.Key) []byte {
+	var room [16]metric.Label
+	kept := room[:0]
+	for _, has := range k.Series.Labels {
+		if has.Name == "le" || has.Name == "quantile" || !l.leavesOut(has.Name) {
+			kept = append(kept, has)
+		}
+	}
+	k.Series.Labels = kept
+	return store.AppendKey(dst, k)
 }
 
 // Pools lists the names of the pools of which something is said.

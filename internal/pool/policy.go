@@ -164,7 +164,7 @@ func (d *dir) spaceOf(t *tracked, raw []byte) (key []byte, s archive.Space, keep
 	if err != nil {
 		return raw, s, keep
 	}
-	r := d.c.policy.For(d.spec.Pool, merge.FamilyName(parsed.Family, t.name.Type), t.name.Type)
+	r := d.c.policy.For(d.spec.Pool, merge.FamilyOf(parsed, t.name.Type), t.name.Type)
 	mode := t.name.Mode
 	if t.name.Type == metric.Gauge {
 		mode = cmp.Or(r.Mode, mode)
@@ -175,7 +175,7 @@ func (d *dir) spaceOf(t *tracked, raw []byte) (key []byte, s archive.Space, keep
 	}
 	// Series of one process that become equal have no rule of their own to be one by.
 	if r.Key != nil && mode.Base() != metric.All {
-		raw = r.Key(parsed)
+		raw = r.Key(nil, parsed)
 	}
 	return raw, s, keep
 }
@@ -206,7 +206,7 @@ func (d *dir) retentionOf(s archive.Space, raw string) time.Duration {
 	if err != nil {
 		return general
 	}
-	return cmp.Or(d.c.policy.For(d.spec.Pool, merge.FamilyName(key.Family, s.Type), s.Type).Retention, general)
+	return cmp.Or(d.c.policy.For(d.spec.Pool, merge.FamilyOf(key, s.Type), s.Type).Retention, general)
 }
 
 // maxRefusedFamilies is how many families of a pool are counted and logged by name when a limit

@@ -654,3 +654,61 @@ func TestSteadyUnderPolicy(t *testing.T) {
 		t.Errorf("%v allocations per scrape of 3,200 entries", got)
 	}
 }
+
+// BenchmarkSetPolicy is a reload: all that the files hold is merged anew.
+func BenchmarkSetPolicy(b *testing.B) {
+	for name, rule := range map[string]policy.Rule{
+		"help": {MatchRE: ".*", Help: "x"}, "drop_labels": {MatchRE: "http_.*", DropLabels: []string{"handler"}},
+	} {
+		b.Run(name, func(b *testing.B) {
+			const files, series = 64, 5000
+			dir, release := benchPool(b, files, series)
+			defer release()
+			c, err := New(Options{Dirs: []DirSpec{{Path: dir}}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer c.Close()
+			c.Tend(true)
+			p := rules(b, rule)
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := c.SetPolicy(p); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/(files*series), "ns/entry")
+		})
+	}
+}
+
+// BenchmarkGatherByPolicy is BenchmarkGather under rules and relabelling.
+func BenchmarkGatherByPolicy(b *testing.B) {
+	drop := policy.Spec{Rules: []policy.Rule{{MatchRE: "http_.*", DropLabels: []string{"handler"}}}}
+	expire := policy.Spec{Rules: []policy.Rule{{MatchRE: "http_.*", ExpireAfter: time.Hour}}}
+	relabels := policy.Spec{MetricRelabelConfigs: []*relabel.Config{
+		{Action: relabel.Replace, TargetLabel: "new", Replacement: "x", Regex: relabel.MustNewRegexp(".*"), Separator: ";"},
+	}}
+	for name, spec := range map[string]policy.Spec{"none": {}, "drop_labels": drop, "expire_after": expire, "relabel": relabels} {
+		b.Run(name, func(b *testing.B) {
+			const files, series = 16, 5000
+			dir, release := benchPool(b, files, series)
+			defer release()
+			c, err := New(Options{Dirs: []DirSpec{{Path: dir}}, Policy: compile(b, spec)})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer c.Close()
+			c.Tend(true)
+			b.ReportAllocs()
+			for b.Loop() {
+				snap, err := c.Gather(context.Background())
+				if err != nil {
+					b.Fatal(err)
+				}
+				snap.Release()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/(files*series), "ns/entry")
+		})
+	}
+}
