@@ -53,15 +53,17 @@ func TestDocumented(t *testing.T) {
 	}
 }
 
-// TestDocumentedExamples: every YAML example of the page loads.
+// TestDocumentedExamples: every YAML example of the page, and of the README, loads.
 func TestDocumentedExamples(t *testing.T) {
-	blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(read(t, docsPath), -1)
-	if len(blocks) == 0 {
-		t.Error("no examples")
-	}
-	for i, block := range blocks {
-		if _, err := Parse(fmt.Sprintf("example %d", i), []byte(block[1])); err != nil {
-			t.Error(err)
+	for _, path := range []string{docsPath, "../../README.md"} {
+		blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(read(t, path), -1)
+		if len(blocks) == 0 {
+			t.Errorf("no examples in %s", path)
+		}
+		for i, block := range blocks {
+			if _, err := Parse(fmt.Sprintf("%s, example %d", path, i), []byte(block[1])); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }
