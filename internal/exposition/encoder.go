@@ -124,6 +124,18 @@ type part struct {
 //
 // It does not allocate if dst has room and the layouts are those of the last call.
 func (e *Encoder) Append(dst []byte, f Format, sel Filter, snaps ...*merge.Snapshot) []byte {
+	return e.append(dst, nil, f, sel, snaps)
+}
+
+// AppendSections is Append of everything that also appends to ends where each section of
+// the output ends, in bytes from where the output begins; what is behind the last of them
+// belongs to no section. As long as the layouts are the same, there are as many sections,
+// with the same families in the same order.
+func (e *Encoder) AppendSections(dst []byte, ends *[]int, f Format, snaps ...*merge.Snapshot) []byte {
+	return e.append(dst, ends, f, Filter{}, snaps)
+}
+
+func (e *Encoder) append(dst []byte, ends *[]int, f Format, sel Filter, snaps []*merge.Snapshot) []byte {
 	p := e.plan(f.canonical(), snaps)
 	if hint := int(p.size.Load()); cap(dst)-len(dst) < hint && sel.All() {
 		dst = slices.Grow(dst, hint+hint/16)
@@ -149,6 +161,9 @@ func (e *Encoder) Append(dst []byte, f Format, sel Filter, snaps ...*merge.Snaps
 			dst = v.appendJSON(dst, s, values, len(dst) == start+1)
 		default:
 			dst = v.appendText(dst, s, kinds, values)
+		}
+		if ends != nil {
+			*ends = append(*ends, len(dst)-start)
 		}
 	}
 	switch p.format.Kind {

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"aggregatord/internal/exposition"
+	"aggregatord/internal/merge"
 )
 
 // timeoutHeader carries the scraper's patience, in seconds. Prometheus sends it with
@@ -195,22 +196,29 @@ func (s *Server) scrape(w *response, r *http.Request, info *ScrapeInfo) error {
 	return nil
 }
 
-// encode gathers and appends the exposition to a buffer.
-func (s *Server) encode(ctx context.Context, dst *buffer, f exposition.Format, filter exposition.Filter) error {
-	if s.opts.Gatherer == nil {
-		dst.b = s.opts.Encoder.Append(dst.b, f, filter)
+// encode gathers and appends the exposition to the rendering's buffer. If there is a
+// packer, it is told of the sections.
+func (s *Server) encode(r *rendering, p *packer) error {
+	var snaps []*merge.Snapshot
+	if s.opts.Gatherer != nil {
+		var err error
+		snaps, err = s.opts.Gatherer.Gather(r.ctx)
+		defer func() {
+			for _, snap := range snaps {
+				snap.Release()
+			}
+		}()
+		if err != nil {
+			return err
+		}
+	}
+	dst := r.plain
+	if p == nil {
+		dst.b = s.opts.Encoder.Append(dst.b, r.format, r.filter, snaps...)
 		return nil
 	}
-	snaps, err := s.opts.Gatherer.Gather(ctx)
-	defer func() {
-		for _, snap := range snaps {
-			snap.Release()
-		}
-	}()
-	if err != nil {
-		return err
-	}
-	dst.b = s.opts.Encoder.Append(dst.b, f, filter, snaps...)
+	p.ends = p.ends[:0]
+	dst.b = s.opts.Encoder.AppendSections(dst.b, &p.ends, r.format, snaps...)
 	return nil
 }
 

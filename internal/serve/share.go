@@ -20,12 +20,23 @@ import (
 type lane struct {
 	// busy has room for one: the response that is being made.
 	busy chan struct{}
+	// packer compresses the lane's responses. Nil in a lane for one response.
+	packer *packer
 	// next is the response that has not been begun yet, for scrapes to join; nil if none
 	// waits. Server.lanesMu guards it.
 	next *rendering
 }
 
 func newLane() *lane { return &lane{busy: make(chan struct{}, 1)} }
+
+// newSharedLane returns a lane that is used again and again.
+func newSharedLane(key laneKey) *lane {
+	l := newLane()
+	if key.encoding == gzipped {
+		l.packer = newPacker()
+	}
+	return l
+}
 
 // laneKey is what responses of one kind have in common.
 type laneKey struct {
@@ -70,7 +81,7 @@ func (s *Server) render(ctx context.Context, key laneKey, filter exposition.Filt
 	l := newLane()
 	if filter.All() {
 		if l = s.lanes[key]; l == nil {
-			l = newLane()
+			l = newSharedLane(key)
 			s.lanes[key] = l
 		}
 	}
@@ -129,7 +140,7 @@ func (s *Server) fill(l *lane, r *rendering) {
 	wanted := r.users > 0
 	s.lanesMu.Unlock()
 	if wanted {
-		s.make(r)
+		s.make(r, l.packer)
 	} else {
 		r.err = errNobody
 	}
@@ -141,8 +152,8 @@ func (s *Server) fill(l *lane, r *rendering) {
 	}
 }
 
-// make gathers, encodes and compresses.
-func (s *Server) make(r *rendering) {
+// make gathers, encodes and compresses, by the lane's packer if it has one.
+func (s *Server) make(r *rendering, p *packer) {
 	defer func() {
 		if v := recover(); v != nil {
 			r.panicked = &laneError{v, debug.Stack()}
@@ -150,11 +161,15 @@ func (s *Server) make(r *rendering) {
 	}()
 	r.plain = getBuffer(&plains)
 	r.wire = r.plain
-	if r.err = s.encode(r.ctx, r.plain, r.format, r.filter); r.err != nil || r.encoding != gzipped {
+	if r.err = s.encode(r, p); r.err != nil || r.encoding != gzipped {
 		return
 	}
 	r.wire = getBuffer(&wires)
-	r.err = compress(r.wire, r.plain.b)
+	if p != nil {
+		r.err = p.pack(r.wire, r.plain.b)
+	} else {
+		r.err = compress(r.wire, r.plain.b)
+	}
 }
 
 func (r *rendering) giveBack() {
