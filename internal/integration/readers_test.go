@@ -194,15 +194,20 @@ type prometheusServer struct {
 // startPrometheus starts Prometheus on a loopback port with one job for each target, by name.
 func startPrometheus(t *testing.T, targets map[string]string, flags ...string) *prometheusServer {
 	t.Helper()
+	var jobs strings.Builder
+	for job, target := range targets {
+		fmt.Fprintf(&jobs, "  - job_name: %s\n    static_configs: [{targets: [%q]}]\n", job, target)
+	}
+	return startPrometheusWith(t, jobs.String(), flags...)
+}
+
+// startPrometheusWith is startPrometheus for jobs as a configuration file has them.
+func startPrometheusWith(t *testing.T, jobs string, flags ...string) *prometheusServer {
+	t.Helper()
 	path := peer(t, "prometheus", "apt-get install prometheus")
 	dir := t.TempDir()
-	var config strings.Builder
-	config.WriteString("global:\n  scrape_interval: 1s\nscrape_configs:\n")
-	for job, target := range targets {
-		fmt.Fprintf(&config, "  - job_name: %s\n    static_configs: [{targets: [%q]}]\n", job, target)
-	}
 	file := filepath.Join(dir, "prometheus.yml")
-	if err := os.WriteFile(file, []byte(config.String()), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte("global:\n  scrape_interval: 1s\nscrape_configs:\n"+jobs), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	// Prometheus cannot pick a port itself; one that was free a moment ago may be taken.

@@ -397,3 +397,23 @@ func TestReload(t *testing.T) {
 		}
 	}
 }
+
+// TestDocumentedWebConfig: the example of docs/web.md is one that is understood.
+func TestDocumentedWebConfig(t *testing.T) {
+	docs, err := os.ReadFile("../../docs/web.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(docs), "```yaml\n")
+	example, _, ok := strings.Cut(rest, "```")
+	if !ok {
+		t.Fatal("no example")
+	}
+	ca, dir := newAuthority(t), t.TempDir()
+	ca.write(dir, "server", ca.issue("server"))
+	ca.write(dir, "clients", ca.issue("clients"))
+	example = strings.Replace(example, "$2y$10$…", hash(t, "sesame"), 1)
+	if err := CheckWebConfig(writeFile(t, filepath.Join(dir, "web.yml"), example)); err != nil {
+		t.Errorf("%v in\n%s", err, example)
+	}
+}
