@@ -184,6 +184,9 @@ func Run(ctx context.Context, opts Options) error {
 	return err
 }
 
+// firstFold is how long after the first scan the dead are folded.
+const firstFold = 250 * time.Millisecond
+
 // tend keeps the view up to date until ctx is done.
 func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Options) {
 	start := time.Now()
@@ -197,6 +200,11 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Opt
 	} else {
 		opts.Logger.Error("not ready: not all source files can be opened; the log above says why")
 	}
+	// The first scrape has waited for the first scan; folding can wait for the scrape.
+	select {
+	case <-ctx.Done():
+	case <-time.After(min(firstFold, opts.TendInterval)):
+	}
 	calm := time.After(opts.TendInterval)
 	ticker := time.NewTicker(opts.TendInterval)
 	defer ticker.Stop()
@@ -209,7 +217,6 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Opt
 			c.Fold() // what files without a name have counted is lost with us
 			return
 		case <-calm:
-			// Not before the first scrape, which has waited for the first scan.
 			if opts.GCPercent != 0 {
 				debug.SetGCPercent(opts.GCPercent)
 			}

@@ -267,6 +267,7 @@ func (d *dir) takeAll(opening []*tracked) {
 		return
 	}
 	room := min(len(opening), max(0, d.c.maxFiles-d.c.openFiles))
+	reserveDescriptors(d.c.openFiles + room)
 	type opened struct {
 		t     *tracked
 		file  *store.File
@@ -305,6 +306,21 @@ func (d *dir) takeAll(opening []*tracked) {
 	workers.Wait()
 	for _, t := range opening[room:] {
 		d.note(t, d.take(t)) // where some could not be opened there is room for others
+	}
+}
+
+// reserveDescriptors makes the process' table of descriptors large enough for so many at
+// once. It would double as it fills, and each time every thread that needs a descriptor
+// would wait for the kernel to see that nobody looks at the old table any more (Linux,
+// fs/file.c, expand_fdtable: synchronize_rcu), some ten milliseconds.
+func reserveDescriptors(n int) {
+	fd, err := unix.Open("/", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return // what fails for a better reason will say so
+	}
+	defer unix.Close(fd) //nolint:errcheck // only read
+	if high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, n); err == nil {
+		unix.Close(high) //nolint:errcheck // the same
 	}
 }
 
