@@ -49,7 +49,7 @@ Limits have no effect here: they hold for what is new.`,
 		Example: `  aggregatord check-config /etc/aggregatord.yml
   aggregatord check-config /etc/aggregatord.yml --dir /dev/shm/myapp
   aggregatord check-config /etc/aggregatord.yml --dir web=/dev/shm/web --dir jobs=/dev/shm/jobs`,
-		Args: func(cmd *cobra.Command, args []string) error {
+		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usagef("give one configuration file, as in aggregatord check-config aggregatord.yml; got %d", len(args))
 			}
@@ -109,8 +109,11 @@ func contents(c *config.Config) string {
 		n    int
 		what string
 	}{
-		{len(c.Presets), "preset"}, {len(c.MetricRelabelConfigs), "relabelling step"}, {len(c.Pools), "pool"},
-		{len(c.ExternalLabels), "external label"}, {len(c.Info), "info series"},
+		{len(c.Presets), "preset"},
+		{len(c.MetricRelabelConfigs), "relabelling step"},
+		{len(c.Pools), "pool"},
+		{len(c.ExternalLabels), "external label"},
+		{len(c.Info), "info series"},
 	} {
 		if part.n > 0 {
 			words = append(words, plural(part.n, part.what))

@@ -70,7 +70,9 @@ func TestConfigArchive(t *testing.T) {
 			for _, place := range []string{dir + "/.aggregatord", elsewhere + "/file", elsewhere + "/flag", elsewhere + "/none"} {
 				_, err := os.Stat(filepath.Join(place, archive.FileName))
 				if err == nil {
-					os.Remove(filepath.Join(place, archive.FileName))
+					if err := os.Remove(filepath.Join(place, archive.FileName)); err != nil {
+						t.Error(err)
+					}
 				}
 				if want := place == strings.Replace(tc.archive, "DIR", dir, 1); want != (err == nil) {
 					t.Errorf("an archive in %s: %v", place, err)

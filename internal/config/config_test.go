@@ -157,7 +157,7 @@ func TestErrors(t *testing.T) {
 	}{
 		"unknown_key":         {"metrik: []\n", []string{"a.yml:1:1: metrik: is not a key; did you mean metrics?"}},
 		"unknown_key_far":     {"zzzzzzzz: 1\n", []string{"a.yml:1:1: zzzzzzzz: is not a key; use one of presets, metrics, metric_relabel_configs, pools, external_labels, info, limits, archive"}},
-		"unknown_key_deep":    {"metrics:\n  - match: a\n    guage_mode: sum\n", []string{"a.yml:3:5: metrics[0].guage_mode: is not a key; did you mean gauge_mode?"}},
+		"unknown_key_deep":    {"metrics:\n  - match: a\n    gauge_mod: sum\n", []string{"a.yml:3:5: metrics[0].gauge_mod: is not a key; did you mean gauge_mode?"}},
 		"unknown_key_in_pool": {"pools:\n  - dir: /x\n    metrics:\n      - match: a\n        drop_label: [b]\n", []string{"a.yml:5:9: pools[0].metrics[0].drop_label: is not a key; did you mean drop_labels?"}},
 		"key_twice":           {"limits: {file_size: 1MiB}\nlimits: {}\n", []string{"a.yml:2:1: limits: is given twice, first in line 1; leave one of them out"}},
 		"label_twice":         {"external_labels:\n  a: b\n  a: c\n", []string{"a.yml:3:3: external_labels.a: is given twice, first in line 2; leave one of them out"}},
@@ -299,10 +299,10 @@ func keys(t reflect.Type, prefix string, yield func(string)) {
 	case reflect.Slice:
 		keys(t.Elem(), prefix+"[]", yield)
 	case reflect.Struct:
-		for i := range t.NumField() {
-			if name, _, _ := strings.Cut(t.Field(i).Tag.Get("yaml"), ","); name != "" {
+		for field := range t.Fields() {
+			if name, _, _ := strings.Cut(field.Tag.Get("yaml"), ","); name != "" {
 				yield(join(prefix, name))
-				keys(t.Field(i).Type, join(prefix, name), yield)
+				keys(field.Type, join(prefix, name), yield)
 			}
 		}
 	}

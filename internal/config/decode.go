@@ -177,7 +177,7 @@ func (d *decoder) decode(n *yaml.Node, key string, v reflect.Value) {
 		}
 		return
 	}
-	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
+	if u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](v.Addr()); ok {
 		if text, ok := d.scalar(n, key, kindOf(v)); ok {
 			if err := u.UnmarshalText([]byte(text)); err != nil {
 				d.fail(posOf(n), key, "%v", err)
@@ -344,8 +344,8 @@ func fieldsOf(t reflect.Type) map[string]int {
 // keysOf returns a struct's YAML names in the order of its fields.
 func keysOf(t reflect.Type) []string {
 	var names []string
-	for i := range t.NumField() {
-		if name, _, _ := strings.Cut(t.Field(i).Tag.Get("yaml"), ","); name != "" && name != "-" {
+	for field := range t.Fields() {
+		if name, _, _ := strings.Cut(field.Tag.Get("yaml"), ","); name != "" && name != "-" {
 			names = append(names, name)
 		}
 	}

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"net"
@@ -26,7 +27,7 @@ func TestUnixSocket(t *testing.T) {
 	if err != nil || info.Mode() != fs.ModeSocket|0o606 {
 		t.Errorf("the socket is %v: %v", info.Mode(), err)
 	}
-	transport := &http.Transport{Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", path) }}
+	transport := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", path) }}
 	resp, err := (&http.Client{Transport: transport}).Get("http://localhost/-/ready")
 	if err != nil {
 		t.Fatal(err)

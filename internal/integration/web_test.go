@@ -94,8 +94,7 @@ func curl(t *testing.T, args ...string) (int, string) {
 	t.Helper()
 	path := peer(t, "curl", "apt-get install curl")
 	out, err := exec.Command(path, append([]string{"--silent", "--max-time", "20", "--write-out", "\n%{http_code}"}, args...)...).Output()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return -exit.ExitCode(), ""
 	} else if err != nil {
 		t.Fatal(err)
