@@ -210,8 +210,12 @@ func TestRulingsLabels(t *testing.T) {
 	t.Run("buckets add", func(t *testing.T) {
 		x := NewIndex(ruled(drop("user")))
 		add(t, x, file{kind: "histogram", id: "1", entries: []entry{
-			{"h h_bucket H le=1.0 user=1", 1, 0}, {"h h_bucket H le=+Inf user=1", 1, 0}, {"h h_sum H user=1", 5, 0},
-			{"h h_bucket H le=1.0 user=2", 2, 0}, {"h h_bucket H le=+Inf user=2", 4, 0}, {"h h_sum H user=2", 7, 0},
+			{"h h_bucket H le=1.0 user=1", 1, 0},
+			{"h h_bucket H le=+Inf user=1", 1, 0},
+			{"h h_sum H user=1", 5, 0},
+			{"h h_bucket H le=1.0 user=2", 2, 0},
+			{"h h_bucket H le=+Inf user=2", 4, 0},
+			{"h h_sum H user=2", 7, 0},
 		}})
 		if got, want := dump(x), lines("# h histogram H", "h_bucket le=1.0 3", "h_bucket le=+Inf 8", "h_sum 12", "h_count 8"); got != want {
 			t.Errorf("got:\n%swant:\n%s", got, want)

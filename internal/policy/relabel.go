@@ -234,7 +234,8 @@ type arrangedMetric struct {
 func (r *Relabeler) arrange(in *merge.Layout) *Relabeled {
 	out := &Relabeled{Layout: &merge.Layout{}}
 	loose := map[string]bool{} // families of the output that are served sample by sample
-	for !r.settled(in, loose) {
+	for settled := false; !settled; {
+		settled = r.settle(in, loose)
 	}
 	families := map[string]*arranged{}
 	family := func(name string, i int, typ metric.Type) *arranged {
@@ -325,9 +326,9 @@ func (r *Relabeler) arrange(in *merge.Layout) *Relabeled {
 	return out
 }
 
-// settled adds to loose the families whose names mean something else elsewhere, too: as
+// settle adds to loose the families whose names mean something else elsewhere, too: as
 // another type, or as a sample by itself. It reports whether there were none.
-func (r *Relabeler) settled(in *merge.Layout, loose map[string]bool) bool {
+func (r *Relabeler) settle(in *merge.Layout, loose map[string]bool) bool {
 	type claim struct {
 		family string // "" for a sample by itself
 		typ    metric.Type
@@ -350,6 +351,7 @@ func (r *Relabeler) settled(in *merge.Layout, loose map[string]bool) bool {
 	}
 	for i := range in.Families {
 		f := &in.Families[i]
+		last, kinds := "", 0 // what was claimed last, which most metrics of a family share
 		for _, m := range r.families[familyID{f.Name, &f.Metrics[0], len(f.Metrics)}] {
 			for _, s := range m.loose {
 				take(s.name, claim{})
@@ -357,15 +359,21 @@ func (r *Relabeler) settled(in *merge.Layout, loose map[string]bool) bool {
 			if len(m.points) == 0 {
 				continue
 			}
+			c := claim{m.family, f.Type}
 			if loose[m.family] {
-				for _, p := range m.points {
-					take(m.family+p.Kind.Suffix(), claim{})
-				}
-				continue
+				c = claim{}
 			}
-			take(m.family, claim{m.family, f.Type})
+			if m.family != last {
+				last, kinds = m.family, 0
+				if c.family != "" {
+					take(m.family, c)
+				}
+			}
 			for _, p := range m.points {
-				take(m.family+p.Kind.Suffix(), claim{m.family, f.Type})
+				if kinds&(1<<p.Kind) == 0 {
+					kinds |= 1 << p.Kind
+					take(m.family+p.Kind.Suffix(), c)
+				}
 			}
 		}
 	}

@@ -33,7 +33,7 @@ func layout(families ...[]string) *merge.Layout {
 		}[f.Type]
 		for _, line := range lines[1:] {
 			m := merge.Metric{Points: points}
-			for _, l := range strings.Fields(line) {
+			for l := range strings.FieldsSeq(line) {
 				k, v, _ := strings.Cut(l, "=")
 				m.Labels = append(m.Labels, metric.Label{Name: k, Value: v})
 			}
@@ -129,20 +129,24 @@ func TestRelabel(t *testing.T) {
 	}{
 		"nothing matches": {layout(histogram), []*relabel.Config{config(relabel.Drop, "x", source("a"))}, whole, 0, 0},
 		"replace": {
-			layout([]string{"gauge g", "a=x-1"}), []*relabel.Config{config(relabel.Replace, "(.*)-(.*)", source("a"), target("b"), replacement("$2"))},
+			layout([]string{"gauge g", "a=x-1"}),
+			[]*relabel.Config{config(relabel.Replace, "(.*)-(.*)", source("a"), target("b"), replacement("$2"))},
 			"# gauge g\ng{a=x-1 b=1 } 0\n", 0, 0,
 		},
 		"replace by nothing removes": {
-			layout([]string{"gauge g", "a=1 b=2"}), []*relabel.Config{config(relabel.Replace, "", source("b"), target("a"), replacement(""))},
+			layout([]string{"gauge g", "a=1 b=2"}),
+			[]*relabel.Config{config(relabel.Replace, "", source("b"), target("a"), replacement(""))},
 			"# gauge g\ng{b=2 } 0\n", 0, 0,
 		},
 		"several sources": {
-			layout([]string{"gauge g", "a=1 b=2"}), []*relabel.Config{config(relabel.Replace, "", source("a", "b", "none"), target("c"))},
+			layout([]string{"gauge g", "a=1 b=2"}),
+			[]*relabel.Config{config(relabel.Replace, "", source("a", "b", "none"), target("c"))},
 			"# gauge g\ng{a=1 b=2 c=1;2; } 0\n", 0, 0,
 		},
 		"one after the other": {
 			layout([]string{"gauge g", "a=1"}),
-			[]*relabel.Config{config(relabel.Replace, "", source("a"), target("b")), config(relabel.Drop, "1", source("b"))}, "", 1, 0,
+			[]*relabel.Config{config(relabel.Replace, "", source("a"), target("b")), config(relabel.Drop, "1", source("b"))},
+			"", 1, 0,
 		},
 		"keep": {
 			layout([]string{"counter c", "a=1", "a=2"}), []*relabel.Config{config(relabel.Keep, "2", source("a"))}, "# counter c\nc_total{a=2 } 1\n", 1, 0,
@@ -162,7 +166,8 @@ func TestRelabel(t *testing.T) {
 			"# gauge g\ng{a=baz d=976 } 0\n", 0, 0,
 		},
 		"renamed family": {
-			layout(histogram), []*relabel.Config{config(relabel.Replace, "h(_.*)", source("__name__"), target("__name__"), replacement("new$1"))},
+			layout(histogram),
+			[]*relabel.Config{config(relabel.Replace, "h(_.*)", source("__name__"), target("__name__"), replacement("new$1"))},
 			strings.NewReplacer("h_", "new_", "m h", "m new").Replace(whole), 0, 0,
 		},
 		"without a name": {
@@ -175,28 +180,34 @@ func TestRelabel(t *testing.T) {
 			layout([]string{"histogram h", "a=1", "a=2"}), []*relabel.Config{config(relabel.LabelDrop, "a")}, strings.ReplaceAll(whole, "a=1 ", ""), 0, 5,
 		},
 		"some buckets": {
-			layout(histogram), []*relabel.Config{config(relabel.Drop, `h_bucket;2\.5`, source("__name__", "le"))},
+			layout(histogram),
+			[]*relabel.Config{config(relabel.Drop, `h_bucket;2\.5`, source("__name__", "le"))},
 			strings.Replace(whole, "h_bucket{a=1 le=2.5 } 1\n", "", 1), 1, 0,
 		},
 		"without the last bucket": {
-			layout(histogram), []*relabel.Config{config(relabel.Drop, `\+Inf`, source("le"))},
+			layout(histogram),
+			[]*relabel.Config{config(relabel.Drop, `\+Inf`, source("le"))},
 			"# unknown h_bucket\nh_bucket{a=1 le=1.0 } 0\nh_bucket{a=1 le=2.5 } 1\n# unknown h_count\nh_count{a=1 } 4\n# unknown h_sum\nh_sum{a=1 } 3\n", 1, 0,
 		},
 		"without buckets": {
-			layout(histogram), []*relabel.Config{config(relabel.Drop, `h_bucket`, source("__name__"))},
+			layout(histogram),
+			[]*relabel.Config{config(relabel.Drop, `h_bucket`, source("__name__"))},
 			"# unknown h_count\nh_count{a=1 } 4\n# unknown h_sum\nh_sum{a=1 } 3\n", 3, 0,
 		},
 		"of one of two histograms": {
 			// The other cannot keep its type, or the sum would be there twice.
-			layout([]string{"histogram h", "a=1", "a=2"}), []*relabel.Config{config(relabel.Drop, `h_(bucket|count);1`, source("__name__", "a"))},
+			layout([]string{"histogram h", "a=1", "a=2"}),
+			[]*relabel.Config{config(relabel.Drop, `h_(bucket|count);1`, source("__name__", "a"))},
 			"# unknown h_bucket\nh_bucket{a=2 le=+Inf } 7\nh_bucket{a=2 le=1.0 } 5\nh_bucket{a=2 le=2.5 } 6\n# unknown h_count\nh_count{a=2 } 9\n# unknown h_sum\nh_sum{a=1 } 3\nh_sum{a=2 } 8\n", 4, 0,
 		},
 		"other bounds": {
-			layout(histogram), []*relabel.Config{config(relabel.Replace, `(\d)\.0`, source("le"), target("le"))},
+			layout(histogram),
+			[]*relabel.Config{config(relabel.Replace, `(\d)\.0`, source("le"), target("le"))},
 			"# unknown h_bucket\nh_bucket{a=1 le=+Inf } 2\nh_bucket{a=1 le=1 } 0\nh_bucket{a=1 le=2.5 } 1\n# unknown h_count\nh_count{a=1 } 4\n# unknown h_sum\nh_sum{a=1 } 3\n", 0, 0,
 		},
 		"one sample renamed": {
-			layout(histogram), []*relabel.Config{config(relabel.Replace, "h_sum", source("__name__"), target("__name__"), replacement("seconds"))},
+			layout(histogram),
+			[]*relabel.Config{config(relabel.Replace, "h_sum", source("__name__"), target("__name__"), replacement("seconds"))},
 			"# unknown h_bucket\nh_bucket{a=1 le=+Inf } 2\nh_bucket{a=1 le=1.0 } 0\nh_bucket{a=1 le=2.5 } 1\n# unknown h_count\nh_count{a=1 } 4\n# unknown seconds\nseconds{a=1 } 3\n", 0, 0,
 		},
 		"quantiles": {
@@ -206,11 +217,13 @@ func TestRelabel(t *testing.T) {
 			layout([]string{"counter c", "a=1"}), []*relabel.Config{config(relabel.Replace, "c_total", source("__name__"), target("__name__"), replacement("n"))}, "# counter n\nn{a=1 } 0\n", 0, 0,
 		},
 		"two become one family": {
-			layout([]string{"gauge a", "l=2"}, []string{"gauge b", "l=1", "l=2"}), []*relabel.Config{config(relabel.Replace, "b", source("__name__"), target("__name__"), replacement("a"))},
+			layout([]string{"gauge a", "l=2"}, []string{"gauge b", "l=1", "l=2"}),
+			[]*relabel.Config{config(relabel.Replace, "b", source("__name__"), target("__name__"), replacement("a"))},
 			"# gauge a\na{l=1 } 1\na{l=2 } 0\n", 0, 1,
 		},
 		"of two types": {
-			layout([]string{"counter a", "l=2"}, []string{"gauge b", "l=1"}), []*relabel.Config{config(relabel.Replace, "b", source("__name__"), target("__name__"), replacement("a_total"))},
+			layout([]string{"counter a", "l=2"}, []string{"gauge b", "l=1"}),
+			[]*relabel.Config{config(relabel.Replace, "b", source("__name__"), target("__name__"), replacement("a_total"))},
 			"# unknown a_total\na_total{l=1 } 1\na_total{l=2 } 0\n", 0, 0,
 		},
 	} {
@@ -347,5 +360,33 @@ func TestRelabelRemembers(t *testing.T) {
 	}
 	if first.Layout == second.Layout {
 		t.Error("two layouts are one")
+	}
+}
+
+// BenchmarkRelabel has one family of 400 change, of 100,000 samples in all.
+func BenchmarkRelabel(b *testing.B) {
+	var families [][]string
+	for i := range 400 {
+		f := []string{fmt.Sprintf("histogram h%03d", i)}
+		for k := range 50 {
+			f = append(f, fmt.Sprintf("handler=/api/%d method=GET", k))
+		}
+		families = append(families, f)
+	}
+	in := layout(families...)
+	p, err := Compile(Spec{MetricRelabelConfigs: []*relabel.Config{
+		config(relabel.Replace, "/api/(.*)", source("handler"), target("resource")), config(relabel.Drop, "x", source("handler")),
+	}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := p.Relabeler()
+	r.Apply(in)
+	b.ReportAllocs()
+	for b.Loop() {
+		next := *in
+		next.Families = slices.Clone(in.Families)
+		next.Families[0].Metrics = slices.Clone(next.Families[0].Metrics)
+		r.Apply(&next)
 	}
 }

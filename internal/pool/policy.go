@@ -239,9 +239,6 @@ func (d *dir) limitReached(path string, err *merge.LimitError) {
 
 // asLimit returns the LimitError in err, or nil.
 func asLimit(err error) *merge.LimitError {
-	var limit *merge.LimitError
-	if errors.As(err, &limit) {
-		return limit
-	}
-	return nil
+	limit, _ := errors.AsType[*merge.LimitError](err)
+	return limit
 }
