@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -104,6 +105,9 @@ func (o *webOptions) addFlags(f *pflag.FlagSet) {
 func (o *webOptions) validate() error {
 	if err := o.addressOptions.validate(); err != nil {
 		return err
+	}
+	if o.systemdSocket && !slices.Equal(o.listen, []string{daemon.DefaultListenAddress}) {
+		return usagef("--web.systemd-socket and --web.listen-address: give one of them; the addresses are those of the .socket unit")
 	}
 	if _, err := o.mode(); err != nil {
 		return err

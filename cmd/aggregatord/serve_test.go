@@ -9,9 +9,15 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/spf13/pflag"
+
+	"aggregatord/internal/daemon"
+	"aggregatord/internal/serve"
 )
 
 // served is aggregatord serve, running in this process.
@@ -218,6 +224,54 @@ func TestServeLog(t *testing.T) {
 			first, _, _ := strings.Cut(stderr.String(), "\n")
 			if !strings.Contains(first, tc.begins) || strings.Contains(stderr.String(), tc.none) {
 				t.Errorf("it logs\n%s", stderr.String())
+			}
+		})
+	}
+}
+
+// TestWebOptions: what the flags say arrives in the options, 0 as no limit.
+func TestWebOptions(t *testing.T) {
+	defaults := serve.Options{MaxScrapesInFlight: 40, ReadTimeout: time.Minute, WriteTimeout: time.Minute, IdleTimeout: 5 * time.Minute}
+	for name, tc := range map[string]struct {
+		flags []string
+		want  func(*daemon.Options)
+	}{
+		"default": {nil, func(*daemon.Options) {}},
+		"no_limits": {
+			[]string{"--web.max-requests", "0", "--web.read-timeout", "0", "--web.write-timeout", "0", "--web.idle-timeout", "0"},
+			func(o *daemon.Options) {
+				o.Web.MaxScrapesInFlight, o.Web.ReadTimeout, o.Web.WriteTimeout, o.Web.IdleTimeout = -1, -1, -1, -1
+			},
+		},
+		"limits": {
+			[]string{"--web.max-requests", "3", "--web.read-timeout", "1s", "--web.write-timeout", "2s", "--web.idle-timeout", "3s"},
+			func(o *daemon.Options) {
+				o.Web.MaxScrapesInFlight, o.Web.ReadTimeout, o.Web.WriteTimeout, o.Web.IdleTimeout = 3, time.Second, 2*time.Second, 3*time.Second
+			},
+		},
+		"socket":    {[]string{"--web.listen-address", "unix:/x", "--web.socket-mode", "600"}, func(o *daemon.Options) { o.ListenAddresses, o.SocketMode = []string{"unix:/x"}, 0o600 }},
+		"systemd":   {[]string{"--web.systemd-socket"}, func(o *daemon.Options) { o.SystemdSocket = true }},
+		"lifecycle": {[]string{"--web.enable-lifecycle"}, func(o *daemon.Options) { o.EnableLifecycle = true }},
+		"path":      {[]string{"--web.telemetry-path", "/m", "--web.shutdown-timeout", "1s"}, func(o *daemon.Options) { o.TelemetryPath, o.ShutdownTimeout = "/m", time.Second }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var o webOptions
+			flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+			o.addFlags(flags)
+			if err := flags.Parse(tc.flags); err != nil {
+				t.Fatal(err)
+			}
+			if err := o.validate(); err != nil {
+				t.Fatal(err)
+			}
+			want := daemon.Options{
+				ListenAddresses: []string{":9500"}, SocketMode: 0o660, TelemetryPath: "/metrics", ShutdownTimeout: 10 * time.Second, Web: defaults,
+			}
+			tc.want(&want)
+			var got daemon.Options
+			o.apply(&got)
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("got\n%+v\nwant\n%+v", got, want)
 			}
 		})
 	}

@@ -70,6 +70,7 @@ func TestWrongCalls(t *testing.T) {
 		"socket_mode_9":    {serve("--web.socket-mode", "0690"), []string{"--web.socket-mode", "0660"}},
 		"web_config_none":  {serve("--web.config.file", missing), []string{"--web.config.file", missing, "no such file"}},
 		"web_config_bad":   {serve("--web.config.file", webConfig), []string{"--web.config.file", webConfig, "tls_config"}},
+		"two_kinds":        {serve("--web.systemd-socket"), []string{"--web.systemd-socket", "--web.listen-address"}},
 		"max_requests":     {serve("--web.max-requests", "-1"), []string{"--web.max-requests"}},
 		"read_timeout":     {serve("--web.read-timeout", "-1s"), []string{"--web.read-timeout"}},
 		"write_timeout":    {serve("--web.write-timeout", "-1s"), []string{"--web.write-timeout"}},

@@ -133,7 +133,10 @@ func (r *reloader) run(ctx context.Context) {
 	var notifying sync.WaitGroup
 	defer notifying.Wait()
 	if path := r.opts.Config.File(); path != "" {
-		n := watch.NewNotifier(watch.NotifierOptions{})
+		// Its directory may be one where much else happens.
+		n := watch.NewNotifier(watch.NotifierOptions{Quiet: 100 * time.Millisecond, OnFallback: func(err error) {
+			r.logger.Warn("file system events cannot be had; the configuration file is looked at every second", zap.String("config", path), zap.Error(err))
+		}})
 		// Ends when ctx is done.
 		notifying.Go(func() {
 			err := n.Run(ctx, filepath.Dir(path), func() {
