@@ -214,7 +214,8 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	opts := daemon.Options{
 		Pool:   pool.Options{Dirs: dirs, Archive: o.archive.options(), ArchiveDir: o.archive.dir},
 		Config: o.config.loaded, ByFlag: o.config.byFlag, ReloadSignals: hangup,
-		Logger: logger,
+		SystemdNotify: true,
+		Logger:        logger,
 	}
 	o.web.apply(&opts)
 	return runDaemon(cmd.Context(), opts)

@@ -69,6 +69,12 @@ type Options struct {
 	ReloadSignals <-chan os.Signal
 	// EnableLifecycle lets a POST to /-/reload do the same.
 	EnableLifecycle bool
+	// SystemdNotify tells systemd, or whoever set $NOTIFY_SOCKET, when the daemon is ready,
+	// when it stops and, if systemd has a watchdog, that it lives.
+	SystemdNotify bool
+	// OnListening is called once, when every address is listened on: what could keep the
+	// daemon from starting is behind it. It must return soon. Default: nothing.
+	OnListening func()
 	// Logger may be nil.
 	Logger *zap.Logger
 }
@@ -138,6 +144,11 @@ func Run(ctx context.Context, opts Options) error {
 	if err != nil {
 		return errors.Join(err, collector.Close())
 	}
+	if opts.OnListening != nil {
+		opts.OnListening()
+	}
+	manager := newManager(opts)
+	context.AfterFunc(ctx, manager.stopping)
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var loops sync.WaitGroup
@@ -159,7 +170,7 @@ func Run(ctx context.Context, opts Options) error {
 			}
 		})
 	}
-	loops.Go(func() { tend(inner, collector, wake, opts) })
+	loops.Go(func() { tend(inner, collector, wake, manager, opts) })
 	loops.Go(func() { reloader.run(inner) })
 
 	web := opts.Web
@@ -188,7 +199,7 @@ func Run(ctx context.Context, opts Options) error {
 const firstFold = 250 * time.Millisecond
 
 // tend keeps the view up to date until ctx is done.
-func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Options) {
+func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, m *manager, opts Options) {
 	start := time.Now()
 	c.Tend(true)
 	for !c.Ready() && ctx.Err() == nil && c.Fold() {
@@ -200,6 +211,7 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Opt
 	} else {
 		opts.Logger.Error("not ready: not all source files can be opened; the log above says why")
 	}
+	m.beat(c.Ready())
 	// The first scrape has waited for the first scan; folding can wait for the scrape.
 	select {
 	case <-ctx.Done():
@@ -227,9 +239,11 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, opts Opt
 			force = true
 		}
 		c.Tend(force)
+		m.beat(c.Ready())
 		for tended := time.Now(); c.Fold() && ctx.Err() == nil; {
 			// Folding thousands of files takes a while, and looking at all that are left does,
 			// too.
+			m.beat(c.Ready())
 			if time.Since(tended) >= opts.TendInterval {
 				c.Tend(false)
 				tended = time.Now()
