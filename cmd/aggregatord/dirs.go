@@ -21,6 +21,17 @@ func (o *dirOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.dirs, "dir", nil, "`[NAME=]DIR` with the source files; repeat it, with names, to serve several\nunder a label pool (default: $PROMETHEUS_MULTIPROC_DIR)")
 }
 
+// dirOfEnvironment returns the directory that the environment names, and the variable that
+// does. Clients before 0.10 read it in lower case only.
+func dirOfEnvironment() (path, variable string) {
+	for _, name := range []string{"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"} {
+		if path := os.Getenv(name); path != "" {
+			return path, "$" + name
+		}
+	}
+	return "", ""
+}
+
 // specs returns the directories of the flags or, without any, of the configuration file or,
 // without any there, of the environment.
 func (o *dirOptions) specs() ([]pool.DirSpec, error) {
@@ -33,11 +44,8 @@ func (o *dirOptions) specs() ([]pool.DirSpec, error) {
 		return specs, nil
 	}
 	if len(dirs) == 0 {
-		// Clients before 0.10 read the variable in lower case only.
-		for _, name := range []string{"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"} {
-			if path := os.Getenv(name); path != "" {
-				return []pool.DirSpec{{Path: path}}, nil
-			}
+		if path, _ := dirOfEnvironment(); path != "" {
+			return []pool.DirSpec{{Path: path}}, nil
 		}
 		return nil, usagef("no directory given: use --dir DIR, or set PROMETHEUS_MULTIPROC_DIR as for the application")
 	}

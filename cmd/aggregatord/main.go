@@ -27,6 +27,22 @@ type usageError struct{ error }
 // Unwrap returns what is wrong.
 func (e usageError) Unwrap() error { return e.error }
 
+// exitError is the end of a program that was run for the caller: its exit code is ours, and
+// there is nothing to say about it.
+type exitError int
+
+// Error implements error.
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// codeError is an error with an exit code of its own.
+type codeError struct {
+	code int
+	error
+}
+
+// Unwrap returns what went wrong.
+func (e codeError) Unwrap() error { return e.error }
+
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 func main() {
@@ -47,10 +63,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
+	if e, ok := errors.AsType[exitError](err); ok {
+		return int(e)
+	}
 	// One line each: several errors may be joined by newlines.
 	fmt.Fprintf(stderr, "aggregatord: %s\n", strings.ReplaceAll(err.Error(), "\n", "; ")) //nolint:errcheck // there is nowhere else to say it
 	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
+	}
+	if e, ok := errors.AsType[codeError](err); ok {
+		return e.code
 	}
 	return exitFailure
 }
@@ -63,6 +85,7 @@ func newRootCmd() *cobra.Command {
 set for each worker process, merges them and serves them as one scrape target.
 Nothing in the application changes: start it beside the pool, on the same directory.`,
 		Example: `  aggregatord serve --dir /dev/shm/myapp       serve the merged metrics on :9500
+  aggregatord run -- gunicorn app:app          start both, with a directory for them
   aggregatord dump --dir /dev/shm/myapp        print them once
   aggregatord demo                             try it on a built-in pool of workers`,
 		SilenceErrors: true,
@@ -79,7 +102,7 @@ Nothing in the application changes: start it beside the pool, on the same direct
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w; see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(newServeCmd(), newDumpCmd(), newCheckConfigCmd(), newInspectCmd(), newArchiveCmd(), newDemoCmd(), newVersionCmd())
+	root.AddCommand(newServeCmd(), newRunCmd(), newDumpCmd(), newCheckConfigCmd(), newInspectCmd(), newArchiveCmd(), newDemoCmd(), newVersionCmd())
 	return root
 }
 

@@ -88,14 +88,16 @@ func start(t *testing.T, cmd *exec.Cmd) *process {
 	if cmd.Stdout == nil {
 		cmd.Stdout = p.out
 	}
-	cmd.Stderr = p.out
+	if cmd.Stderr == nil {
+		cmd.Stderr = p.out
+	}
 	// Grandchildren hold the pipes too; Wait must not wait for them for ever.
 	cmd.WaitDelay = 5 * time.Second
 	// A group of its own, so that whatever the child has forked can be ended with it.
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
-	cmd.SysProcAttr.Setpgid = true
+	cmd.SysProcAttr.Setpgid = !cmd.SysProcAttr.Setsid // a session brings a group along
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("start %s: %v", p.name, err)
 	}

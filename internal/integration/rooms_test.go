@@ -79,6 +79,10 @@ var rooms = map[string]struct {
 		why: "it tells what the linker recorded", onlyStandard: true,
 		not: []string{"net/http"},
 	},
+	"internal/supervise": {
+		why: "it runs a command as a shell or an init does; that the command has metrics is told in its environment only",
+		not: []string{"net/http"},
+	},
 	"internal/config": {
 		may: []string{"internal/policy", "internal/metric"},
 		why: "it reads the file of settings; whoever needs a setting is given it",
