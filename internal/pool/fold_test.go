@@ -23,6 +23,8 @@ import (
 	"go.uber.org/goleak"
 
 	"aggregatord/internal/archive"
+	"aggregatord/internal/metric"
+	"aggregatord/internal/policy"
 )
 
 // childEnv makes the test binary fold a directory and kill itself: see foldAndDie.
@@ -40,6 +42,8 @@ type order struct {
 	Dir string
 	// Step is the number of the step before which the child kills itself.
 	Step int
+	// Ruled has the child fold under ruledDead.
+	Ruled bool
 }
 
 // foldAndDie folds until the step, then dies as by SIGKILL. It exits with 0 if there was
@@ -49,7 +53,11 @@ func foldAndDie(text string) {
 	if err := json.Unmarshal([]byte(text), &o); err != nil {
 		panic(err)
 	}
-	c, err := New(Options{Dirs: []DirSpec{{Path: o.Dir}}, Archive: &ArchiveOptions{}})
+	opts := Options{Dirs: []DirSpec{{Path: o.Dir}}, Archive: &ArchiveOptions{}}
+	if o.Ruled {
+		opts.Policy = ruledDead()
+	}
+	c, err := New(opts)
 	if err != nil {
 		panic(err)
 	}
@@ -124,6 +132,31 @@ func dead(t *testing.T, dir string) []string {
 	}
 }
 
+// ruledDead is rules for what dead writes: other modes for gauges, and counters with a label
+// less.
+func ruledDead() *policy.Policy {
+	p, err := policy.Compile(policy.Spec{Rules: []policy.Rule{
+		{Match: "temp", GaugeMode: metric.Sum}, {Match: "peak", GaugeMode: metric.LiveMax}, {Match: "balance", GaugeMode: metric.All},
+		{Match: "busy", GaugeMode: metric.Max}, {Match: "rate", GaugeMode: metric.Min, Retention: 1000 * time.Hour}, {Match: "hits", DropLabels: []string{"path"}},
+	}})
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
+// wantRuled is what must be served under ruledDead of what dead has written.
+var wantRuled = []string{
+	"balance pid=1 -1", "balance pid=2 -2", "balance pid=3 -3", "busy 1", "hits_total 6.6", "rate 10",
+	"size_sum 1.8333333333333332e+16", "size_count 3", "temp 6",
+}
+
+// bothWays runs a test without a policy and under ruledDead.
+func bothWays(t *testing.T, test func(t *testing.T, p *policy.Policy)) {
+	t.Run("plain", func(t *testing.T) { test(t, nil) })
+	t.Run("ruled", func(t *testing.T) { test(t, ruledDead()) })
+}
+
 // waiting lists the files in a directory that are not our own, staged ones too.
 func waiting(t *testing.T, dir string) (paths []string) {
 	t.Helper()
@@ -194,10 +227,17 @@ func TestFold(t *testing.T) {
 // so on until a run has no such step, and checks after each what the next one serves.
 func TestKilledAtEachStep(t *testing.T) {
 	t.Parallel()
+	bothWays(t, killedAtEachStep)
+}
+
+func killedAtEachStep(t *testing.T, p *policy.Policy) {
 	for step := 0; ; step++ {
 		dir := tmpfs(t)
 		want := dead(t, dir)
-		text, err := json.Marshal(order{dir, step})
+		if p != nil {
+			want = wantRuled
+		}
+		text, err := json.Marshal(order{dir, step, p != nil})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -211,11 +251,12 @@ func TestKilledAtEachStep(t *testing.T) {
 		}
 		// One who only looks sees it as it lies there.
 		before := tree(t, dir)
-		readOnly(t, dir, want...)
+		readOnly(t, dir, p, want...)
 		if after := tree(t, dir); after != before {
 			t.Fatalf("step %d: looking changed the directory from\n%s to\n%s", step, before, after)
 		}
 		h := collect(t, DirSpec{Path: dir})
+		h.force(p)
 		h.want(want...)
 		h.fold()
 		h.want(want...)
@@ -265,11 +306,19 @@ func tree(t *testing.T, dir string) string {
 // and checks that totals stay and that it goes on afterwards.
 func TestFailsAtEachStep(t *testing.T) {
 	t.Parallel()
+	bothWays(t, failsAtEachStep)
+}
+
+func failsAtEachStep(t *testing.T, p *policy.Policy) {
 	for _, lasting := range []bool{false, true} {
 		for step := 0; ; step++ {
 			dir := tmpfs(t)
 			want := dead(t, dir)
 			h := collect(t, DirSpec{Path: dir})
+			if p != nil {
+				want = wantRuled
+				h.force(p)
+			}
 			n, failed := 0, ""
 			h.dirs[0].step = func(name string) error {
 				n++
@@ -309,10 +358,19 @@ func TestFailsAtEachStep(t *testing.T) {
 // step of its fold, and count on in it for a while.
 func TestOpenedAtEachStep(t *testing.T) {
 	t.Parallel()
+	bothWays(t, openedAtEachStep)
+}
+
+func openedAtEachStep(t *testing.T, p *policy.Policy) {
 	for step := 0; ; step++ {
 		dir := tmpfs(t)
 		want := dead(t, dir)
 		h := collect(t, DirSpec{Path: dir})
+		hits := 2 // which of want they are
+		if p != nil {
+			want, hits = slices.Clone(wantRuled), slices.Index(wantRuled, "hits_total 6.6")
+			h.force(p)
+		}
 		path := filepath.Join(dir, "counter_1.db")
 		// An open descriptor stands for the name that was looked up: what is opened through
 		// it is the same file wherever it is now.
@@ -375,7 +433,7 @@ func TestOpenedAtEachStep(t *testing.T) {
 			addLate(t, w, 2000)
 			foldOnce()
 			h.Tend(true)
-			want[2] = "hits_total path=/ 3006"
+			want[hits] = strings.NewReplacer(" 6", " 3006").Replace(want[hits])
 			h.want(want...)
 			if err := w.Close(); err != nil {
 				t.Fatal(err)
@@ -393,7 +451,9 @@ func TestOpenedAtEachStep(t *testing.T) {
 		if err := h.Close(); err != nil {
 			t.Fatal(err)
 		}
-		collect(t, DirSpec{Path: dir}).want(want...)
+		h = collect(t, DirSpec{Path: dir})
+		h.force(p)
+		h.want(want...)
 		if n < 0 {
 			if step < 10 {
 				t.Fatalf("a fold has only %d steps", step)
@@ -630,13 +690,13 @@ func TestSecondDaemon(t *testing.T) {
 		t.Error(err)
 	}
 	h.fold()
-	readOnly(t, dir, "hits_total 5")
+	readOnly(t, dir, nil, "hits_total 5")
 }
 
 // readOnly checks what one who only looks sees.
-func readOnly(t *testing.T, dir string, want ...string) {
+func readOnly(t *testing.T, dir string, p *policy.Policy, want ...string) {
 	t.Helper()
-	err := Read(t.Context(), Options{Dirs: []DirSpec{{Path: dir}}}, func(v View) error {
+	err := Read(t.Context(), Options{Dirs: []DirSpec{{Path: dir}}, Policy: p}, func(v View) error {
 		if got := strings.Split(strings.TrimSuffix(text(v.Snapshot), "\n"), "\n"); !slices.Equal(got, want) {
 			t.Errorf("read only: got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
@@ -699,7 +759,7 @@ func TestRemovedWhileAlive(t *testing.T) {
 	h.want("hits_total 7", "others_total 1")
 	h.fold()
 	h.want("hits_total 7", "others_total 1")
-	readOnly(t, dir, "hits_total 7", "others_total 1")
+	readOnly(t, dir, nil, "hits_total 7", "others_total 1")
 	w.set("hits_total", 8).set("others_total", 3)
 	h.want("hits_total 8", "others_total 3")
 	w.die()

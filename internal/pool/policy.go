@@ -111,14 +111,17 @@ func (d *dir) relearn(t *tracked, old *merge.Index) {
 		t.source = d.c.index.Add(was.Spec())
 		t.base = nil
 	}
+	// entry is which one of the file it is, or below 0.
 	learned := func(raw []byte, slot uint32, entry int) {
 		if d.c.index.Learn(t.source, raw, slot) != nil {
 			return // told when it was met first
 		}
 		k := t.source.Entries() - 1
 		if t.baseline != nil {
+			// keepGains knows more of a counter than what was folded; of a gauge it depends on the
+			// mode.
 			b, known := base[slot]
-			if !known {
+			if entry >= 0 && (!known || t.name.Type == metric.Gauge) {
 				b = d.baselineOf(t, raw, entry)
 			}
 			t.base = append(t.base, b)
@@ -144,7 +147,7 @@ func (d *dir) relearn(t *tracked, old *merge.Index) {
 		begin()
 		i := 0
 		old.Each(was, func(raw string, _, _ float64) {
-			learned([]byte(raw), was.Slots()[i], i)
+			learned([]byte(raw), was.Slots()[i], -1)
 			i++
 		})
 	}
