@@ -24,17 +24,24 @@ import (
 // archiveTarget says which archive a command is about.
 type archiveTarget struct {
 	dirs    dirOptions
+	config  configOptions
 	archive archiveOptions
+	flags   *pflag.FlagSet
 }
 
 func (o *archiveTarget) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.dirs.dirs, "dir", nil, "`[NAME=]DIR` whose archive it is (default: $PROMETHEUS_MULTIPROC_DIR)")
+	o.config.addFlags(f)
 	o.archive.addDirFlag(f)
+	o.flags = f
 }
 
 // find returns the watched directory and that of its archive, which are where serve, called
 // with the same flags, would have them.
 func (o *archiveTarget) find() (spec pool.DirSpec, dir string, err error) {
+	if err := o.config.load(o.flags, &o.dirs, &o.archive); err != nil {
+		return spec, "", err
+	}
 	specs, err := o.dirs.specs()
 	if err == nil && o.archive.dir == "" {
 		specs, err = o.dirs.existing()

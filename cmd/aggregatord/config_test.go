@@ -53,28 +53,27 @@ func TestConfigPrecedence(t *testing.T) {
 
 // TestConfigArchive: the file's settings of the archive hold where no flag is given.
 func TestConfigArchive(t *testing.T) {
-	elsewhere := t.TempDir()
 	for name, tc := range map[string]struct {
 		content string
 		flags   []string
 		archive string // where one must be; "" means none at all
 	}{
-		"file":          {"archive: {dir: " + elsewhere + "/file}\n", nil, elsewhere + "/file"},
-		"flag":          {"archive: {dir: " + elsewhere + "/none}\n", []string{"--archive.dir", elsewhere + "/flag"}, elsewhere + "/flag"},
+		"file":          {"archive: {dir: ELSE/file}\n", nil, "ELSE/file"},
+		"flag":          {"archive: {dir: ELSE/file}\n", []string{"--archive.dir", "ELSE/flag"}, "ELSE/flag"},
 		"file_disables": {"archive: {disable: true}\n", nil, ""},
 		"flag_enables":  {"archive: {disable: true, gauge_workers: 7, gauge_retention: 5m}\n", []string{"--archive.disable=false"}, "DIR/.aggregatord"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := sourceDir(t)
-			s := startServe(t, append([]string{"--dir", dir, "--config.file", configFile(t, tc.content), "--web.listen-address", "127.0.0.1:0"}, tc.flags...)...)
-			for _, place := range []string{dir + "/.aggregatord", elsewhere + "/file", elsewhere + "/flag", elsewhere + "/none"} {
-				_, err := os.Stat(filepath.Join(place, archive.FileName))
-				if err == nil {
-					if err := os.Remove(filepath.Join(place, archive.FileName)); err != nil {
-						t.Error(err)
-					}
-				}
-				if want := place == strings.Replace(tc.archive, "DIR", dir, 1); want != (err == nil) {
+			dir, elsewhere := sourceDir(t), t.TempDir()
+			expand := strings.NewReplacer("DIR", dir, "ELSE", elsewhere).Replace
+			args := []string{"--dir", dir, "--config.file", configFile(t, expand(tc.content)), "--web.listen-address", "127.0.0.1:0"}
+			for _, flag := range tc.flags {
+				args = append(args, expand(flag))
+			}
+			s := startServe(t, args...)
+			for _, place := range []string{"DIR/.aggregatord", "ELSE/file", "ELSE/flag"} {
+				_, err := os.Stat(filepath.Join(expand(place), archive.FileName))
+				if want := place == tc.archive; want != (err == nil) {
 					t.Errorf("an archive in %s: %v", place, err)
 				}
 			}
@@ -145,4 +144,27 @@ func TestServeNoLifecycle(t *testing.T) {
 	if resp.StatusCode != http.StatusForbidden {
 		t.Errorf("status %s", resp.Status)
 	}
+}
+
+// TestArchiveConfig: the commands for archives look where the file has them.
+func TestArchiveConfig(t *testing.T) {
+	dir, elsewhere := sourceDir(t), t.TempDir()
+	bury(t, dir, "counter_1.db", entry{family: "c", sample: "c_total", value: 5})
+	file := configFile(t, "archive: {dir: "+elsewhere+"}\npools: [{name: web, dir: "+dir+"}]\n")
+	s := startServe(t, "--config.file", file, "--web.listen-address", "127.0.0.1:0")
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, body := s.get("/metrics"); strings.Contains(body, "\naggregatord_archive_folded_files_total{pool=\"web\"} 1\n") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nothing is archived")
+		}
+	}
+	if code := s.end(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	contains(t, must(t, "archive", "stat", "--config.file", file), filepath.Join(elsewhere, "web"), "1 series")
+	contains(t, must(t, "dump", "--config.file", file), "\nc_total{pool=\"web\"} 5\n")
+	both := configFile(t, "pools:\n  - {name: web, dir: "+dir+"}\n  - {name: jobs, dir: "+dir+"}\n")
+	call(t, "archive", "stat", "--config.file", both).oneLine(t, exitUsage, "one --dir")
 }
