@@ -70,8 +70,23 @@ var rooms = map[string]struct {
 		why: "it says what the operator wants of metrics; where they come from and when they are merged is pool's",
 		not: []string{"os", "net/http"},
 	},
+	"internal/selector": {
+		may: []string{"internal/metric"}, onlyStandard: true,
+		why: "it reads what people write to name series, and knows no series",
+		not: []string{"os", "net/http"},
+	},
+	"internal/status": {
+		may: []string{"internal/metric"}, onlyStandard: true,
+		why: "it has the shapes in which the daemon tells about itself, for those who tell and those who are told",
+		not: []string{"os", "net/http"},
+	},
+	"internal/api": {
+		may: []string{"internal/pool", "internal/merge", "internal/metric", "internal/selector", "internal/status"},
+		why: "it answers questions from what pool tells; connections and browsers are serve's",
+		not: []string{"os"},
+	},
 	"internal/pool": {
-		may: []string{"internal/archive", "internal/policy", "internal/store", "internal/watch", "internal/merge", "internal/telemetry", "internal/metric"},
+		may: []string{"internal/archive", "internal/policy", "internal/store", "internal/watch", "internal/merge", "internal/selector", "internal/status", "internal/telemetry", "internal/metric"},
 		why: "it keeps one directory merged; how that is served is none of its business",
 		not: []string{"net/http"},
 	},

@@ -116,6 +116,9 @@ func dump(x *Index) string {
 	if i != snap.Layout.Points || i != len(snap.Values) {
 		fmt.Fprintf(&b, "BAD %d points, %d in layout, %d values\n", i, snap.Layout.Points, len(snap.Values))
 	}
+	if err := checkAccounts(x, snap); err != nil {
+		fmt.Fprintf(&b, "BAD account: %v\n", err)
+	}
 	return b.String()
 }
 

@@ -1,0 +1,247 @@
+package merge
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"sort"
+
+	"aggregatord/internal/metric"
+)
+
+// A PointRef names one point of the present layout: which family, which of its metrics and
+// which of that metric's points.
+type PointRef struct{ Family, Metric, Point int }
+
+// RefAt returns the point that the value with an index is of.
+func (l *Layout) RefAt(value int) PointRef {
+	f := sort.Search(len(l.Families), func(i int) bool { return l.Families[i].First > value }) - 1
+	at := l.Families[f].First
+	for m := range l.Families[f].Metrics {
+		n := len(l.Families[f].Metrics[m].Points)
+		if value < at+n {
+			return PointRef{f, m, value - at}
+		}
+		at += n
+	}
+	panic("BUG: value of no point")
+}
+
+// An Account says what made the value of a point.
+type Account struct {
+	// Operation is how the contributions were combined: Sum, Max, Min, MostRecent or All.
+	Operation metric.Mode
+	// Mode is the gauge mode in force in the point's pool, Rule the name of the ruling, and
+	// ModeByRule says that it sets the mode.
+	Mode       metric.Mode
+	Rule       string
+	ModeByRule bool
+	// Cumulative says that the point is made of several of the source files' entries: a bucket
+	// with those below it, or the count of all buckets. Each contribution then is as well.
+	Cumulative bool
+	// Contributions are in the order of addition. Those that count add up to the value; where
+	// the operation picks one, that one alone counts.
+	Contributions []Contribution
+}
+
+// A Contribution is what one source has for a point.
+type Contribution struct {
+	Source *Source
+	Value  float64
+	// Stamp is when the value was set, in Unix seconds, where the operation depends on it.
+	Stamp  float64
+	Counts bool
+	// Why says why it does not count.
+	Why string
+}
+
+// hit is an entry of a source that belongs to a cell of an explained point.
+type hit struct {
+	source       *Source
+	cell         uint32
+	value, stamp float64
+	// adds says that equal entries of one source are added also where the mode picks one.
+	adds bool
+}
+
+// Explain accounts for points of the layout of the last Snapshot, which must have been taken
+// from the same values under the same hold of the lock. It takes time in proportion to all
+// entries, once for all points. A point that the snapshot has as Absent is accounted for as
+// if it were not.
+func (x *Index) Explain(refs []PointRef) []Account {
+	type target struct {
+		class  class
+		ruling *Ruling
+		cells  []uint32
+		// losers are the same series in groups that are not served.
+		losers     map[uint32]string
+		cumulative bool
+	}
+	targets := make([]target, len(refs))
+	marked := make([]bool, len(x.desc))
+	for i, ref := range refs {
+		t := &targets[i]
+		fam := x.families[x.layout.Families[ref.Family].Name]
+		labels := fam.built.Metrics[ref.Metric].Labels
+		point := fam.built.Metrics[ref.Metric].Points[ref.Point]
+		x.keyBuf = appendLabelsKey(x.keyBuf[:0], labels)
+		chosen, _ := x.choose(fam)
+		t.ruling, t.losers = noRuling, map[uint32]string{}
+		for _, g := range fam.groups {
+			n := g.nodes[string(x.keyBuf)]
+			if n == nil {
+				continue
+			}
+			cells, cumulative := x.cellsOf(n, g.typ, point)
+			if slices.Contains(chosen, g) {
+				t.class, t.ruling, t.cells, t.cumulative = g.class, g.ruling, cells, cumulative
+			} else if !g.ruling.Drop {
+				for _, c := range cells {
+					t.losers[c] = fmt.Sprintf("a newer file says that the family is another one than %s", g.describe())
+				}
+			}
+			for _, c := range cells {
+				marked[c] = true
+			}
+		}
+	}
+	hits := x.hits(marked)
+	accounts := make([]Account, len(refs))
+	for i, t := range targets {
+		a := &accounts[i]
+		a.Operation, a.Cumulative = rule(t.class), t.cumulative
+		a.Mode, a.Rule = t.class.mode, t.ruling.Rule
+		a.ModeByRule = t.class.typ == metric.Gauge && t.ruling.Mode != metric.NoMode
+		for _, h := range hits {
+			why, loser := t.losers[h.cell]
+			if !loser && !slices.Contains(t.cells, h.cell) {
+				continue
+			}
+			if !loser && !h.source.serves(t.class.mode) {
+				why = "the worker is dead, and the mode counts the living only"
+			}
+			a.take(h, why)
+		}
+		a.decide()
+	}
+	return accounts
+}
+
+// cellsOf returns the cells that a point's value is made of.
+func (x *Index) cellsOf(n *node, typ metric.Type, point Point) (cells []uint32, cumulative bool) {
+	buckets := slices.ContainsFunc(n.points, func(p cellPoint) bool { return p.Kind == Bucket && x.active[p.cell] > 0 })
+	cumulative = typ == metric.Histogram && buckets && (point.Kind == Bucket || point.Kind == Count)
+	for _, p := range n.points {
+		switch {
+		case cumulative && p.Kind == Bucket && (point.Kind == Count || p.Bound <= point.Bound):
+			cells = append(cells, p.cell)
+		case !cumulative && p.Point == point:
+			cells = append(cells, p.cell)
+		}
+	}
+	return cells, cumulative
+}
+
+// hits collects the entries of the marked cells, in the order of addition.
+func (x *Index) hits(marked []bool) []hit {
+	var hits []hit
+	for _, s := range x.Sources() {
+		stamped := rule(s.space.id.class) == metric.MostRecent
+		for i, c := range s.cells {
+			if marked[c] && c != sink {
+				h := hit{source: s, cell: c, value: s.value(uint32(i))}
+				if stamped {
+					h.stamp = s.second[i]
+				}
+				hits = append(hits, h)
+			}
+		}
+		for i := range s.parts {
+			p := &s.parts[i]
+			for k, c := range p.cells {
+				if marked[c] {
+					h := hit{source: s, cell: c, value: s.value(p.entries[k]), adds: p.space.id.collapses}
+					if p.recent() {
+						h.stamp = p.stamps[k]
+					}
+					hits = append(hits, h)
+				}
+			}
+		}
+	}
+	return hits
+}
+
+// take adds an entry to the contributions. Entries of one source are one contribution where
+// they are added anyway.
+func (a *Account) take(h hit, why string) {
+	if n := len(a.Contributions); n > 0 && (a.Operation == metric.Sum || h.adds) {
+		if last := &a.Contributions[n-1]; last.Source == h.source && last.Why == why {
+			last.Value += h.value
+			return
+		}
+	}
+	a.Contributions = append(a.Contributions, Contribution{Source: h.source, Value: h.value, Stamp: h.stamp, Why: why})
+}
+
+// decide finds out which contributions count, with the comparisons of accumulate.
+func (a *Account) decide() {
+	if a.Operation == metric.Sum {
+		for i := range a.Contributions {
+			a.Contributions[i].Counts = a.Contributions[i].Why == ""
+		}
+		return
+	}
+	best := -1
+	hi, lo := math.NaN(), 0.0
+	for i := range a.Contributions {
+		c := &a.Contributions[i]
+		if c.Why != "" {
+			continue
+		}
+		takes := false
+		switch a.Operation {
+		case metric.Max:
+			takes = greater(c.Value, hi)
+		case metric.Min:
+			takes = less(c.Value, hi)
+		case metric.MostRecent:
+			takes = c.Stamp > lo || (c.Stamp == lo && c.Stamp > 0 && greater(c.Value, hi))
+		case metric.All:
+			takes = true
+		}
+		if takes || best < 0 && a.Operation != metric.MostRecent {
+			best, hi, lo = i, c.Value, c.Stamp
+		}
+	}
+	for i := range a.Contributions {
+		c := &a.Contributions[i]
+		switch {
+		case i == best:
+			c.Counts = true
+		case c.Why != "":
+		case a.Operation == metric.Max:
+			c.Why = "another one is greater"
+		case a.Operation == metric.Min:
+			c.Why = "another one is less"
+		case a.Operation == metric.MostRecent && c.Stamp <= 0:
+			c.Why = "it was never set"
+		case a.Operation == metric.MostRecent:
+			c.Why = "another one was set later"
+		default:
+			c.Why = "a later process has the same ID"
+		}
+		if c.Counts && c.Why != "" {
+			panic("BUG: a contribution counts and does not")
+		}
+	}
+}
+
+// Folded reports whether the source was made by AddFolded.
+func (s *Source) Folded() bool { return s.folded }
+
+// Series returns how many series of a pool the index holds, as its limits count them.
+func (x *Index) Series(pool string) int { return x.series[pool] }
+
+// Limits returns the options in force, defaults filled in.
+func (x *Index) Limits() Options { return x.opts }
