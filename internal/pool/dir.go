@@ -91,6 +91,9 @@ type tracked struct {
 	folding  bool
 	learnErr error
 	loadErr  error
+	// failed is the error that failure is the reason of.
+	failed error
+	looked look
 }
 
 func newDir(c *Collector, spec DirSpec, opts *Options) *dir {
@@ -518,7 +521,7 @@ func (d *dir) note(t *tracked, err error) {
 	if reason == t.failure {
 		return
 	}
-	t.failure = reason
+	t.failure, t.failed = reason, err
 	d.c.metrics.fileErrors.With(d.spec.Pool, string(reason)).Inc()
 	if reason == reasonTooMany {
 		return

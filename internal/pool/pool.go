@@ -125,6 +125,9 @@ type Collector struct {
 	closed   bool
 	// openFiles is how many source files are open, maxFiles how many may be.
 	openFiles, maxFiles int
+	// lastPass is when the last pass began, and lastPassTook how long it was.
+	lastPass     time.Time
+	lastPassTook time.Duration
 }
 
 // maxOpenFiles returns how many source files may be open: what the process may, less some
@@ -335,7 +338,8 @@ func (c *Collector) passLocked() (*merge.Snapshot, error) {
 	c.metrics.ruleDropped.Set(float64(c.index.Dropped()))
 	c.metrics.ruleExpired.Set(float64(c.index.Expired()))
 	snap = c.relabelLocked(snap)
-	c.metrics.passSeconds.Observe(time.Since(start).Seconds())
+	c.lastPass, c.lastPassTook = c.now(), time.Since(start)
+	c.metrics.passSeconds.Observe(c.lastPassTook.Seconds())
 	return snap, nil
 }
 

@@ -28,6 +28,9 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
+// InForce returns the limits with the defaults filled in.
+func (l Limits) InForce() Limits { return l.withDefaults() }
+
 // Identity is what a file is, whatever it is called.
 type Identity struct{ Dev, Ino uint64 }
 

@@ -151,6 +151,9 @@ type Gauge struct{ v *atomic.Uint64 }
 // Set sets it.
 func (g Gauge) Set(to float64) { g.v.Store(math.Float64bits(to)) }
 
+// Value returns it.
+func (g Gauge) Value() float64 { return math.Float64frombits(g.v.Load()) }
+
 // Add adds by.
 func (g Gauge) Add(by float64) { add(g.v, by) }
 

@@ -1,0 +1,457 @@
+package api
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"aggregatord/internal/merge"
+	"aggregatord/internal/metric"
+	"aggregatord/internal/pool"
+	"aggregatord/internal/selector"
+	"aggregatord/internal/status"
+)
+
+// Options of an API. Collector is needed.
+type Options struct {
+	Collector *pool.Collector
+	// Gather returns what a scrape would be made of: the workers' snapshot, then those of the
+	// daemon's own. Default: the Collector's alone.
+	Gather func(context.Context) ([]*merge.Snapshot, error)
+	Build  status.Build
+	// Started is when the daemon started.
+	Started time.Time
+	// Config returns the configuration in force; it must be cheap. Default: an empty one.
+	Config func() status.Config
+}
+
+// An API answers questions. It is safe for several goroutines.
+type API struct {
+	opts Options
+
+	// gathering is held while values are read, so that those who ask meanwhile share them.
+	gathering sync.Mutex
+	// mu guards held, heldAt and drop.
+	mu     sync.Mutex
+	held   []*merge.Snapshot
+	heldAt time.Time
+	drop   *time.Timer
+}
+
+const (
+	// maxAge is how old values may be that are given out.
+	maxAge = 500 * time.Millisecond
+	// keepFor is how long they are kept when nobody asks any more.
+	keepFor = 5 * time.Second
+
+	defaultLimit = 200
+	maxLimit     = 5000
+	// maxExplained bounds the series that one question has explained.
+	maxExplained = 100
+)
+
+// New returns an API. It starts nothing.
+func New(opts Options) *API {
+	if opts.Gather == nil {
+		opts.Gather = func(ctx context.Context) ([]*merge.Snapshot, error) {
+			snap, err := opts.Collector.Gather(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return []*merge.Snapshot{snap}, nil
+		}
+	}
+	if opts.Config == nil {
+		opts.Config = func() status.Config { return status.Config{} }
+	}
+	return &API{opts: opts}
+}
+
+// failure is an answer that is an error.
+type failure struct {
+	code int
+	kind string
+	text string
+}
+
+func (f failure) Error() string { return f.text }
+
+func badData(format string, args ...any) error {
+	return failure{http.StatusBadRequest, "bad_data", fmt.Sprintf(format, args...)}
+}
+
+// Answer returns the HTTP status and the JSON for a question: a path below /api/v1/, such as
+// "status", and its parameters.
+func (a *API) Answer(ctx context.Context, path string, query url.Values) (code int, body []byte) {
+	data, err := a.answer(ctx, path, query)
+	r := status.Response[any]{Status: "success", Data: data}
+	code = http.StatusOK
+	if err != nil {
+		f, ok := errors.AsType[failure](err)
+		switch {
+		case ok:
+		case ctx.Err() != nil || errors.Is(err, pool.ErrClosed):
+			f = failure{http.StatusServiceUnavailable, "unavailable", err.Error()}
+		default:
+			f = failure{http.StatusInternalServerError, "internal", err.Error()}
+		}
+		code, r = f.code, status.Response[any]{Status: "error", ErrorType: f.kind, Error: f.text}
+	}
+	body, err = json.Marshal(r)
+	if err != nil {
+		panic(fmt.Sprintf("BUG: answer to %s has no JSON: %v", path, err))
+	}
+	return code, append(body, '\n')
+}
+
+// question is a handler and the parameters it takes.
+type question struct {
+	params []string
+	// values says that the answer is about values, which are incomplete until the first look
+	// at all files is done.
+	values bool
+	answer func(a *API, ctx context.Context, q params) (any, error)
+}
+
+var paging = []string{"search", "sort", "limit", "offset"}
+
+var questions = map[string]question{
+	"status":   {nil, false, (*API).overview},
+	"workers":  {append([]string{"pool"}, paging...), false, (*API).workers},
+	"files":    {append([]string{"pool", "worker"}, paging...), false, (*API).files},
+	"errors":   {[]string{"limit"}, false, (*API).errors},
+	"config":   {nil, false, (*API).config},
+	"families": {append([]string{"type"}, paging...), true, (*API).families},
+	"series":   {append([]string{"family", "match"}, paging...), true, (*API).series},
+	"explain":  {[]string{"series", "limit"}, true, (*API).explain},
+}
+
+func (a *API) answer(ctx context.Context, path string, query url.Values) (any, error) {
+	question, ok := questions[path]
+	if !ok {
+		names := make([]string, 0, len(questions))
+		for name := range questions {
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		return nil, failure{http.StatusNotFound, "not_found", fmt.Sprintf("nothing is known about %q; ask for one of %s", path, strings.Join(names, ", "))}
+	}
+	for name := range query {
+		if !slices.Contains(question.params, name) {
+			return nil, badData("parameter %q is not known here; %s takes %s", name, path, cmp.Or(strings.Join(question.params, ", "), "none"))
+		}
+	}
+	if question.values && !a.opts.Collector.Ready() {
+		return nil, failure{http.StatusServiceUnavailable, "unavailable", "not ready: not all sources have been read yet"}
+	}
+	return question.answer(a, ctx, params{query})
+}
+
+// params reads the parameters of a question.
+type params struct{ url.Values }
+
+func (p params) number(name string, otherwise, most int) (int, error) {
+	text := p.Get(name)
+	if text == "" {
+		return otherwise, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 {
+		return 0, badData("parameter %s=%q: use a number from 0 to %d", name, text, most)
+	}
+	return min(n, most), nil
+}
+
+func (p params) page(otherwise int) (offset, limit int, err error) {
+	offset, err = p.number("offset", 0, 1<<31)
+	if err == nil {
+		limit, err = p.number("limit", otherwise, maxLimit)
+	}
+	return offset, limit, err
+}
+
+// snapshots returns present values: at most maxAge old, and as old for all who ask meanwhile.
+// The caller releases them.
+func (a *API) snapshots(ctx context.Context) ([]*merge.Snapshot, time.Time, error) {
+	if snaps, at := a.recent(); snaps != nil {
+		return snaps, at, nil
+	}
+	a.gathering.Lock()
+	defer a.gathering.Unlock()
+	if snaps, at := a.recent(); snaps != nil {
+		return snaps, at, nil
+	}
+	snaps, err := a.opts.Gather(ctx)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	release(a.held)
+	a.held, a.heldAt = snaps, time.Now()
+	if a.drop == nil {
+		a.drop = time.AfterFunc(keepFor, a.forget)
+	}
+	a.drop.Reset(keepFor)
+	return retain(snaps), a.heldAt, nil
+}
+
+// recent returns the values that are held if they are new enough, for the caller to release.
+func (a *API) recent() ([]*merge.Snapshot, time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.held == nil || time.Since(a.heldAt) > maxAge {
+		return nil, time.Time{}
+	}
+	return retain(a.held), a.heldAt
+}
+
+// forget gives back values that nobody asks for.
+func (a *API) forget() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	release(a.held)
+	a.held = nil
+}
+
+func retain(snaps []*merge.Snapshot) []*merge.Snapshot {
+	for _, s := range snaps {
+		s.Retain()
+	}
+	return slices.Clone(snaps)
+}
+
+func release(snaps []*merge.Snapshot) {
+	for _, s := range snaps {
+		s.Release()
+	}
+}
+
+// refresh has values read that are too old: what workers have changed shows only then.
+func (a *API) refresh(ctx context.Context) error {
+	if !a.opts.Collector.Ready() {
+		return nil // there is nothing to compare with yet
+	}
+	snaps, _, err := a.snapshots(ctx)
+	release(snaps)
+	return err
+}
+
+func (a *API) overview(ctx context.Context, _ params) (any, error) {
+	if err := a.refresh(ctx); err != nil {
+		return nil, err
+	}
+	o := a.opts.Collector.Overview()
+	o.Build = a.opts.Build
+	o.Started = float64(a.opts.Started.UnixMilli()) / 1000
+	return o, nil
+}
+
+func (a *API) config(context.Context, params) (any, error) {
+	c := a.opts.Config()
+	if c.Settings == nil {
+		c.Settings = []status.Setting{}
+	}
+	return c, nil
+}
+
+func (a *API) workers(ctx context.Context, q params) (any, error) {
+	if err := a.refresh(ctx); err != nil {
+		return nil, err
+	}
+	return list(q, a.opts.Collector.Workers(), defaultLimit, listing[status.Worker]{
+		keep: func(w *status.Worker) bool { return !q.Has("pool") || w.Pool == q.Get("pool") },
+		text: func(w *status.Worker) []string { return []string{w.ID, w.Pool} },
+		sorts: map[string]func(a, b *status.Worker) int{
+			"id":         func(a, b *status.Worker) int { return compareIDs(a.ID, b.ID) },
+			"pool":       func(a, b *status.Worker) int { return strings.Compare(a.Pool, b.Pool) },
+			"alive":      func(a, b *status.Worker) int { return compareBools(a.Alive, b.Alive) },
+			"known_by":   func(a, b *status.Worker) int { return strings.Compare(a.KnownBy, b.KnownBy) },
+			"created":    func(a, b *status.Worker) int { return cmp.Compare(a.Created, b.Created) },
+			"changed":    func(a, b *status.Worker) int { return cmp.Compare(a.Changed, b.Changed) },
+			"files":      func(a, b *status.Worker) int { return cmp.Compare(a.Files, b.Files) },
+			"entries":    func(a, b *status.Worker) int { return cmp.Compare(a.Entries, b.Entries) },
+			"used_bytes": func(a, b *status.Worker) int { return cmp.Compare(a.UsedBytes, b.UsedBytes) },
+			"size_bytes": func(a, b *status.Worker) int { return cmp.Compare(a.SizeBytes, b.SizeBytes) },
+		},
+	})
+}
+
+func (a *API) files(ctx context.Context, q params) (any, error) {
+	if err := a.refresh(ctx); err != nil {
+		return nil, err
+	}
+	all := a.opts.Collector.Files(func(f *status.File) bool {
+		return (!q.Has("pool") || f.Pool == q.Get("pool")) && (!q.Has("worker") || f.Worker == q.Get("worker"))
+	})
+	return list(q, all, defaultLimit, listing[status.File]{
+		text: func(f *status.File) []string { return []string{f.Path, f.State, f.Reason} },
+		sorts: map[string]func(a, b *status.File) int{
+			"path":       func(a, b *status.File) int { return strings.Compare(a.Path, b.Path) },
+			"state":      func(a, b *status.File) int { return strings.Compare(a.State, b.State) },
+			"created":    func(a, b *status.File) int { return cmp.Compare(a.Created, b.Created) },
+			"changed":    func(a, b *status.File) int { return cmp.Compare(a.Changed, b.Changed) },
+			"entries":    func(a, b *status.File) int { return cmp.Compare(a.Entries, b.Entries) },
+			"used_bytes": func(a, b *status.File) int { return cmp.Compare(a.UsedBytes, b.UsedBytes) },
+			"size_bytes": func(a, b *status.File) int { return cmp.Compare(a.SizeBytes, b.SizeBytes) },
+		},
+	})
+}
+
+func (a *API) errors(_ context.Context, q params) (any, error) {
+	limit, err := q.number("limit", defaultLimit, maxLimit)
+	if err != nil {
+		return nil, err
+	}
+	files := a.opts.Collector.Files(func(f *status.File) bool { return f.State == "failed" || len(f.LeftOut) > 0 })
+	return status.Errors{
+		Files: files[:min(limit, len(files))], FilesTotal: len(files), Conflicts: a.opts.Collector.Conflicts(),
+	}, nil
+}
+
+func (a *API) families(ctx context.Context, q params) (any, error) {
+	snaps, _, err := a.snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release(snaps)
+	var all []status.Family
+	for i, snap := range snaps {
+		for f := range snap.Layout.Families {
+			all = append(all, familyOf(snap, &snap.Layout.Families[f], i > 0))
+		}
+	}
+	return list(q, all, defaultLimit, listing[status.Family]{
+		keep: func(f *status.Family) bool { return !q.Has("type") || f.Type == q.Get("type") },
+		text: func(f *status.Family) []string { return []string{f.Name, f.Help} },
+		sorts: map[string]func(a, b *status.Family) int{
+			"name":    func(a, b *status.Family) int { return strings.Compare(a.Name, b.Name) },
+			"type":    func(a, b *status.Family) int { return strings.Compare(a.Type, b.Type) },
+			"mode":    func(a, b *status.Family) int { return strings.Compare(a.Mode, b.Mode) },
+			"series":  func(a, b *status.Family) int { return cmp.Compare(a.Series, b.Series) },
+			"samples": func(a, b *status.Family) int { return cmp.Compare(a.Samples, b.Samples) },
+			"help":    func(a, b *status.Family) int { return strings.Compare(a.Help, b.Help) },
+		},
+	})
+}
+
+func familyOf(snap *merge.Snapshot, fam *merge.Family, own bool) status.Family {
+	out := status.Family{
+		Name: fam.Name, Type: fam.Type.String(), Mode: fam.Mode.String(), Rule: fam.Rule, Unit: fam.Unit, Help: fam.Help,
+		Series: len(fam.Metrics), Samples: fam.Points, Own: own,
+	}
+	switch {
+	case fam.Type != metric.Gauge || own:
+	case fam.ModeByRule:
+		out.ModeSource = "rule"
+	case fam.Mode != metric.NoMode:
+		out.ModeSource = "file name"
+	}
+	if fam.Type == metric.Gauge || fam.Type == metric.Unknown {
+		return out
+	}
+	var sum status.Number
+	at := fam.First
+	for m := range fam.Metrics {
+		for p, point := range fam.Metrics[m].Points {
+			counts := point.Kind == merge.Total || point.Kind == merge.Count || point.Kind == merge.Value
+			if counts && !merge.IsAbsent(snap.Values[at+p]) {
+				sum += status.Number(snap.Values[at+p])
+			}
+		}
+		at += len(fam.Metrics[m].Points)
+	}
+	out.Total = &sum
+	return out
+}
+
+func (a *API) series(ctx context.Context, q params) (any, error) {
+	offset, limit, err := q.page(defaultLimit)
+	if err != nil {
+		return nil, err
+	}
+	if q.Has("sort") {
+		return nil, badData("series come in the order of the exposition; leave out sort")
+	}
+	if q.Get("family") == "" && q.Get("match") == "" {
+		return nil, badData("say of what: family=NAME, or match=SELECTOR as in name{label=\"value\"}")
+	}
+	var sel selector.Selector
+	if q.Has("match") {
+		if sel, err = selector.Parse(q.Get("match")); err != nil {
+			return nil, badData("%v", err)
+		}
+	}
+	snaps, at, err := a.snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release(snaps)
+	search := strings.ToLower(q.Get("search"))
+	out := status.Samples{Time: float64(at.UnixMilli()) / 1000}
+	out.Offset, out.Items = offset, []status.Sample{}
+	for _, snap := range snaps {
+		pool.EachSample(snap, sel, func(ref merge.PointRef, value int) {
+			fam := &snap.Layout.Families[ref.Family]
+			if q.Has("family") && fam.Name != q.Get("family") || merge.IsAbsent(snap.Values[value]) {
+				return
+			}
+			out.Total++
+			if search != "" && !labelsContain(fam.Metrics[ref.Metric].Labels, search) && !strings.Contains(strings.ToLower(fam.Name), search) {
+				return
+			}
+			if out.Matching++; out.Matching > offset && len(out.Items) < limit {
+				out.Items = append(out.Items, pool.SampleAt(snap, ref, value))
+			}
+		})
+	}
+	return out, nil
+}
+
+func labelsContain(labels []metric.Label, lower string) bool {
+	return slices.ContainsFunc(labels, func(l metric.Label) bool {
+		return strings.Contains(strings.ToLower(l.Value), lower) || strings.Contains(strings.ToLower(l.Name), lower)
+	})
+}
+
+func (a *API) explain(ctx context.Context, q params) (any, error) {
+	limit, err := q.number("limit", 10, maxExplained)
+	if err != nil {
+		return nil, err
+	}
+	if q.Get("series") == "" {
+		return nil, badData("say which: series=SELECTOR, as in name{label=\"value\"}")
+	}
+	sel, err := selector.Parse(q.Get("series"))
+	if err != nil {
+		return nil, badData("%v", err)
+	}
+	if err := a.refresh(ctx); err != nil {
+		return nil, err
+	}
+	out, err := a.opts.Collector.Explain(sel, limit)
+	if err != nil {
+		return nil, err
+	}
+	if out.Matching == 0 {
+		return nil, failure{http.StatusNotFound, "not_found", NoSeries(q.Get("series"), sel)}
+	}
+	return out, nil
+}
+
+// NoSeries says that nothing is meant by a selector.
+func NoSeries(text string, sel selector.Selector) string {
+	if strings.HasPrefix(sel.Name, "aggregatord_") {
+		return fmt.Sprintf("%s is the daemon's own; only what workers have written can be explained", text)
+	}
+	return fmt.Sprintf("no series is meant by %s; counters end in _total, and histograms in _bucket, _sum or _count", text)
+}
