@@ -20,6 +20,7 @@ import (
 	"aggregatord/internal/daemon"
 	"aggregatord/internal/demo"
 	"aggregatord/internal/pool"
+	"aggregatord/internal/status"
 )
 
 type demoOptions struct {
@@ -32,6 +33,7 @@ type demoOptions struct {
 	duration          time.Duration
 	web               addressOptions
 	log               logOptions
+	settings          []status.Setting
 }
 
 func (o *demoOptions) addFlags(f *pflag.FlagSet) {
@@ -113,6 +115,7 @@ func (o *demoOptions) run(cmd *cobra.Command) (err error) {
 	if o.web.listen, err = freeAddresses(o.web.listen); err != nil {
 		return err
 	}
+	o.settings = settings(cmd.Flags(), nil)
 	dir := o.dir
 	if dir == "" {
 		if dir, err = os.MkdirTemp(memoryDir(), "aggregatord-demo-"); err != nil {
@@ -150,6 +153,7 @@ func (o *demoOptions) runBoth(ctx context.Context, dir string, logger *zap.Logge
 		defer stop()
 		opts := daemon.Options{Pool: pool.Options{Dirs: []pool.DirSpec{{Path: dir}}, Archive: &pool.ArchiveOptions{}}, Logger: logger}
 		o.web.apply(&opts)
+		opts.Settings = o.settings
 		daemonErr = runDaemon(ctx, opts)
 	})
 	both.Wait()

@@ -21,6 +21,7 @@ import (
 	"aggregatord/internal/daemon"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/serve"
+	"aggregatord/internal/status"
 
 	"go.uber.org/zap"
 )
@@ -218,7 +219,29 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 		Logger:        logger,
 	}
 	o.web.apply(&opts)
+	opts.Settings = settings(cmd.Flags(), dirs)
 	return runDaemon(cmd.Context(), opts)
+}
+
+// settings lists what the flags say, for who asks the daemon what is in force.
+func settings(flags *pflag.FlagSet, dirs []pool.DirSpec) []status.Setting {
+	var all []status.Setting
+	flags.VisitAll(func(f *pflag.Flag) {
+		switch {
+		case f.Name == "help":
+		case f.Name == "dir":
+			for _, d := range dirs { // of the environment, too
+				all = append(all, status.Setting{Name: "--dir", Value: d.String()})
+			}
+		default:
+			value := f.Value.String()
+			if list, ok := f.Value.(pflag.SliceValue); ok {
+				value = strings.Join(list.GetSlice(), " ")
+			}
+			all = append(all, status.Setting{Name: "--" + f.Name, Value: value})
+		}
+	})
+	return all
 }
 
 // runDaemon runs the daemon until ctx is done.

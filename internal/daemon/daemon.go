@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"time"
 
@@ -27,6 +28,7 @@ import (
 	"aggregatord/internal/merge"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/serve"
+	"aggregatord/internal/status"
 	"aggregatord/internal/telemetry"
 	"aggregatord/internal/watch"
 )
@@ -43,7 +45,7 @@ type Options struct {
 	// place of ListenAddresses.
 	SystemdSocket bool
 	// Web says how requests are served. Run fills its Gatherer, Encoder, TelemetryPath,
-	// Ready, Logger, Observe, OnRefused, Reload and ShutdownTimeout.
+	// Ready, Logger, Observe, OnRefused, Reload, API, OnQuestion, Home, Assets and ShutdownTimeout.
 	Web serve.Options
 	// TelemetryPath is where the metrics are. Default: /metrics.
 	TelemetryPath string
@@ -77,6 +79,8 @@ type Options struct {
 	OnListening func()
 	// Logger may be nil.
 	Logger *zap.Logger
+	// Settings are told to who asks for the configuration in force.
+	Settings []status.Setting
 }
 
 // DefaultListenAddress is where the metrics are served unless told otherwise.
@@ -185,6 +189,8 @@ func Run(ctx context.Context, opts Options) error {
 	if opts.EnableLifecycle {
 		web.Reload = func() error { return reloader.reload("request") }
 	}
+	web.API = newAPI(opts, collector, set, reloader)
+	web.OnQuestion = func(code int) { m.questions.With(strconv.Itoa(code)).Inc() }
 	server := serve.New(web)
 	err = server.Run(ctx, listeners...)
 	log.Info("stopped serving")

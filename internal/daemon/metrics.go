@@ -22,6 +22,7 @@ type metrics struct {
 	scrapes   telemetry.CounterVec // outcome
 	formats   telemetry.CounterVec // format, encoding
 	refused   telemetry.CounterVec // reason
+	questions telemetry.CounterVec // code
 	seconds   telemetry.Histogram
 	size      telemetry.GaugeVec   // encoding
 	sentBytes telemetry.CounterVec // encoding
@@ -42,9 +43,10 @@ type notifierOf struct {
 
 func newMetrics(set *telemetry.Set) *metrics {
 	m := &metrics{
-		scrapes: set.CounterVec("aggregatord_scrapes_total", "Requests for metrics, by how they ended.", "outcome"),
-		formats: set.CounterVec("aggregatord_scrape_formats_total", "Scrapes answered, by format and content encoding.", "format", "encoding"),
-		refused: set.CounterVec("aggregatord_requests_refused_total", "Requests that the web configuration kept from being served: by wrong passwords, too high a rate, or because the file became unreadable.", "reason"),
+		scrapes:   set.CounterVec("aggregatord_scrapes_total", "Requests for metrics, by how they ended.", "outcome"),
+		formats:   set.CounterVec("aggregatord_scrape_formats_total", "Scrapes answered, by format and content encoding.", "format", "encoding"),
+		refused:   set.CounterVec("aggregatord_requests_refused_total", "Requests that the web configuration kept from being served: by wrong passwords, too high a rate, or because the file became unreadable.", "reason"),
+		questions: set.CounterVec("aggregatord_api_requests_total", "Requests to the API, by status code; 503: it was not ready, or too many were under way; 0: the client had gone.", "code"),
 		seconds: set.Histogram("aggregatord_scrape_duration_seconds", "Time from the request to the response handed to the kernel, for scrapes answered.",
 			[]float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}),
 		size:       set.GaugeVec("aggregatord_scrape_size_bytes", "Size of the body of the last scrape answered: plain as encoded, and as sent with each content encoding.", "encoding"),
@@ -63,6 +65,7 @@ func newMetrics(set *telemetry.Set) *metrics {
 	for _, r := range serve.Refusals() {
 		m.refused.With(string(r))
 	}
+	m.questions.With("200")
 	for _, o := range serve.Outcomes() {
 		m.scrapes.With(string(o)) // there before it counts
 	}

@@ -39,6 +39,8 @@ type reloader struct {
 	mu sync.Mutex
 	// inForce is the last that was loaded.
 	inForce *config.Config
+	// failed is why the last attempt failed, if it did.
+	failed error
 	// tried tells the content that was last tried from others.
 	tried string
 }
@@ -108,7 +110,7 @@ func (r *reloader) reloadLocked(why string) error {
 		r.tried = c.Hash()
 		err = r.apply(c.Policy())
 	}
-	if err != nil {
+	if r.failed = err; err != nil {
 		r.ok.Set(0)
 		r.reloads.With("failure").Inc()
 		r.logger.Error("the configuration was not reloaded; the earlier one stays in force",

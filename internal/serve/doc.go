@@ -4,6 +4,8 @@
 //
 //	GET /metrics     the merged metrics, in the format and coding the client asks for
 //	GET /            the same, or a page for a client that asks for HTML
+//	GET /api/v1/...  answers in JSON, from an API
+//	GET /assets/...  what the page is made of
 //	GET /-/healthy   200 while the process serves
 //	GET /-/ready     200 when a scrape would be complete, else 503
 //

@@ -62,6 +62,14 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	case "/-/reload":
 		s.reload(w, r)
 	default:
+		switch path := r.URL.Path; {
+		case strings.HasPrefix(path, "/api/"):
+			s.api(w, r)
+			return
+		case strings.HasPrefix(path, assetsPrefix) && s.opts.Assets != nil:
+			s.opts.Assets.ServeHTTP(w, r)
+			return
+		}
 		sendLine(w, http.StatusNotFound, "not found; the metrics are at "+s.opts.TelemetryPath)
 	}
 }

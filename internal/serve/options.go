@@ -36,6 +36,14 @@ type Options struct {
 	Ready func() bool
 	// Home answers a browser's request for /. Default: a page with links.
 	Home http.Handler
+	// Assets answers what is asked for below /assets/, which is what the page of Home is made
+	// of. Default: nothing is there.
+	Assets http.Handler
+	// API answers what is asked below /api/v1/. Default: nothing is there.
+	API API
+	// OnQuestion is called after each request to the API with the status that was sent, 0 if
+	// the client had gone. Default: nothing.
+	OnQuestion func(code int)
 	// Logger gets what the operator should know: a line when scrapes begin to fail and
 	// when they are well again, none for each scrape. Default: none.
 	Logger *zap.Logger
@@ -96,6 +104,9 @@ func (o *Options) fill() {
 	}
 	if o.Observe == nil {
 		o.Observe = func(ScrapeInfo) {}
+	}
+	if o.OnQuestion == nil {
+		o.OnQuestion = func(int) {}
 	}
 	if o.MaxScrapesInFlight == 0 {
 		o.MaxScrapesInFlight = 40

@@ -20,7 +20,9 @@ type Server struct {
 	opts     Options
 	inFlight atomic.Int64 // scrapes
 	handlers atomic.Int64 // requests of any kind
-	stopping atomic.Bool
+	// questions are those to the API that are under way.
+	questions atomic.Int64
+	stopping  atomic.Bool
 	// state is the Outcome of the last scrape, as far as note cares.
 	state atomic.Value
 
