@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -18,6 +19,8 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"aggregatord/internal/config"
+	"aggregatord/internal/policy"
+	"aggregatord/internal/telemetry"
 )
 
 // loadConfig replaces a configuration file in one step and loads it.
@@ -376,5 +379,49 @@ func TestReloadUnderScrapes(t *testing.T) {
 	}
 	if n := d.logs.FilterMessage(notReloaded).Len(); n != 0 {
 		t.Errorf("it failed %d times", n)
+	}
+}
+
+// TestConfigStatus follows a configuration through a change, a mistake and its mending.
+func TestConfigStatus(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.yml")
+	opts := Options{Config: loadConfig(t, path, "external_labels: {region: eu} # one\n")}
+	opts.fill()
+	var applied []*policy.Policy
+	r := newReloader(opts, telemetry.NewSet(), func(p *policy.Policy) error {
+		applied = append(applied, p)
+		return nil
+	})
+	first := r.status()
+	if first.File != path || first.YAML != "external_labels:\n  region: eu\n" || first.Error != "" {
+		t.Errorf("at first %+v", first)
+	}
+	loadConfig(t, path, "archive: {gauge_workers: 1}\n")
+	if err := r.reload("test"); err != nil {
+		t.Fatal(err)
+	}
+	second := r.status()
+	if second.YAML == first.YAML || second.Loaded < first.Loaded || !slices.Equal(second.RestartKeys, []string{"archive.gauge_workers"}) {
+		t.Errorf("then %+v", second)
+	}
+	if err := os.WriteFile(path, []byte("archive: 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.reload("test"); err == nil {
+		t.Error("a mistake is loaded")
+	}
+	third := r.status()
+	if third.Error == "" || third.YAML != second.YAML || len(applied) != 1 {
+		t.Errorf("after a mistake %+v, applied %d times", third, len(applied))
+	}
+	loadConfig(t, path, "{}\n")
+	if err := r.reload("test"); err != nil || r.status().Error != "" || len(r.status().RestartKeys) != 0 {
+		t.Errorf("mended: %v, %+v", err, r.status())
+	}
+	// What the collector does not take is no more in force than what cannot be read.
+	r.apply = func(*policy.Policy) error { return errors.New("no") }
+	loadConfig(t, path, "external_labels: {n: '2'}\n")
+	if err := r.reload("test"); err == nil || r.status().Error != "no" || r.status().YAML != "{}\n" {
+		t.Errorf("not applied: %v, %+v", err, r.status())
 	}
 }
