@@ -127,6 +127,7 @@ func (o *runOptions) run(cmd *cobra.Command, args []string) (err error) {
 		Logger:      logger,
 	}
 	o.web.apply(&opts)
+	opts.Settings = settings(cmd.Flags(), opts.Pool.Dirs)
 	served := make(chan error, 1)
 	// Ends soon after stop.
 	go func() { served <- runDaemon(ctx, opts) }()
