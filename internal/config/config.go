@@ -284,7 +284,9 @@ func checkRules(d *decoder, key string, rules []Rule) {
 		r, at := &rules[i], fmt.Sprintf("%s[%d]", key, i)
 		for name, nothing := range map[string]bool{
 			"help": r.Help != nil && *r.Help == "", "unit": r.Unit != nil && *r.Unit == "",
-			"retention": r.Retention != nil && *r.Retention == 0, "expire_after": r.ExpireAfter != nil && *r.ExpireAfter == 0,
+			"drop_labels": d.has(at+".drop_labels") && len(r.DropLabels) == 0, "keep_labels": d.has(at+".keep_labels") && len(r.KeepLabels) == 0,
+			"rename_label": d.has(at+".rename_label") && len(r.RenameLabel) == 0,
+			"retention":    r.Retention != nil && *r.Retention == 0, "expire_after": r.ExpireAfter != nil && *r.ExpireAfter == 0,
 		} {
 			if nothing {
 				d.fail(d.pos[at+"."+name], at+"."+name, "says nothing; write a value, or leave the key out")

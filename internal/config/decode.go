@@ -131,6 +131,12 @@ func (d *decoder) fail(pos Pos, key, format string, args ...any) {
 	d.errs = append(d.errs, &Error{File: d.file, Pos: pos, Key: key, Problem: fmt.Sprintf(format, args...)})
 }
 
+// has reports whether the file has a key.
+func (d *decoder) has(key string) bool {
+	_, ok := d.pos[key]
+	return ok
+}
+
 // result returns what was recorded, or nil.
 func (d *decoder) result() error {
 	if len(d.errs) == 0 {
