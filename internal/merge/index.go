@@ -18,6 +18,9 @@ type Options struct {
 	// MaxFamilySeries bounds the series of one family in one pool; 0 means
 	// DefaultMaxFamilySeries. Beyond it there is ErrFamilyLimit.
 	MaxFamilySeries int
+	// MaxFamilies bounds the families of one pool, which cost more than series do; 0 means
+	// DefaultMaxFamilies. Beyond it there is ErrFamiliesLimit.
+	MaxFamilies int
 	// MaxLabels bounds the labels of one series; 0 means DefaultMaxLabels.
 	MaxLabels int
 	// MaxLabelName and MaxLabelValue bound their lengths in bytes; 0: as long as a key is.
@@ -31,6 +34,7 @@ type Options struct {
 const (
 	DefaultMaxSeries       = 1_000_000
 	DefaultMaxFamilySeries = 250_000
+	DefaultMaxFamilies     = 20_000
 	DefaultMaxLabels       = 64
 )
 
@@ -141,8 +145,9 @@ type Index struct {
 	sources  []*Source
 	unsorted bool
 	removed  int
-	// series and keys count the cells and the raw keys that lead to them, by pool.
-	series, keys map[string]int
+	// series and keys count the cells and the raw keys that lead to them, holding the families,
+	// by pool.
+	series, keys, holding map[string]int
 	// now is the present time, in Unix seconds, as last told; 0: never.
 	now float64
 	// refused says that a limit has kept an entry out; seating that none does: see Seat.
@@ -183,6 +188,9 @@ func NewIndex(opts Options) *Index {
 	if opts.MaxFamilySeries == 0 {
 		opts.MaxFamilySeries = DefaultMaxFamilySeries
 	}
+	if opts.MaxFamilies == 0 {
+		opts.MaxFamilies = DefaultMaxFamilies
+	}
 	if opts.MaxLabels == 0 {
 		opts.MaxLabels = DefaultMaxLabels
 	}
@@ -192,6 +200,7 @@ func NewIndex(opts Options) *Index {
 		spaces:   map[keyspaceID]*keyspace{},
 		series:   map[string]int{},
 		keys:     map[string]int{},
+		holding:  map[string]int{},
 	}
 	x.newCell(cellDesc{group: &group{family: &family{}}}) // the sink
 	x.unpinned--
@@ -369,6 +378,11 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 		return 0, limited(ErrFamilyLimit, id.family, "%d series", held.series)
 	case x.series[pool] >= x.opts.MaxSeries:
 		return 0, limited(ErrSeriesLimit, id.family, "%d series with one more", x.series[pool])
+	case held.series == 0 && x.holding[pool] >= x.opts.MaxFamilies:
+		return 0, limited(ErrFamiliesLimit, id.family, "%d families without one", x.holding[pool])
+	}
+	if held.series == 0 {
+		x.holding[pool]++
 	}
 	if n == nil {
 		n = &node{labels: slices.Clip(id.labels)}
@@ -563,7 +577,9 @@ func (x *Index) freeCell(c uint32) {
 	}
 	fam := d.group.family
 	held := fam.held[d.group.pool]
-	held.series--
+	if held.series--; held.series == 0 {
+		x.holding[d.group.pool]--
+	}
 	fam.held[d.group.pool] = held
 	if len(d.group.nodes) == 0 {
 		delete(fam.groups, d.group.class)

@@ -17,6 +17,8 @@ var (
 	ErrSeriesLimit = errors.New("series limit of the pool reached")
 	// ErrFamilyLimit: the family holds as many series of the pool as it may.
 	ErrFamilyLimit = errors.New("series limit of the family reached")
+	// ErrFamiliesLimit: the pool holds as many families as it may.
+	ErrFamiliesLimit = errors.New("limit of metric families of the pool reached")
 	// ErrLabelLimit: the series has more labels than it may.
 	ErrLabelLimit = errors.New("label limit of a series reached")
 	// ErrLabelLength: a label's name or value is longer than it may be.

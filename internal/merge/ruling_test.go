@@ -441,8 +441,11 @@ func TestLimits(t *testing.T) {
 	}
 	learn("a a_total help6 l=1", ErrFamilyLimit)
 	learn("a a_total help5 l=1", nil)
+	x.opts.MaxSeries, x.opts.MaxFamilies = 10, 3
+	learn("d d_total H", ErrFamiliesLimit)
+	learn("c c_total H l=1", nil)
 	x.Remove(s)
-	if len(x.families) != 0 || x.series[""] != 0 || x.keys[""] != 0 || len(x.free) != len(x.desc)-1 {
+	if len(x.families) != 0 || x.series[""] != 0 || x.keys[""] != 0 || x.holding[""] != 0 || len(x.free) != len(x.desc)-1 {
 		t.Errorf("something is left: %d families, %d series, %d keys", len(x.families), x.series[""], x.keys[""])
 	}
 	s = x.Add(file{kind: "counter", id: "2"}.spec())

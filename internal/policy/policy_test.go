@@ -38,7 +38,7 @@ func TestCompileRefuses(t *testing.T) {
 		"info name":           {Spec{Info: []InfoSeries{{}}}, []string{`info[0]: name ""`}},
 		"info of ours":        {Spec{Info: []InfoSeries{{Name: "aggregatord_x"}}}, []string{"the daemon's own"}},
 		"info twice":          {Spec{Info: []InfoSeries{{Name: "a"}, {Name: "a"}}}, []string{"info[1]: a is there already"}},
-		"limit":               {Spec{Limits: Limits{Labels: -1}}, []string{"limits.labels: -1 is below 0"}},
+		"limit":               {Spec{Limits: Limits{Labels: -1}}, []string{"limits.labels_per_series: -1 is below 0"}},
 		"relabel":             {Spec{MetricRelabelConfigs: []*relabel.Config{{Action: relabel.Replace, Regex: re(".*")}}}, []string{"metric_relabel_configs[0]: relabel configuration for replace action requires 'target_label'"}},
 		"relabel null":        {Spec{MetricRelabelConfigs: []*relabel.Config{nil}}, []string{"metric_relabel_configs[0]: is empty"}},
 		"all that is wrong":   {Spec{Rules: []Rule{{}, {Match: "a", Retention: -1}}}, []string{"metrics[0]", "metrics[1]"}},

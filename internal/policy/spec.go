@@ -84,6 +84,8 @@ type Limits struct {
 	// SeriesPerPool and SeriesPerFamily bound the series as the workers write them, after
 	// labels are dropped. Defaults: merge.DefaultMaxSeries, merge.DefaultMaxFamilySeries.
 	SeriesPerPool, SeriesPerFamily int
+	// FamiliesPerPool bounds the metrics. Default: merge.DefaultMaxFamilies.
+	FamiliesPerPool int
 	// Labels bounds the labels of a series. Default: merge.DefaultMaxLabels.
 	Labels int
 	// LabelNameLength and LabelValueLength are in bytes. Default: as long as a key may be.

@@ -395,6 +395,7 @@ const (
 	reasonSample    store.Reason = "bad_sample"
 	reasonSeries    store.Reason = "series_limit"
 	reasonFamily    store.Reason = "family_limit"
+	reasonFamilies  store.Reason = "families_limit"
 	reasonLabels    store.Reason = "label_limit"
 	reasonLength    store.Reason = "label_length"
 )
@@ -407,7 +408,7 @@ func fileReasons() []store.Reason {
 }
 
 func entryReasons() []store.Reason {
-	return []store.Reason{store.BadKey, reasonSample, reasonSeries, reasonFamily, reasonLabels, reasonLength}
+	return []store.Reason{store.BadKey, reasonSample, reasonSeries, reasonFamily, reasonFamilies, reasonLabels, reasonLength}
 }
 
 // reasonOf extends store.ReasonOf.
@@ -419,6 +420,8 @@ func reasonOf(err error) store.Reason {
 		return reasonSeries
 	case errors.Is(err, merge.ErrFamilyLimit):
 		return reasonFamily
+	case errors.Is(err, merge.ErrFamiliesLimit):
+		return reasonFamilies
 	case errors.Is(err, merge.ErrLabelLimit):
 		return reasonLabels
 	case errors.Is(err, merge.ErrLabelLength):

@@ -61,6 +61,7 @@ func (c *Collector) adoptPolicyLocked(p *policy.Policy) {
 	opts, limits := c.mergeOptions, p.Limits()
 	opts.MaxSeries = cmp.Or(limits.SeriesPerPool, opts.MaxSeries)
 	opts.MaxFamilySeries = cmp.Or(limits.SeriesPerFamily, opts.MaxFamilySeries)
+	opts.MaxFamilies = cmp.Or(limits.FamiliesPerPool, opts.MaxFamilies)
 	opts.MaxLabels = cmp.Or(limits.Labels, opts.MaxLabels)
 	opts.MaxLabelName = cmp.Or(limits.LabelNameLength, opts.MaxLabelName)
 	opts.MaxLabelValue = cmp.Or(limits.LabelValueLength, opts.MaxLabelValue)

@@ -712,3 +712,28 @@ func BenchmarkGatherByPolicy(b *testing.B) {
 		})
 	}
 }
+
+// TestHostileNames has a worker that makes a hundred thousand metrics.
+func TestHostileNames(t *testing.T) {
+	dir := tmpfs(t)
+	good := write(t, dir, "counter_1.db").set("good_total", 1)
+	defer good.die()
+	h := collect(t, DirSpec{Path: dir})
+	h.force(compile(t, policy.Spec{Limits: policy.Limits{FamiliesPerPool: 100}}))
+	w := write(t, dir, "counter_2.db")
+	for i := range 100_000 {
+		w.set(fmt.Sprintf("evil%d_total", i), 1)
+	}
+	w.set("good_total", 1).die()
+	h.fold()
+	view := h.view()
+	if got := strings.Count(view, "\n"); got != 100 || !strings.HasSuffix(view, "\ngood_total 2\n") {
+		t.Errorf("%d series, want 100, and good_total 2", got)
+	}
+	if got := h.own("aggregatord_refused_entries_total", "family", otherFamilies, "reason", "families_limit"); got != 99_901-maxRefusedFamilies {
+		t.Errorf("%v refused of other families", got)
+	}
+	if got := h.dirs[0].archive.Totals().Series(); got != 100 {
+		t.Errorf("%d keys in the archive", got)
+	}
+}
