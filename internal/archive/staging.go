@@ -212,3 +212,24 @@ func (s *Staging) List() ([]string, error) {
 	}
 	return names, nil
 }
+
+// Holder tells which daemon has the directory of source files, as text for people, and
+// whether one has. It makes nothing, and asks for the lock for a moment in a way that
+// a daemon that is just starting waits out. The error is that of a directory that may not
+// be looked into.
+func Holder(dir string) (who string, held bool, err error) {
+	hidden := filepath.Join(dir, HiddenDir)
+	f, err := os.OpenFile(filepath.Join(hidden, "staged"), os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", false, nil
+	} else if err != nil {
+		return "", false, fmt.Errorf("look for a daemon: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return readOwner(hidden), true, nil
+	} else if err != nil {
+		return "", false, fmt.Errorf("look for a daemon: %w", err)
+	}
+	return "", false, nil
+}

@@ -94,6 +94,10 @@ var rooms = map[string]struct {
 		why: "it tells what the linker recorded", onlyStandard: true,
 		not: []string{"net/http"},
 	},
+	"internal/doctor": {
+		may: []string{"internal/archive", "internal/store", "internal/watch", "internal/metric"},
+		why: "it looks at a set-up from outside, so it needs nothing that serves or merges",
+	},
 	"internal/supervise": {
 		why: "it runs a command as a shell or an init does; that the command has metrics is told in its environment only",
 		not: []string{"net/http"},

@@ -1,0 +1,115 @@
+// Package doctor finds out why there is nothing to see: it looks at a directory of source
+// files, at the processes that should write there and at the daemon that should read it, as
+// far as it may, and tells what it finds and what to do.
+//
+// Its one invariant: it changes nothing, and claims no more than it has seen. Where it may
+// not look, it says that.
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// A Level says how bad a finding is.
+type Level string
+
+// The levels. Only a Problem keeps metrics from being right.
+const (
+	OK      Level = "ok"
+	Warning Level = "warning"
+	Problem Level = "problem"
+)
+
+// A Finding is one thing that was looked at.
+type Finding struct {
+	Level Level `json:"level"`
+	// Check names what was looked at, in a word or two.
+	Check string `json:"check"`
+	// Found is what was seen, in a sentence.
+	Found string `json:"found"`
+	// Advice is what to do about it; empty if that is nothing.
+	Advice string `json:"advice,omitempty"`
+}
+
+// Options of Examine.
+type Options struct {
+	// Dir is the directory of source files; empty if it is not known.
+	Dir string
+	// PID is a process that should write there, the master of a pool for instance; its
+	// descendants are looked at as well. 0: all processes are searched.
+	PID int
+	// URL is where the daemon should answer, without a path; empty: it is not asked.
+	URL string
+	// URLGiven says that somebody named the URL, so that it is a problem if nobody answers.
+	URLGiven bool
+	// Timeout is how long the daemon may take to answer. Default: 3 s.
+	Timeout time.Duration
+	// procRoot is where proc(5) is; tests have others.
+	procRoot string
+}
+
+// Examine looks at everything and returns what it found, in the order in which metrics come
+// about: the directory, who writes, what they wrote, who reads.
+func Examine(ctx context.Context, opts Options) []Finding {
+	if opts.Timeout == 0 {
+		opts.Timeout = 3 * time.Second
+	}
+	if opts.procRoot == "" {
+		opts.procRoot = "/proc"
+	}
+	e := &examination{opts: opts}
+	e.processes = readProcesses(opts.procRoot)
+	if e.opts.PID != 0 && e.opts.Dir == "" {
+		e.dirOfProcess()
+	}
+	there := false
+	if e.opts.Dir == "" {
+		e.add(Problem, "directory", "no directory is named", "use --dir DIR with the directory that PROMETHEUS_MULTIPROC_DIR names for the application, or --pid with one of its processes")
+	} else {
+		there = e.directory()
+	}
+	if there {
+		e.fileSystem()
+		e.liveness()
+	}
+	e.workers(there)
+	if there {
+		e.files()
+		e.holder()
+	}
+	if opts.URL != "" {
+		e.daemon(ctx)
+	}
+	return e.findings
+}
+
+// examination is what Examine knows so far.
+type examination struct {
+	opts      Options
+	processes []process
+	findings  []Finding
+	// writers are the processes that have source files of the directory mapped or open for
+	// writing.
+	writers []process
+}
+
+func (e *examination) add(level Level, check, found, advice string) {
+	e.findings = append(e.findings, Finding{level, check, found, advice})
+}
+
+func (e *examination) ok(check, format string, args ...any) {
+	e.add(OK, check, fmt.Sprintf(format, args...), "")
+}
+
+// plural is "1 file" or "2 files".
+func plural(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	if thing == "process" {
+		return fmt.Sprintf("%d processes", n)
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
