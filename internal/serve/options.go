@@ -56,7 +56,7 @@ type Options struct {
 	// then their connections are closed. Default: 10 s.
 	ShutdownTimeout time.Duration
 	// ReadHeaderTimeout is how long a client may take to send a request's header, so that
-	// idle connections cannot pile up. Default: 10 s.
+	// idle connections cannot pile up. Default: 10 s, or ReadTimeout if that is shorter.
 	ReadHeaderTimeout time.Duration
 	// ReadTimeout is how long a client may take to send a whole request. Default: 1 minute.
 	// Negative: no limit.
@@ -114,14 +114,17 @@ func (o *Options) fill() {
 	if o.ShutdownTimeout == 0 {
 		o.ShutdownTimeout = 10 * time.Second
 	}
-	if o.ReadHeaderTimeout == 0 {
-		o.ReadHeaderTimeout = 10 * time.Second
-	}
 	if o.OnRefused == nil {
 		o.OnRefused = func(Refusal) {}
 	}
 	if o.ReadTimeout == 0 {
 		o.ReadTimeout = time.Minute
+	}
+	if o.ReadHeaderTimeout == 0 {
+		o.ReadHeaderTimeout = 10 * time.Second
+		if o.ReadTimeout > 0 {
+			o.ReadHeaderTimeout = min(o.ReadHeaderTimeout, o.ReadTimeout)
+		}
 	}
 	if o.WriteTimeout == 0 {
 		o.WriteTimeout = time.Minute

@@ -72,7 +72,7 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 			ReadHeaderTimeout: s.opts.ReadHeaderTimeout,
 			ReadTimeout:       max(s.opts.ReadTimeout, 0),
 			WriteTimeout:      max(s.opts.WriteTimeout, 0),
-			IdleTimeout:       max(s.opts.IdleTimeout, 0),
+			IdleTimeout:       s.opts.IdleTimeout, // 0 would be ReadTimeout, so none is below it
 			MaxHeaderBytes:    s.opts.MaxHeaderBytes,
 			ErrorLog:          errorLog,
 			ConnState:         s.connState,

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -362,6 +363,62 @@ func TestSlowReader(t *testing.T) {
 	// What was sent cannot be mistaken for the whole.
 	if got, err := io.ReadAll(conn); err == nil && bytes.Contains(got, []byte("\na 1\n")) {
 		t.Error("the response arrived whole")
+	}
+}
+
+// TestIdleConnections: a connection is kept for the next request for as long as the options
+// say, whatever a request may take.
+func TestIdleConnections(t *testing.T) {
+	for name, c := range map[string]struct {
+		idle time.Duration
+		kept bool
+	}{
+		"no_limit": {-1, true},
+		"longer":   {time.Minute, true},
+		"shorter":  {30 * time.Millisecond, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, Options{Gatherer: static(pool()), ReadTimeout: 100 * time.Millisecond, ReadHeaderTimeout: 50 * time.Millisecond, IdleTimeout: c.idle})
+			conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			r := bufio.NewReader(conn)
+			ask := func() error {
+				if _, err := io.WriteString(conn, "GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+					return err
+				}
+				resp, err := http.ReadResponse(r, nil)
+				if err != nil {
+					return err
+				}
+				defer resp.Body.Close()
+				_, err = io.Copy(io.Discard, resp.Body)
+				return err
+			}
+			if err := ask(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(300 * time.Millisecond)
+			if err := ask(); (err == nil) != c.kept {
+				t.Errorf("the second request: %v", err)
+			}
+		})
+	}
+	// Who begins a request and does not end it is cut off.
+	s := start(t, Options{ReadTimeout: 50 * time.Millisecond})
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET /-/healthy HT"); err != nil {
+		t.Fatal(err)
+	}
+	conn.SetReadDeadline(time.Now().Add(10 * time.Second)) //nolint:errcheck // it fails below, then
+	if _, err := io.ReadAll(conn); err != nil {
+		t.Errorf("a request that does not end: %v", err)
 	}
 }
 
