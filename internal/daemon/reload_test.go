@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -16,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
 	"aggregatord/internal/config"
@@ -236,26 +239,37 @@ func TestReloadWithoutFile(t *testing.T) {
 // whole.
 func TestReloadHalfWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.yml")
-	d := startReady(t, Options{Pool: only(sourceDir(t)), Config: loadConfig(t, path, "external_labels: {n: '0'}\n")})
+	core, logs := observer.New(zapcore.DebugLevel)
+	opts := Options{Config: loadConfig(t, path, "external_labels: {region: us}\n"), Logger: zap.New(core)}
+	opts.fill()
+	r := newReloader(opts, telemetry.NewSet(), func(*policy.Policy) error { return nil })
+	r.settle = time.Second // each part below is well within it, on a slow machine, too
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { r.run(ctx) })
+	defer running.Wait()
+	defer stop()
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	// Each part is within the time that a file must be left alone.
-	for _, part := range []string{"external_labels:\n", "  n: '1", "'\n", "limits: {file", "_size: 1MiB}\n"} {
+	for _, part := range []string{"external_labels:\n", "  region: 'e", "u'\n", "limits: {file", "_size: 1MiB}\n"} {
 		if _, err := f.WriteString(part); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(40 * time.Millisecond)
 	}
-	d.await(reloaded)
-	d.settle()
-	if n := d.logs.FilterMessage(reloaded).Len(); n != 1 {
-		t.Errorf("loaded %d times", n)
+	for deadline := time.Now().Add(patience); logs.FilterMessage(reloaded).Len() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it is not loaded")
+		}
 	}
-	if n := d.logs.FilterMessage(notReloaded).Len(); n != 0 {
-		t.Errorf("%d times something unfinished was tried", n)
+	if got := r.status().YAML; got != "external_labels:\n  region: eu\nlimits:\n  file_size: 1MiB\n" {
+		t.Errorf("in force is\n%s", got)
+	}
+	if loaded, not := logs.FilterMessage(reloaded).Len(), logs.FilterMessage(notReloaded).Len(); loaded != 1 || not != 0 {
+		t.Errorf("%d times loaded, %d times something unfinished was tried", loaded, not)
 	}
 }
 
