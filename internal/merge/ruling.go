@@ -207,11 +207,16 @@ func (x *Index) accumulateParts(s *Source) {
 				}
 			}
 		case metric.All:
-			// Of several sources with one ID the last counts, of one source all that are equal.
-			for _, c := range p.cells {
-				hi[c] = 0
+			// All that is equal of one worker is added, but what lives replaces what was folded:
+			// lo tells which of both is in the cell.
+			origin := 2.0
+			if s.folded {
+				origin = 1
 			}
 			for k, c := range p.cells {
+				if lo[c] != origin {
+					hi[c], lo[c] = 0, origin
+				}
 				hi[c] += s.value(p.entries[k])
 			}
 		}

@@ -737,3 +737,97 @@ func TestHostileNames(t *testing.T) {
 		t.Errorf("%d keys in the archive", got)
 	}
 }
+
+// TestFoldEqualsMergeByPolicy archives random workers in random order under random rules: what
+// is served is always what there was while all lived, and nothing was archived. (That this is
+// right the tests of merge check against a model.)
+func TestFoldEqualsMergeByPolicy(t *testing.T) {
+	t.Parallel()
+	for range 12 {
+		seed := rand.Uint64()
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(seed, 6))
+			kinds := []string{"counter", "summary"}
+			for _, m := range allModes {
+				kinds = append(kinds, "gauge_"+m.String())
+			}
+			// Modes in which the dead count, so that all is always served.
+			lasting := []metric.Mode{metric.All, metric.Sum, metric.Max, metric.Min, metric.MostRecent}
+			var rs []policy.Rule
+			for _, name := range append(slices.Clone(kinds), "shared") {
+				rule := policy.Rule{Match: name}
+				if mode, gauge := strings.CutPrefix(name, "gauge_"); name == "shared" || gauge && (strings.HasPrefix(mode, "live") || strings.HasSuffix(mode, "recent") || r.IntN(3) > 0) {
+					rule.GaugeMode = lasting[r.IntN(len(lasting))]
+					if strings.HasSuffix(mode, "mostrecent") {
+						rule.GaugeMode = lasting[r.IntN(4)] // the workers have set no times
+					}
+				}
+				switch r.IntN(5) {
+				case 0:
+					rule.DropLabels = []string{"i"}
+				case 1:
+					rule.KeepLabels = []string{"k"}
+				case 2:
+					rule.RenameLabels = map[string]string{"i": "k"}
+				}
+				if r.IntN(3) == 0 {
+					rule.Retention = 1000 * time.Hour
+				}
+				rs = append(rs, rule)
+			}
+			p := rules(t, rs...)
+			dir := tmpfs(t)
+			var alive [][]*worker // the files of each
+			for id := range 8 {
+				alive = append(alive, nil)
+				for _, kind := range kinds {
+					sample := map[string]string{"counter": "counter_total", "summary": "summary_sum"}[kind]
+					if sample == "" {
+						sample = kind
+					}
+					w := write(t, dir, fmt.Sprintf("%s_%d.db", kind, id))
+					for i := range r.IntN(5) {
+						w.set(sample, float64(r.IntN(1000)-100), "i", strconv.Itoa(i), "k", strconv.Itoa(i%2))
+						if kind == "gauge_all" || kind == "gauge_livesum" {
+							w.set("shared", float64(r.IntN(1000)), "i", kind+strconv.Itoa(i))
+						}
+					}
+					alive[id] = append(alive[id], w)
+				}
+			}
+			h := collect(t, DirSpec{Path: dir})
+			h.force(p)
+			want := h.view()
+			if n := h.own("aggregatord_conflicts"); n != 0 {
+				t.Errorf("%v conflicts: the rules decide", n)
+			}
+			r.Shuffle(len(alive), func(i, j int) { alive[i], alive[j] = alive[j], alive[i] })
+			for len(alive) > 0 {
+				n := 1 + r.IntN(len(alive))
+				for _, w := range slices.Concat(alive[:n]...) {
+					w.die()
+				}
+				alive = alive[n:]
+				h.fold()
+				if got := h.view(); got != want {
+					t.Fatalf("after a fold: got\n%s\nwant\n%s", got, want)
+				}
+				if r.IntN(2) == 0 {
+					h.force(rules(t)) // and back
+					h.force(p)
+				}
+				if r.IntN(2) == 0 {
+					if err := h.Close(); err != nil {
+						t.Fatal(err)
+					}
+					h = collect(t, DirSpec{Path: dir})
+					h.force(p)
+				}
+				if got := h.view(); got != want {
+					t.Fatalf("after a change or a restart: got\n%s\nwant\n%s", got, want)
+				}
+			}
+			h.wantFolded(dir)
+		})
+	}
+}
