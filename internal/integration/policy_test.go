@@ -3,6 +3,7 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -116,6 +117,60 @@ func TestModesOfRules(t *testing.T) {
 		}
 		if got := v.value("hits", `hits_total{path="/",region="eu"}`); got != 12 {
 			return fmt.Errorf("hits are %v after the reload", got)
+		}
+		return nil
+	})
+}
+
+// relabelling is metric_relabel_configs for what readable writes. A dot matches the end of a
+// line since Prometheus 3, so there is none where a label has one.
+const relabelling = `[
+  {source_labels: [__name__, le], regex: 'app_latency_seconds_bucket;(0\.25|10\.0)', action: drop},
+  {source_labels: [__name__, path], regex: 'app_requests_total;/(a)[^~]+', target_label: first, replacement: 'x_$1'},
+  {source_labels: [path], target_label: shard, modulus: 3, action: hashmod},
+  {source_labels: [path], target_label: upper, action: uppercase},
+  {source_labels: [upper], target_label: lower, action: lowercase},
+  {target_label: kind, replacement: z},
+  {source_labels: [path], regex: /, target_label: kind, replacement: /},
+  {source_labels: [path], target_label: kind, action: dropequal},
+  {source_labels: [__name__], regex: 'app_size_bytes(.*)', target_label: __name__, replacement: 'app_payload_bytes$1'},
+  {source_labels: [__name__], regex: 'app_latency_seconds_sum', target_label: __name__, replacement: 'app_spent_seconds'},
+  {regex: 'sh(.*)', action: labelmap, replacement: 'x_$1'},
+  {regex: 'shard|lower|kind', action: labeldrop},
+]`
+
+// TestRelabelsAsPrometheus gives the same rules to a real Prometheus that scrapes a daemon
+// without rules, and to a daemon: what Prometheus stores must be the same.
+func TestRelabelsAsPrometheus(t *testing.T) {
+	t.Parallel()
+	peer(t, "prometheus", "apt-get install prometheus")
+	dir := sourceDir(t)
+	startWorkers(t, dir, readable)
+	file := filepath.Join(t.TempDir(), "aggregatord.yml")
+	if err := os.WriteFile(file, []byte("metric_relabel_configs: "+relabelling+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	plain := serve(t, "--dir", dir, "--archive.disable")
+	ruled := serve(t, "--dir", dir, "--archive.disable", "--config.file", file)
+	job := func(name string, d *daemon, more string) string {
+		return fmt.Sprintf("  - job_name: %s\n    static_configs: [{targets: [%q], labels: {instance: same}}]\n%s", name, strings.TrimPrefix(d.URL, "http://"), more)
+	}
+	indented := strings.ReplaceAll(relabelling, "\n", "\n      ")
+	p := startPrometheusWith(t, job("theirs", plain, "    metric_relabel_configs: "+indented+"\n")+job("ours", ruled, ""))
+	query := func(job string) (map[string]string, error) {
+		return p.query(fmt.Sprintf(`label_replace({job=%q,__name__=~"app_.*"}, "job", "", "", "")`, job))
+	}
+	eventually(t, patience, func() error {
+		theirs, err := query("theirs")
+		if err != nil {
+			return err
+		}
+		ours, err := query("ours")
+		if err != nil {
+			return err
+		}
+		if len(theirs) < 8 || !maps.Equal(theirs, ours) {
+			return fmt.Errorf("Prometheus makes of it\n%v\nand we\n%v", theirs, ours)
 		}
 		return nil
 	})
