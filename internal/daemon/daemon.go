@@ -232,8 +232,6 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, m *manag
 		force := false
 		select {
 		case <-ctx.Done():
-			c.Fold() // what files without a name have counted is lost with us
-			return
 		case <-calm:
 			if opts.GCPercent != 0 {
 				debug.SetGCPercent(opts.GCPercent)
@@ -243,6 +241,10 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, m *manag
 		case <-ticker.C:
 		case <-rescan.C:
 			force = true
+		}
+		if ctx.Err() != nil { // whatever else there was to do
+			c.Fold() // what files without a name have counted is lost with us
+			return
 		}
 		c.Tend(force)
 		m.beat(c.Ready())
