@@ -13,10 +13,13 @@ TEST_FUZZTIME := 100000x
 SOAK ?= 1h
 # How often make bench-go runs each benchmark; benchstat wants ten or so.
 COUNT ?= 1
+# What make deb calls the package's version; it must begin with a digit.
+DEB_VERSION ?= 0.0.0~$(VERSION)
+NFPM_VERSION := v2.43.4
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run build test test-deps check-format vet vet-darwin test-fuzz test-race lint fuzz soak bench bench-go clean
+.PHONY: help run build test test-deps check-format vet vet-darwin test-fuzz test-race test-deploy lint fuzz soak bench bench-go extras deb clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +30,7 @@ run: build ## Build, and start the daemon with a demo pool of workers
 build: ## Build bin/aggregatord
 	$(GO) build -trimpath -ldflags '-X aggregatord/internal/buildinfo.Version=$(VERSION)' -o $(BIN)/aggregatord ./cmd/aggregatord
 
-test: test-deps check-format vet vet-darwin test-fuzz test-race ## Everything that must hold; installs the peers it needs on Debian as root
+test: test-deps check-format vet vet-darwin test-fuzz test-race test-deploy ## Everything that must hold; installs the peers it needs on Debian as root
 
 test-deps:
 	.ci/deps
@@ -58,6 +61,10 @@ test-fuzz:
 test-race:
 	$(GO) test -race -count=1 -timeout 15m ./...
 
+# A module of its own: Kubernetes' types are larger than the daemon.
+test-deploy:
+	cd deploy/test && $(GO) vet ./... && $(GO) test -count=1 -timeout 10m ./...
+
 lint: $(GOLANGCI) ## golangci-lint
 	$(GOLANGCI) run
 
@@ -78,6 +85,17 @@ bench: build ## Measure the daemon beside a floor and the Python client, with BE
 
 bench-go: ## Go benchmarks, COUNT times, in the form benchstat reads
 	$(GO) test -run '^$$' -bench . -benchmem -count $(COUNT) ./...
+
+extras: build ## Man pages and completions for shells, into bin
+	rm -rf $(BIN)/man $(BIN)/completions
+	mkdir -p $(BIN)/completions
+	$(BIN)/aggregatord man $(BIN)/man
+	$(BIN)/aggregatord completion bash >$(BIN)/completions/aggregatord.bash
+	$(BIN)/aggregatord completion zsh >$(BIN)/completions/_aggregatord
+	$(BIN)/aggregatord completion fish >$(BIN)/completions/aggregatord.fish
+
+deb: extras ## A package for Debian, into bin; DEB_VERSION is its version
+	VERSION=$(DEB_VERSION) GOARCH=$$($(GO) env GOARCH) $(GO) run github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION) package --config deploy/packaging/nfpm.yaml --packager deb --target $(BIN)
 
 clean: ## Remove what make built
 	rm -rf $(BIN)
