@@ -11,6 +11,11 @@
 // it until it is removed, whatever has become of its file. So a file that can
 // no longer be read never makes a total fall.
 //
+// What an operator says of a family comes as a Ruling, which the owner is asked for once. An
+// entry that it has combined in another way than its source's other entries, because of
+// another mode, is in a part of the source, and in the list that the loops of every scrape
+// pass it stands for nothing: so rulings cost those loops nothing.
+//
 // The order of addition does not matter, although floats are added: sums carry the
 // rounding error of every addition along and apply it at the end (the compensated sum of
 // Knuth and Neumaier). Without that, a total could fall by one unit in the last place

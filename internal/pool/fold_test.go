@@ -136,8 +136,12 @@ func dead(t *testing.T, dir string) []string {
 // less.
 func ruledDead() *policy.Policy {
 	p, err := policy.Compile(policy.Spec{Rules: []policy.Rule{
-		{Match: "temp", GaugeMode: metric.Sum}, {Match: "peak", GaugeMode: metric.LiveMax}, {Match: "balance", GaugeMode: metric.All},
-		{Match: "busy", GaugeMode: metric.Max}, {Match: "rate", GaugeMode: metric.Min, Retention: 1000 * time.Hour}, {Match: "hits", DropLabels: []string{"path"}},
+		{Match: "temp", GaugeMode: metric.Sum},
+		{Match: "peak", GaugeMode: metric.LiveMax},
+		{Match: "balance", GaugeMode: metric.All},
+		{Match: "busy", GaugeMode: metric.Max},
+		{Match: "rate", GaugeMode: metric.Min, Retention: 1000 * time.Hour},
+		{Match: "hits", DropLabels: []string{"path"}},
 	}})
 	if err != nil {
 		panic(err)

@@ -7,6 +7,9 @@
 // values are folded, whether it becomes unreadable, is replaced or is removed by somebody
 // else; no total falls for a reason that lies in the file system.
 //
+// What is said of the metrics by a policy is in force from one pass to the next: see
+// Collector.SetPolicy.
+//
 // A Collector that archives folds the files of dead workers: see fold.go for the protocol.
 // One that does not never changes anything in a directory.
 package pool
