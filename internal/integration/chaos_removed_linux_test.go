@@ -138,10 +138,11 @@ func TestWipedByRestarts(t *testing.T) {
 		// elsewhere keeps the archive in another directory.
 		elsewhere bool
 	}{
-		{"rm_and_mkdir", `rm -rf "$1" && mkdir "$1"`, false},
-		{"rm_contents", `rm -rf "$1"/* "$1"/.[!.]*`, false},
+		// A fold that is under way may move a file to where rm has just been.
+		{"rm_and_mkdir", `rm -rf "$1" 2>/dev/null || rm -rf "$1"; mkdir "$1"`, false},
+		{"rm_contents", `rm -rf "$1"/* "$1"/.[!.]* 2>/dev/null || rm -rf "$1"/* "$1"/.[!.]*`, false},
 		{"rm_files", `rm -f "$1"/*.db`, false},
-		{"rm_and_mkdir_archive_elsewhere", `rm -rf "$1" && mkdir "$1"`, true},
+		{"rm_and_mkdir_archive_elsewhere", `rm -rf "$1" 2>/dev/null || rm -rf "$1"; mkdir "$1"`, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -79,7 +79,7 @@ type archiving struct {
 	// removing are the folded files in the staging.
 	removing map[string]foldedFile
 
-	// wiped is when the hidden directory was found removed, while it is.
+	// wiped is when the hidden directory was found removed, or the archive in it, while it is.
 	wiped time.Time
 	// batchFiles is the size of the next batch, if more than foldFiles.
 	batchFiles int
@@ -148,6 +148,7 @@ func (d *dir) attach(now time.Time) error {
 		if err := d.archive.Detach(); err != nil {
 			d.logger.Warn("close archive", zap.Error(err))
 		}
+		d.wiped = now
 	case d.archive.Attached() && d.staging.InPlace():
 		d.wiped = time.Time{}
 		return nil
@@ -157,15 +158,13 @@ func (d *dir) attach(now time.Time) error {
 	if _, err := os.Stat(d.spec.Path); missing(err) {
 		return nil // nothing there to keep an archive for
 	}
-	if d.staging.Prepared() && !d.staging.InPlace() {
+	if d.staging.Prepared() && !d.staging.InPlace() && d.wiped.IsZero() {
+		d.wiped = now
+	}
+	if !d.wiped.IsZero() && now.Sub(d.wiped) < wipeTime {
 		// Somebody removes the directory's contents, and perhaps the directory next, which would
 		// fail if it filled again behind his back.
-		if d.wiped.IsZero() {
-			d.wiped = now
-		}
-		if now.Sub(d.wiped) < wipeTime {
-			return nil
-		}
+		return nil
 	}
 	d.wiped = time.Time{}
 	err := d.openArchive(now)
@@ -841,8 +840,8 @@ func (d *dir) keepBallast(now time.Time) {
 		return
 	}
 	d.ballastDue = now.Add(retryAfter)
-	if _, err := os.Lstat(d.ballastPath()); !errors.Is(err, fs.ErrNotExist) {
-		return
+	if _, err := os.Lstat(d.ballastPath()); !errors.Is(err, fs.ErrNotExist) || !d.archive.InPlace() {
+		return // there is one, or somebody is about to remove it all
 	}
 	var st unix.Statfs_t
 	if unix.Statfs(d.archiveDir, &st) != nil {
