@@ -283,6 +283,10 @@ var modulePackages = map[string]string{
 	"celery":            "python3-celery",
 	"flask":             "python3-flask",
 	"redis":             "python3-redis",
+	"fastapi":           "python3-fastapi",
+	"uvicorn":           "python3-uvicorn",
+	"django":            "python3-django",
+	"django_prometheus": "python3-django-prometheus",
 }
 
 // python returns an interpreter that can import the modules.
