@@ -66,7 +66,7 @@ func Examine(ctx context.Context, opts Options) []Finding {
 	}
 	there := false
 	if e.opts.Dir == "" {
-		e.add(Problem, "directory", "no directory is named", "use --dir DIR with the directory that PROMETHEUS_MULTIPROC_DIR names for the application, or --pid with one of its processes")
+		e.notNamed()
 	} else {
 		there = e.directory()
 	}
@@ -74,7 +74,9 @@ func Examine(ctx context.Context, opts Options) []Finding {
 		e.fileSystem()
 		e.liveness()
 	}
-	e.workers(there)
+	if e.opts.Dir != "" || e.opts.PID != 0 {
+		e.workers(there)
+	}
 	if there {
 		e.files()
 		e.holder()
@@ -112,4 +114,12 @@ func plural(n int, thing string) string {
 		return fmt.Sprintf("%d processes", n)
 	}
 	return fmt.Sprintf("%d %ss", n, thing)
+}
+
+// verb is the form that goes with the number.
+func verb(n int, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
 }

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,23 @@ func (e *examination) dirOfProcess() {
 			e.opts.Dir = p.dir()
 		}
 	}
+}
+
+// notNamed says that there is no directory to look at, and which ones processes were started
+// with.
+func (e *examination) notNamed() {
+	advice := "use --dir DIR with the directory that PROMETHEUS_MULTIPROC_DIR names for the application, or --pid with one of its processes"
+	var dirs []string
+	for _, p := range e.processes {
+		if dir := p.dir(); dir != "" && !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	if len(dirs) > 0 && e.opts.PID == 0 {
+		slices.Sort(dirs)
+		advice += "; processes here have " + enumerate(dirs)
+	}
+	e.add(Problem, "directory", "no directory is named", advice)
 }
 
 // directory looks at the directory itself and reports whether it is there.
@@ -120,10 +138,13 @@ func (e *examination) workers(there bool) {
 		dir = real
 	}
 	same := func(d string) bool {
+		if d == "" { // to EvalSymlinks that is the working directory
+			return false
+		}
 		if real, err := filepath.EvalSymlinks(d); err == nil {
 			d = real
 		}
-		return d != "" && d == dir
+		return d == dir
 	}
 	var named, servers, readers []process
 	family := e.family()
@@ -161,19 +182,19 @@ func (e *examination) workers(there bool) {
 			if with == "" {
 				with = "none"
 			}
-			e.add(Problem, "environment", fmt.Sprintf("no process was started with this directory; %s has %s as PROMETHEUS_MULTIPROC_DIR", list(servers), with), advice)
+			e.add(Problem, "environment", fmt.Sprintf("no process was started with this directory: not %s; the first of them has %s as PROMETHEUS_MULTIPROC_DIR", list(servers), with), advice)
 		} else {
 			e.add(Warning, "environment", "no process that can be seen was started with this directory: they are not running, belong to another user, or are in another container", advice+"; or give one of its processes by --pid")
 		}
 	case len(e.writers) == 0:
-		e.add(Warning, "environment", fmt.Sprintf("%s have the variable, and nothing is written: %s", plural(len(named), "process"), list(named)),
+		e.add(Warning, "environment", fmt.Sprintf("%s %s the variable, and nothing is written: %s", plural(len(named), "process"), verb(len(named), "has", "have"), list(named)),
 			"no metric of prometheus_client was made there yet: call the application once, and see that it imports prometheus_client after the variable is set")
 	}
 	if there {
 		e.writable(append(named, e.writers...))
 	}
 	if len(readers) > 0 {
-		e.add(Warning, "readers", fmt.Sprintf("%s the files besides the daemon: %s", plural(len(readers), "process")+" read", list(readers)),
+		e.add(Warning, "readers", fmt.Sprintf("%s %s the files besides the daemon: %s", plural(len(readers), "process"), verb(len(readers), "reads", "read"), list(readers)),
 			"an in-application /metrics on this directory no longer sees dead workers; take it away, or start aggregatord with --archive.disable while both are used")
 	}
 }
@@ -211,8 +232,10 @@ func (e *examination) named(same func(string) bool) {
 			}
 		}
 	}
-	set := "set PROMETHEUS_MULTIPROC_DIR=" + e.opts.Dir + " in the environment that the server is started with, and restart it"
+	set := "set PROMETHEUS_MULTIPROC_DIR=" + cmp.Or(e.opts.Dir, "DIR") + " in the environment that the server is started with, and restart it"
 	switch {
+	case e.opts.Dir == "" && len(elsewhere) > 0:
+		e.add(Problem, "environment", fmt.Sprintf("%s was started without PROMETHEUS_MULTIPROC_DIR, and writes to %s", list([]process{p}), enumerate(elsewhere)), "use --dir "+elsewhere[0])
 	case !p.known:
 		e.add(Warning, "environment", fmt.Sprintf("the environment of %s may not be read", list([]process{p})), "run this as root or as that user")
 	case writes && p.dir() == "":
@@ -252,13 +275,18 @@ func (e *examination) writable(workers []process) {
 
 // list names the first processes.
 func list(ps []process) string {
-	const most = 3
-	var names []string
-	for _, p := range ps[:min(most, len(ps))] {
-		names = append(names, fmt.Sprintf("%s (%d)", p.name, p.pid))
+	names := make([]string, len(ps))
+	for i, p := range ps {
+		names[i] = fmt.Sprintf("%s (%d)", p.name, p.pid)
 	}
-	if len(ps) > most {
-		names = append(names, fmt.Sprintf("%d more", len(ps)-most))
+	return enumerate(names)
+}
+
+// enumerate lists the first names.
+func enumerate(names []string) string {
+	const most = 3
+	if len(names) > most {
+		names = append(slices.Clone(names[:most]), fmt.Sprintf("%d more", len(names)-most))
 	}
 	return strings.Join(names, ", ")
 }
@@ -314,7 +342,7 @@ func (e *examination) files() {
 		e.add(Warning, "client", "no metric has a help text: the client is older than 0.16, or a fork", "everything else is served; for help texts update prometheus_client")
 	}
 	if empty > 0 && len(e.writers) == 0 {
-		e.add(Warning, "files", fmt.Sprintf("%s hold nothing: their workers were killed before they had written anything", plural(empty, "file")), "")
+		e.add(Warning, "files", fmt.Sprintf("%s %s nothing: the worker was killed before it had written anything", plural(empty, "file"), verb(empty, "holds", "hold")), "")
 	}
 	if len(damaged) > 0 {
 		e.add(Problem, "files", fmt.Sprintf("%s cannot be read, the first: %s", plural(len(damaged), "file"), damaged[0]), "aggregatord inspect shows what is in a file; remove it when its worker is gone")
@@ -324,7 +352,7 @@ func (e *examination) files() {
 		if slices.ContainsFunc(foreign, func(n string) bool { return strings.HasSuffix(n, ".bin") }) {
 			advice = "files of the Ruby client's DirectFileStore are not read"
 		}
-		e.add(Warning, "files", fmt.Sprintf("%s are no source files, the first: %q", plural(len(foreign), "file"), foreign[0]), advice)
+		e.add(Warning, "files", fmt.Sprintf("%s %s no source file, the first: %q", plural(len(foreign), "file"), verb(len(foreign), "is", "are"), foreign[0]), advice)
 	}
 }
 

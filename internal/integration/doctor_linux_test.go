@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -137,6 +138,24 @@ func TestDoctorGunicorn(t *testing.T) {
 		fmt.Sprintf("gunicorn (%d) was started without PROMETHEUS_MULTIPROC_DIR, and writes nothing", server.pid()))
 }
 
+// TestDoctorNotNamed: without a directory nothing is claimed of who writes there, and what
+// processes were started with is told.
+func TestDoctorNotNamed(t *testing.T) {
+	t.Parallel()
+	dir := sourceDir(t)
+	counting(t, withoutDir(), nil, "")
+	p := counting(t, appEnv(dir), nil, "")
+	for _, f := range doctor(t, nil) {
+		if f.Check != "directory" || !strings.Contains(f.Advice, "processes here have ") {
+			t.Errorf("found without a directory: %v", f)
+		}
+	}
+	sound(t, slices.DeleteFunc(doctor(t, nil, "--pid", strconv.Itoa(p.pid())), func(f finding) bool { return f.Check == "daemon" }))
+	p = counting(t, withoutDir(), nil, `import os; os.environ["PROMETHEUS_MULTIPROC_DIR"] = "`+dir+`"
+import prometheus_client; prometheus_client.Counter("c_total", "Help.").inc()`)
+	finds(t, doctor(t, nil, "--pid", strconv.Itoa(p.pid())), "problem", "environment", "and writes to "+dir)
+}
+
 // TestDoctorBroken makes each thing that can be wrong, one at a time.
 func TestDoctorBroken(t *testing.T) {
 	t.Parallel()
@@ -256,7 +275,7 @@ keep = MmapedDict("`+dir+`/counter_7.db"); keep.write_value('["c", "c_total", {}
 				counting(t, withoutDir(), nil, fmt.Sprintf("keep = open(%q, 'rb')", filepath.Join(dir, fmt.Sprintf("counter_%d.db", p.pid()))))
 				return doctor(t, nil, "--dir", dir)
 			},
-			level: "warning", check: "readers", words: "read the files besides the daemon",
+			level: "warning", check: "readers", words: "1 process reads the files besides the daemon",
 		},
 		"damaged": {
 			make: func(t *testing.T, dir string) []finding {
@@ -274,7 +293,7 @@ keep = MmapedDict("`+dir+`/counter_7.db"); keep.write_value('["c", "c_total", {}
 				}
 				return doctor(t, nil, "--dir", dir)
 			},
-			level: "warning", check: "files", words: ".bin",
+			level: "warning", check: "files", words: "1 file is no source file, the first: \"metric_http_requests___17.bin\"",
 		},
 		"no_daemon": {
 			make: func(t *testing.T, dir string) []finding {
