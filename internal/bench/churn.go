@@ -25,16 +25,11 @@ func (b *bench) churn(ctx context.Context, sh shape) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.remove()) }()
-	daemon, err := startDaemon(ctx, b.opts.daemon, d.path)
+	daemon, s, err := b.serve(ctx, d)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, daemon.stop()) }()
-	s := newScraper(daemon.url)
-	defer s.close()
-	if err := retry(ctx, time.Millisecond, func() error { _, err := s.scrape(ctx, false); return err }); err != nil {
-		return err
-	}
+	defer func() { s.close(); err = errors.Join(err, daemon.stop()) }()
 
 	start := time.Now()
 	var memory []float64

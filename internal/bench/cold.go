@@ -63,17 +63,11 @@ func (b *bench) coldOnce(ctx context.Context, sh shape, c *coldRun) (err error) 
 		return err
 	}
 
-	daemon, err := startDaemon(ctx, b.opts.daemon, d.path)
+	daemon, s, err := b.serve(ctx, d)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, daemon.stop()) }()
-	s := newScraper(daemon.url)
-	defer s.close()
-	// More often, asking would take the daemon's time.
-	if err := retry(ctx, 5*time.Millisecond, func() error { _, err := s.scrape(ctx, false); return err }); err != nil {
-		return err
-	}
+	defer func() { s.close(); err = errors.Join(err, daemon.stop()) }()
 	c.ready = append(c.ready, time.Since(daemon.started).Seconds())
 	total, err := firstTotal(s, d)
 	if err != nil {
@@ -277,16 +271,11 @@ func (b *bench) afterwards(ctx context.Context, sh shape, s *scraper, c *coldRun
 		return err
 	}
 	defer func() { err = errors.Join(err, d.remove()) }()
-	daemon, err := startDaemon(ctx, b.opts.daemon, d.path)
+	daemon, one, err := b.serve(ctx, d)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, daemon.stop()) }()
-	one := newScraper(daemon.url)
-	defer one.close()
-	if err := retry(ctx, time.Millisecond, func() error { _, err := one.scrape(ctx, false); return err }); err != nil {
-		return err
-	}
+	defer func() { one.close(); err = errors.Join(err, daemon.stop()) }()
 	get := func(s *scraper) func() (float64, error) {
 		return func() (float64, error) {
 			took, err := s.scrape(ctx, false)

@@ -47,16 +47,11 @@ func (b *bench) steady(ctx context.Context, sh shape) (err error) {
 		sh, digits(float64(sh.entries())), d.files, b.layout.name, mebibytes(float64(d.bytes)), len(d.schema.families), sh.series,
 		len(f.lines), mebibytes(float64(len(f.format()))), 100*f.integralShare())
 
-	daemon, err := startDaemon(ctx, b.opts.daemon, d.path)
+	daemon, s, err := b.serve(ctx, d)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, daemon.stop()) }()
-	s := newScraper(daemon.url)
-	defer s.close()
-	if err := retry(ctx, time.Millisecond, func() error { _, err := s.scrape(ctx, false); return err }); err != nil {
-		return err
-	}
+	defer func() { s.close(); err = errors.Join(err, daemon.stop()) }()
 	verify := func() error {
 		if _, err := s.scrape(ctx, false); err != nil {
 			return err
@@ -89,6 +84,21 @@ func (b *bench) steady(ctx context.Context, sh shape) (err error) {
 		return err
 	}
 	return b.allocations(ctx, d)
+}
+
+// serve starts a daemon on a directory and scrapes it for the first time.
+func (b *bench) serve(ctx context.Context, d *directory) (*server, *scraper, error) {
+	daemon, err := startDaemon(ctx, b.opts.daemon, d.path)
+	if err != nil {
+		return nil, nil, err
+	}
+	s := newScraper(daemon.url)
+	// Asking more often would take the daemon's time.
+	if err := retry(ctx, 5*time.Millisecond, func() error { _, err := s.scrape(ctx, false); return err }); err != nil {
+		s.close()
+		return nil, nil, errors.Join(err, daemon.stop())
+	}
+	return daemon, s, nil
 }
 
 // steadyRounds measures in turns what takes time.
