@@ -130,7 +130,7 @@ var questions = map[string]question{
 	"files":    {append([]string{"pool", "worker"}, paging...), false, (*API).files},
 	"errors":   {[]string{"limit"}, false, (*API).errors},
 	"config":   {nil, false, (*API).config},
-	"families": {append([]string{"type"}, paging...), true, (*API).families},
+	"families": {append([]string{"name", "type", "own"}, paging...), true, (*API).families},
 	"series":   {append([]string{"family", "match"}, paging...), true, (*API).series},
 	"explain":  {[]string{"series", "limit"}, true, (*API).explain},
 }
@@ -324,6 +324,10 @@ func (a *API) families(ctx context.Context, q params) (any, error) {
 		return nil, err
 	}
 	defer release(snaps)
+	own, err := strconv.ParseBool(cmp.Or(q.Get("own"), "false"))
+	if err != nil {
+		return nil, badData("parameter own=%q: use true or false", q.Get("own"))
+	}
 	var all []status.Family
 	for i, snap := range snaps {
 		for f := range snap.Layout.Families {
@@ -331,7 +335,10 @@ func (a *API) families(ctx context.Context, q params) (any, error) {
 		}
 	}
 	return list(q, all, defaultLimit, listing[status.Family]{
-		keep: func(f *status.Family) bool { return !q.Has("type") || f.Type == q.Get("type") },
+		keep: func(f *status.Family) bool {
+			return (!q.Has("name") || f.Name == q.Get("name")) && (!q.Has("type") || f.Type == q.Get("type")) &&
+				(!q.Has("own") || f.Own == own)
+		},
 		text: func(f *status.Family) []string { return []string{f.Name, f.Help} },
 		sorts: map[string]func(a, b *status.Family) int{
 			"name":    func(a, b *status.Family) int { return strings.Compare(a.Name, b.Name) },

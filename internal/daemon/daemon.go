@@ -45,7 +45,7 @@ type Options struct {
 	// place of ListenAddresses.
 	SystemdSocket bool
 	// Web says how requests are served. Run fills its Gatherer, Encoder, TelemetryPath,
-	// Ready, Logger, Observe, OnRefused, Reload, API, OnQuestion, Home, Assets and ShutdownTimeout.
+	// Ready, Logger, Observe, OnRefused, Reload, API, OnQuestion and ShutdownTimeout.
 	Web serve.Options
 	// TelemetryPath is where the metrics are. Default: /metrics.
 	TelemetryPath string

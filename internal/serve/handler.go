@@ -66,8 +66,8 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		case strings.HasPrefix(path, "/api/"):
 			s.api(w, r)
 			return
-		case strings.HasPrefix(path, assetsPrefix) && s.opts.Assets != nil:
-			s.opts.Assets.ServeHTTP(w, r)
+		case strings.HasPrefix(path, assetsPrefix):
+			s.asset(w, r)
 			return
 		}
 		sendLine(w, http.StatusNotFound, "not found; the metrics are at "+s.opts.TelemetryPath)

@@ -34,11 +34,8 @@ type Options struct {
 	// totals over a part of the files would look like counters that fell. It is asked at
 	// each request and must be cheap. Default: always.
 	Ready func() bool
-	// Home answers a browser's request for /. Default: a page with links.
+	// Home answers a browser's request for /. Default: the status page, which needs API.
 	Home http.Handler
-	// Assets answers what is asked for below /assets/, which is what the page of Home is made
-	// of. Default: nothing is there.
-	Assets http.Handler
 	// API answers what is asked below /api/v1/. Default: nothing is there.
 	API API
 	// OnQuestion is called after each request to the API with the status that was sent, 0 if

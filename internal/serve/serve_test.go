@@ -227,7 +227,7 @@ func TestEndpoints(t *testing.T) {
 		{"metrics", "GET", "/m<x>", nil, false, 200, "jobs_total", nil},
 		{"metrics_elsewhere", "GET", "/metrics", nil, false, 404, "/m<x>", nil},
 		{"root_for_curl", "GET", "/", []string{"Accept", "*/*"}, false, 200, "jobs_total", nil},
-		{"root_for_a_browser", "GET", "/", []string{"Accept", "text/html,application/xhtml+xml,*/*;q=0.8"}, false, 200, `href="/m&lt;x&gt;"`, map[string]string{"Content-Type": "text/html; charset=utf-8", "Vary": "Accept, Accept-Encoding"}},
+		{"root_for_a_browser", "GET", "/", []string{"Accept", "text/html,application/xhtml+xml,*/*;q=0.8"}, false, 200, `href="./m&lt;x&gt;"`, map[string]string{"Content-Type": "text/html; charset=utf-8", "Vary": "Accept, Accept-Encoding"}},
 		{"root_html_refused", "GET", "/", []string{"Accept", "text/html;q=0,*/*"}, false, 200, "jobs_total", nil},
 		{"metrics_for_a_browser", "GET", "/m<x>", []string{"Accept", "text/html"}, false, 200, "jobs_total", nil},
 		{"browser_posts", "POST", "/", []string{"Accept", "text/html"}, false, 405, "method not allowed", map[string]string{"Allow": "GET, HEAD"}},

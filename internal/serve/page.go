@@ -1,0 +1,60 @@
+package serve
+
+import (
+	"bytes"
+	"embed"
+	"fmt"
+	"html"
+	"net/http"
+	"strings"
+)
+
+// The status page is plain files: what is in page/ is what a browser gets, but for the path
+// of the metrics. It asks the API for everything it shows.
+//
+//go:embed page/index.html page/page.css page/page.js page/icon.svg
+var pageFiles embed.FS
+
+// pageTypes are the assets and their types.
+var pageTypes = map[string]string{
+	"page.css": "text/css; charset=utf-8",
+	"page.js":  "text/javascript; charset=utf-8",
+	"icon.svg": "image/svg+xml",
+}
+
+func pageFile(name string) []byte {
+	data, err := pageFiles.ReadFile("page/" + name)
+	if err != nil {
+		panic(fmt.Sprintf("BUG: %v", err))
+	}
+	return data
+}
+
+// homePage is the status page, for browsers.
+func homePage(telemetryPath string) http.Handler {
+	// Addresses in the page are relative, so that it works below any path of a proxy.
+	href := html.EscapeString("./" + strings.TrimPrefix(telemetryPath, "/"))
+	page := bytes.ReplaceAll(pageFile("index.html"), []byte("TELEMETRY_HREF"), []byte(href))
+	page = bytes.ReplaceAll(page, []byte("TELEMETRY_PATH"), []byte(html.EscapeString(telemetryPath)))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		setPageHeaders(w.Header())
+		if allowed(w, r) {
+			SendDocument(w, r, http.StatusOK, "text/html; charset=utf-8", page)
+		}
+	})
+}
+
+// asset answers a request for a part of the page.
+func (s *Server) asset(w http.ResponseWriter, r *http.Request) {
+	setPageHeaders(w.Header())
+	if !allowed(w, r) {
+		return
+	}
+	name := strings.TrimPrefix(r.URL.Path, assetsPrefix)
+	contentType, ok := pageTypes[name]
+	if !ok {
+		sendLine(w, http.StatusNotFound, "not found")
+		return
+	}
+	SendDocument(w, r, http.StatusOK, contentType, pageFile(name))
+}
