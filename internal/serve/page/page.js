@@ -344,7 +344,7 @@ function lister({ title, question, placeholder, sort, columns, key, empty, param
       if (changed) changed(page);
       grid.show(page.items);
       const last = page.offset + page.items.length;
-      setText(where, page.matching ? (page.matching > page.items.length ? count(page.offset + 1) + "–" + count(last) + " of " : "") + count(page.matching) + (page.matching < page.total ? " of " + count(page.total) : "") : "none");
+      setText(where, page.matching ? (page.matching > page.items.length ? count(page.offset + 1) + "–" + count(last) + " of " : "") + count(page.matching) : "none");
       back.disabled = page.offset === 0;
       on.disabled = last >= page.matching;
       back.hidden = on.hidden = page.matching <= PAGE;
@@ -419,7 +419,7 @@ function metrics() {
     },
     columns: [
       { head: "family", sort: "name", class: "name", show: (cell, f) => link(cell, f.name, "#metric/" + encodeURIComponent(f.name), { "data-row": true }) },
-      { head: "type", sort: "type", text: (f) => f.type + (f.unit ? " in " + f.unit : "") },
+      { head: "type", sort: "type", class: "opt", text: (f) => f.type + (f.unit ? " in " + f.unit : "") },
       { head: "mode", sort: "mode", class: "opt", text: (f) => (f.mode ? f.mode + (f.mode_source ? " (" + f.mode_source + (f.rule ? " " + f.rule : "") + ")" : "") : f.rule ? "rule " + f.rule : "") },
       { head: "series", sort: "series", class: "num", falling: true, text: (f) => count(f.series) },
       { head: "samples", sort: "samples", class: "num opt", falling: true, text: (f) => count(f.samples) },
