@@ -98,6 +98,9 @@ var rooms = map[string]struct {
 		may: []string{"internal/archive", "internal/store", "internal/watch", "internal/metric"},
 		why: "it looks at a set-up from outside, so it needs nothing that serves or merges",
 	},
+	"internal/top": {
+		why: "it shows what the API says, which is all it knows", onlyStandard: true,
+	},
 	"internal/supervise": {
 		why: "it runs a command as a shell or an init does; that the command has metrics is told in its environment only",
 		not: []string{"net/http"},
