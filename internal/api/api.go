@@ -252,7 +252,7 @@ func (a *API) overview(ctx context.Context, _ params) (any, error) {
 	}
 	o := a.opts.Collector.Overview()
 	o.Build = a.opts.Build
-	o.Started = float64(a.opts.Started.UnixMilli()) / 1000
+	o.Started = unixSeconds(a.opts.Started)
 	return o, nil
 }
 
@@ -319,7 +319,7 @@ func (a *API) errors(_ context.Context, q params) (any, error) {
 }
 
 func (a *API) families(ctx context.Context, q params) (any, error) {
-	snaps, _, err := a.snapshots(ctx)
+	snaps, at, err := a.snapshots(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -334,7 +334,7 @@ func (a *API) families(ctx context.Context, q params) (any, error) {
 			all = append(all, familyOf(snap, &snap.Layout.Families[f], i > 0))
 		}
 	}
-	return list(q, all, defaultLimit, listing[status.Family]{
+	page, err := list(q, all, defaultLimit, listing[status.Family]{
 		keep: func(f *status.Family) bool {
 			return (!q.Has("name") || f.Name == q.Get("name")) && (!q.Has("type") || f.Type == q.Get("type")) &&
 				(!q.Has("own") || f.Own == own)
@@ -349,7 +349,11 @@ func (a *API) families(ctx context.Context, q params) (any, error) {
 			"help":    func(a, b *status.Family) int { return strings.Compare(a.Help, b.Help) },
 		},
 	})
+	return status.Families{Page: page, Time: unixSeconds(at)}, err
 }
+
+// unixSeconds is a moment as the API gives it.
+func unixSeconds(at time.Time) float64 { return float64(at.UnixMilli()) / 1000 }
 
 func familyOf(snap *merge.Snapshot, fam *merge.Family, own bool) status.Family {
 	out := status.Family{
@@ -404,7 +408,7 @@ func (a *API) series(ctx context.Context, q params) (any, error) {
 	}
 	defer release(snaps)
 	search := strings.ToLower(q.Get("search"))
-	out := status.Samples{Time: float64(at.UnixMilli()) / 1000}
+	out := status.Samples{Time: unixSeconds(at)}
 	out.Offset, out.Items = offset, []status.Sample{}
 	for _, snap := range snaps {
 		pool.EachSample(snap, sel, func(ref merge.PointRef, value int) {

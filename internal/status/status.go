@@ -279,6 +279,12 @@ type Family struct {
 	Own bool `json:"own,omitempty"`
 }
 
+// Families is a page of families and the moment their totals are of.
+type Families struct {
+	Page[Family]
+	Time float64 `json:"time"`
+}
+
 // A Sample is one line of the exposition.
 type Sample struct {
 	Name   string            `json:"name"`
