@@ -32,7 +32,10 @@ func (o *clientOptions) addFlags(f *pflag.FlagSet) {
 // client asks a running daemon.
 type client struct {
 	base *url.URL
-	http *http.Client
+	// socket is the path of a unix socket, empty for an address.
+	socket    string
+	http      *http.Client
+	transport *http.Transport
 }
 
 // patience is how long an answer may take.
@@ -41,7 +44,10 @@ const patience = 30 * time.Second
 func (o *clientOptions) client() (*client, error) {
 	transport := &http.Transport{DisableKeepAlives: true, Proxy: http.ProxyFromEnvironment}
 	text := o.url
-	if path, ok := strings.CutPrefix(text, daemon.UnixPrefix); ok {
+	path, isSocket := strings.CutPrefix(text, daemon.UnixPrefix)
+	if !isSocket {
+		path = ""
+	} else {
 		text = "http://localhost"
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
@@ -51,7 +57,14 @@ func (o *clientOptions) client() (*client, error) {
 	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" {
 		return nil, usagef("--%s %q: use http://HOST:PORT, https://HOST:PORT or unix:PATH", urlFlag, o.url)
 	}
-	return &client{base: base, http: &http.Client{Transport: transport, Timeout: patience}}, nil
+	return &client{base: base, socket: path, http: &http.Client{Transport: transport, Timeout: patience}, transport: transport}, nil
+}
+
+// keepConnections has connections kept from one question to the next, until the function
+// returned is called. It comes before the first question.
+func (c *client) keepConnections() (end func()) {
+	c.transport.DisableKeepAlives = false
+	return c.transport.CloseIdleConnections
 }
 
 // ask asks one question of /api/v1 and returns the answer as it came.

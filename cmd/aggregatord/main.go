@@ -102,7 +102,7 @@ Nothing in the application changes: start it beside the pool, on the same direct
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w; see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(newServeCmd(), newRunCmd(), newDumpCmd(), newExplainCmd(), newCheckConfigCmd(), newInspectCmd(), newDoctorCmd(), newTopCmd(), newArchiveCmd(), newDemoCmd(), newVersionCmd(), newManCmd())
+	root.AddCommand(newServeCmd(), newRunCmd(), newDumpCmd(), newExplainCmd(), newTopCmd(), newCheckConfigCmd(), newInspectCmd(), newDoctorCmd(), newArchiveCmd(), newDemoCmd(), newVersionCmd(), newManCmd())
 	return root
 }
 

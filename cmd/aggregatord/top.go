@@ -1,43 +1,57 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"net/url"
 	"os"
-	"strings"
+	"os/signal"
+	"strconv"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
 
+	"aggregatord/internal/status"
+	"aggregatord/internal/terminal"
 	"aggregatord/internal/top"
 )
 
 type topOptions struct {
-	url      string
-	interval time.Duration
+	client     clientOptions
+	interval   time.Duration
+	iterations int
+	rows       int
 }
 
 func (o *topOptions) addFlags(f *pflag.FlagSet) {
-	f.StringVar(&o.url, "url", defaultURL, "`URL` of the daemon, without a path")
-	f.DurationVar(&o.interval, "interval", 2*time.Second, "how long between two looks")
+	o.client.addFlags(f)
+	f.DurationVar(&o.interval, "interval", 2*time.Second, "how often to read")
+	f.IntVar(&o.iterations, "iterations", 1, "print so many `FRAMES` as plain text, and end; 0: no end")
+	f.IntVar(&o.rows, "rows", 20, "how many `ROWS` of each table there are in plain text; 0: all")
 }
+
+// minInterval is how often the daemon reads values for its API.
+const minInterval = 500 * time.Millisecond
 
 func newTopCmd() *cobra.Command {
 	var o topOptions
 	cmd := &cobra.Command{
 		Use:   "top",
-		Short: "Watch the pools and workers of a daemon, live",
-		Long: `Show the workers that a daemon sees, the families that rise fastest and what reading them
-costs, live, until q or Ctrl-C. Where the output is no terminal, two looks are taken, one
-interval apart, and printed as plain text, once.`,
+		Short: "Watch a running daemon: busiest families, workers, what scrapes cost",
+		Long: `Show what a running daemon sees, again and again: its pools and workers, the families that
+grow fastest, and what its scrapes cost. Press h for the keys and q to quit.
+
+Where standard output is no terminal, or with --iterations, it is plain text: a frame
+after each interval, as rates need two readings, and then the end.`,
 		Example: `  aggregatord top
-  aggregatord top --url http://localhost:9500 --interval 5s`,
+  aggregatord top --url https://user:password@metrics.example:9500 --interval 5s
+  aggregatord top --iterations 1`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
@@ -47,121 +61,225 @@ interval apart, and printed as plain text, once.`,
 }
 
 func (o *topOptions) run(cmd *cobra.Command) error {
-	if u, err := url.Parse(o.url); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-		return usagef("--url %q: use a URL such as %s", o.url, defaultURL)
+	switch {
+	case o.interval < minInterval:
+		return usagef("--interval %v: use %v or more; the daemon reads values no more often", o.interval, minInterval)
+	case o.iterations < 0:
+		return usagef("--iterations %d: use 0 for no end, or a number above it", o.iterations)
+	case o.rows < 0:
+		return usagef("--rows %d: use 0 for all, or a number above it", o.rows)
 	}
-	if o.interval < 100*time.Millisecond {
-		return usagef("--interval %v: use 100ms or more", o.interval)
+	c, err := o.client.client()
+	if err != nil {
+		return err
 	}
-	transport := &http.Transport{}
-	defer transport.CloseIdleConnections()
-	client := &top.Client{URL: o.url, HTTP: &http.Client{Transport: transport, Timeout: max(o.interval, 5*time.Second)}}
-	out, isFile := cmd.OutOrStdout().(*os.File)
-	if in := os.Stdin; isFile && term.IsTerminal(int(out.Fd())) && term.IsTerminal(int(in.Fd())) { //nolint:gosec // descriptors are small
-		return o.live(cmd.Context(), client, in, out)
+	defer c.keepConnections()()
+	v := &top.View{Source: c.base.Redacted(), Every: o.interval}
+	if c.socket != "" {
+		v.Source = o.client.url
 	}
-	return o.once(cmd.Context(), client, cmd.OutOrStdout())
+	// Who calls with the wrong address is told so at once.
+	first, err := readTop(cmd.Context(), c, v.WorkersQuery())
+	if err != nil {
+		return err
+	}
+	v.Add(first)
+	stdout, ok := cmd.OutOrStdout().(*os.File)
+	if !ok || cmd.Flags().Changed("iterations") || !terminal.Interactive(stdout) {
+		v.Rows = o.rows
+		return o.plain(cmd.Context(), cmd.OutOrStdout(), c, v)
+	}
+	return o.live(cmd.Context(), c, v)
 }
 
-// once prints one frame.
-func (o *topOptions) once(ctx context.Context, client *top.Client, w io.Writer) error {
-	old, err := client.Look(ctx)
-	if err != nil {
-		return err
-	}
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-time.After(o.interval):
-	}
-	now, err := client.Look(ctx)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(w, strings.Join(top.Frame(o.url, old, now, 0, 0), "\n"))
-	return err
-}
-
-// What a terminal is told: the alternate screen has no history to spoil, and its cursor would
-// only distract.
-const (
-	enterScreen = "\x1b[?1049h\x1b[?25l"
-	leaveScreen = "\x1b[?25h\x1b[?1049l"
-	homeScreen  = "\x1b[H"
-	clearLine   = "\x1b[K\r\n"
-	clearBelow  = "\x1b[J"
-)
-
-// live shows frame after frame until somebody presses q or Ctrl-C or ctx is done. The
-// terminal is as it was when it returns.
-func (o *topOptions) live(ctx context.Context, client *top.Client, in, out *os.File) (err error) {
-	// A daemon that was never there is no reason to take the screen.
-	now, err := client.Look(ctx)
-	if err != nil {
-		return err
-	}
-	state, err := term.MakeRaw(int(in.Fd())) //nolint:gosec // descriptors are small
-	if err != nil {
-		return fmt.Errorf("take the terminal: %w", err)
-	}
-	defer func() {
-		_, writeErr := io.WriteString(out, leaveScreen)
-		err = errors.Join(err, writeErr, term.Restore(int(in.Fd()), state)) //nolint:gosec // descriptors are small
-	}()
-	if _, err := io.WriteString(out, enterScreen); err != nil {
-		return err
-	}
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	// Ends with the process, or when the terminal hangs up: a read cannot be called off.
-	go func() {
-		defer stop()
-		key := make([]byte, 1)
-		for {
-			if n, err := in.Read(key); err != nil || n == 0 || key[0] == 'q' || key[0] == 'Q' || key[0] == 3 {
-				return
-			}
-		}
-	}()
-	var old *top.Look
-	var trouble error
+// plain prints frames. The error is that of the last reading, if it failed.
+func (o *topOptions) plain(ctx context.Context, w io.Writer, c *client, v *top.View) error {
 	ticker := time.NewTicker(o.interval)
 	defer ticker.Stop()
-	for {
-		if err := o.show(out, old, now, trouble); err != nil {
-			return err
-		}
+	var lost error
+	for i := 0; o.iterations == 0 || i < o.iterations; i++ {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
 		}
-		var next *top.Look
-		// What is shown stays when the daemon is gone; it may come back.
-		if next, trouble = client.Look(ctx); trouble == nil {
-			old, now = now, next
+		r, err := readTop(ctx, c, v.WorkersQuery())
+		if ctx.Err() != nil {
+			return nil
+		}
+		if lost = err; err == nil {
+			v.Add(r)
+		} else {
+			v.Lost(cause(err), time.Now())
+		}
+		var out bytes.Buffer
+		if i > 0 {
+			out.WriteByte('\n')
+		}
+		for _, line := range v.Frame(0, 0, time.Now()) {
+			fmt.Fprintln(&out, line.Text)
+		}
+		if _, err := out.WriteTo(w); err != nil {
+			return err
+		}
+	}
+	return lost
+}
+
+// reading is how an attempt to read went.
+type reading struct {
+	*top.Reading
+	err error
+}
+
+// live has the terminal until the user has enough.
+func (o *topOptions) live(ctx context.Context, c *client, v *top.View) (err error) {
+	// These would end the program with the terminal as it is now.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP, syscall.SIGQUIT)
+	defer stop()
+	screen, err := terminal.Open()
+	if err != nil {
+		return fmt.Errorf("%w; for plain text use --iterations", err)
+	}
+	defer func() {
+		if closeErr := screen.Close(); err == nil && ctx.Err() == nil {
+			err = closeErr
+		}
+	}()
+	readings := make(chan reading)
+	var reads sync.WaitGroup
+	defer func() { stop(); reads.Wait() }()
+	busy := false
+	read := func() {
+		if busy {
+			return
+		}
+		busy = true
+		query := v.WorkersQuery()
+		// Ends with the answers, or when the context is done.
+		reads.Go(func() {
+			defer screen.Guard()
+			r, err := readTop(ctx, c, query)
+			select {
+			case readings <- reading{r, err}:
+			case <-ctx.Done():
+			}
+		})
+	}
+	next := time.NewTicker(o.interval)
+	defer next.Stop()
+	// Ages grow between readings.
+	clock := time.NewTicker(time.Second)
+	defer clock.Stop()
+	for {
+		if err := screen.Draw(frame(screen, v)); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-next.C:
+			if !v.Paused {
+				read()
+			}
+		case <-clock.C:
+		case r := <-readings:
+			busy = false
+			if r.err == nil {
+				v.Add(r.Reading)
+			} else {
+				v.Lost(cause(r.err), time.Now())
+			}
+		case what := <-screen.Changed():
+			if err := screen.Adapt(what); err != nil {
+				return err
+			}
+		case key, ok := <-screen.Keys():
+			if !ok {
+				return nil // the terminal is gone
+			}
+			switch key {
+			case 'q', 'Q', terminal.KeyCtrlC:
+				return nil
+			case terminal.KeySuspend:
+				if err := screen.Suspend(); err != nil {
+					return err
+				}
+			case terminal.KeyCtrlL:
+				screen.Forget()
+			case 's':
+				v.FamilyOrder = (v.FamilyOrder + 1) % len(top.FamilyOrders)
+			case 'w':
+				v.WorkerOrder = (v.WorkerOrder + 1) % len(top.WorkerOrders)
+				read()
+			case 'o':
+				v.Own = !v.Own
+			case ' ', 'p':
+				v.Paused = !v.Paused
+			case 'r':
+				read()
+			case 'h', '?':
+				v.Help = !v.Help
+			}
 		}
 	}
 }
 
-// show draws one frame in the size that the terminal has now.
-func (o *topOptions) show(out *os.File, old, now *top.Look, trouble error) error {
-	width, height, err := term.GetSize(int(out.Fd())) //nolint:gosec // descriptors are small
-	if err != nil || width <= 0 || height <= 1 {
-		width, height = 80, 24
+// cause is the innermost of an error: where and what was asked is known.
+func cause(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		err = inner
 	}
-	foot := "q quits"
-	if trouble != nil {
-		foot = "as of " + now.At.Format(time.TimeOnly) + ": " + trouble.Error() + "; q quits"
+}
+
+func frame(screen *terminal.Screen, v *top.View) []terminal.Line {
+	columns, lines := screen.Size()
+	return v.Frame(columns, lines, time.Now())
+}
+
+// readTop asks the daemon for all that is shown.
+func readTop(ctx context.Context, c *client, workers url.Values) (*top.Reading, error) {
+	// A frame that comes late is better given up than waited for.
+	ctx, stop := context.WithTimeout(ctx, patience/2)
+	defer stop()
+	r := &top.Reading{Own: map[string]float64{}}
+	var err error
+	if r.Overview, err = askFor[status.Overview](ctx, c, "status", nil); err != nil {
+		return nil, err
 	}
-	var b strings.Builder
-	b.WriteString(homeScreen)
-	for _, line := range top.Frame(o.url, old, now, width, height-1) {
-		b.WriteString(line)
-		b.WriteString(clearLine)
+	if r.Workers, err = askFor[status.Page[status.Worker]](ctx, c, "workers", workers); err != nil {
+		return nil, err
 	}
-	b.WriteString(top.Clean(foot, width))
-	b.WriteString("\x1b[K" + clearBelow)
-	_, err = io.WriteString(out, b.String())
-	return err
+	if r.Overview.Ready {
+		for {
+			const page = 5000 // the API gives no more at once
+			f, err := askFor[status.Families](ctx, c, "families", url.Values{"limit": {strconv.Itoa(page)}, "offset": {strconv.Itoa(len(r.Families))}})
+			if err != nil {
+				return nil, err
+			}
+			r.Families, r.FamiliesAt = append(r.Families, f.Items...), f.Time
+			if len(f.Items) == 0 || len(r.Families) >= f.Matching {
+				break
+			}
+		}
+		for _, name := range append([]string{top.SizeSample}, top.Samples...) {
+			samples, err := askFor[status.Samples](ctx, c, "series", url.Values{"match": {name}})
+			if err != nil {
+				return nil, err
+			}
+			for _, s := range samples.Items {
+				if name == top.SizeSample {
+					r.Own[name+"{"+s.Labels["encoding"]+"}"] = float64(s.Value)
+				} else {
+					r.Own[name] += float64(s.Value)
+				}
+			}
+		}
+	}
+	r.At = time.Now()
+	return r, nil
 }

@@ -42,6 +42,10 @@ func TestWrongCalls(t *testing.T) {
 		"unknown_shell":           {[]string{"completion", "tcsh"}, []string{`"tcsh"`}},
 		"argument_of_completion":  {[]string{"completion", "bash", "5"}, []string{`"5"`}},
 		"help_on_unknown_command": {[]string{"help", "serv"}, []string{`"serv"`}},
+		"top_interval":            {[]string{"top", "--interval", "1ms"}, []string{"--interval", "500ms"}},
+		"top_iterations":          {[]string{"top", "--iterations", "-1"}, []string{"--iterations"}},
+		"top_rows":                {[]string{"top", "--rows", "-1"}, []string{"--rows"}},
+		"top_url":                 {[]string{"top", "--url", "nowhere"}, []string{"--url", "unix:PATH"}},
 		"inspect_nothing":         {[]string{"inspect"}, []string{"aggregatord inspect DIR/counter_*.db"}},
 
 		"serve_no_directory":   {[]string{"serve"}, []string{"--dir DIR", "PROMETHEUS_MULTIPROC_DIR"}},

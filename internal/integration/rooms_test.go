@@ -98,12 +98,18 @@ var rooms = map[string]struct {
 		may: []string{"internal/archive", "internal/store", "internal/watch", "internal/metric"},
 		why: "it looks at a set-up from outside, so it needs nothing that serves or merges",
 	},
-	"internal/top": {
-		why: "it shows what the API says, which is all it knows", onlyStandard: true,
-	},
 	"internal/supervise": {
 		why: "it runs a command as a shell or an init does; that the command has metrics is told in its environment only",
 		not: []string{"net/http"},
+	},
+	"internal/terminal": {
+		why: "it knows what a terminal shows and does, not what is shown",
+		not: []string{"net/http"},
+	},
+	"internal/top": {
+		may: []string{"internal/status", "internal/terminal"},
+		why: "it lays out what a daemon has answered; who asks, and where it is shown, is the command's business",
+		not: []string{"os", "net/http"},
 	},
 	"internal/config": {
 		may: []string{"internal/policy", "internal/metric"},
