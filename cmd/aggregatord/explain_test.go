@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -96,7 +97,7 @@ func TestExplainMistakes(t *testing.T) {
 		if strings.HasPrefix(r.URL.Path, "/locked") {
 			w.WriteHeader(http.StatusUnauthorized)
 		}
-		w.Write([]byte("hello"))
+		io.WriteString(w, "hello") //nolint:errcheck // the client reads it or fails
 	}))
 	defer foreign.Close()
 	for _, tc := range []struct {

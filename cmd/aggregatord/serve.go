@@ -59,7 +59,8 @@ func (o *addressOptions) validate() error {
 	if !strings.HasPrefix(o.telemetryPath, "/") {
 		return usagef("--web.telemetry-path %q must begin with /", o.telemetryPath)
 	}
-	if strings.HasPrefix(o.telemetryPath, "/-/") || o.telemetryPath == "/" {
+	taken := []string{"/-/", "/api/", "/assets/"}
+	if slices.ContainsFunc(taken, func(prefix string) bool { return strings.HasPrefix(o.telemetryPath, prefix) }) || o.telemetryPath == "/" {
 		return usagef("--web.telemetry-path %q is taken; use another, such as /metrics", o.telemetryPath)
 	}
 	if strings.ContainsAny(o.telemetryPath, "?#") {
@@ -227,9 +228,9 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 func settings(flags *pflag.FlagSet, dirs []pool.DirSpec) []status.Setting {
 	var all []status.Setting
 	flags.VisitAll(func(f *pflag.Flag) {
-		switch {
-		case f.Name == "help":
-		case f.Name == "dir":
+		switch f.Name {
+		case "help":
+		case "dir":
 			for _, d := range dirs { // of the environment, too
 				all = append(all, status.Setting{Name: "--dir", Value: d.String()})
 			}

@@ -83,6 +83,7 @@ func TestWrongCalls(t *testing.T) {
 		"path_relative":    {serve("--web.telemetry-path", "metrics"), []string{"--web.telemetry-path", `"metrics"`}},
 		"path_root":        {serve("--web.telemetry-path", "/"), []string{"--web.telemetry-path", "taken"}},
 		"path_taken":       {serve("--web.telemetry-path", "/-/ready"), []string{"--web.telemetry-path", "taken"}},
+		"path_taken_api":   {serve("--web.telemetry-path", "/api/v1/status"), []string{"--web.telemetry-path", "taken"}},
 		"path_query":       {serve("--web.telemetry-path", "/m?a=b"), []string{"--web.telemetry-path", `"/m?a=b"`}},
 		"no_time_to_stop":  {serve("--web.shutdown-timeout", "0"), []string{"--web.shutdown-timeout", "above 0"}},
 		"negative_time":    {serve("--web.shutdown-timeout", "-1s"), []string{"--web.shutdown-timeout", "above 0"}},

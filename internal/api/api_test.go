@@ -474,3 +474,35 @@ func TestExplainRelabeled(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// TestPools: what is said of several directories tells them apart.
+func TestPools(t *testing.T) {
+	web, jobs := tmpfs(t), tmpfs(t)
+	write(t, web, "counter_1.db", requests("/", 3))
+	write(t, jobs, "counter_1.db", requests("/", 4))
+	write(t, jobs, "counter_2.db", requests("/", 5))
+	c, err := pool.New(pool.Options{Dirs: []pool.DirSpec{{Pool: "web", Path: web}, {Pool: "jobs", Path: jobs}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &harness{t: t, API: New(Options{Collector: c}), collector: c}
+	t.Cleanup(func() {
+		h.forget()
+		h.drop.Stop()
+		c.Close()
+	})
+	c.Tend(true)
+	if o := get[status.Overview](h, "status"); len(o.Pools) != 2 || o.Pools[0].Name != "web" || o.Pools[1].Series != 1 || o.Merge.Entries != 3 {
+		t.Errorf("%+v", o)
+	}
+	if w := get[status.Page[status.Worker]](h, "workers?pool=jobs"); w.Total != 3 || w.Matching != 2 || w.Items[0].Pool != "jobs" {
+		t.Errorf("%+v", w)
+	}
+	if f := get[status.Page[status.File]](h, "files?pool=web&worker=1"); f.Matching != 1 || f.Items[0].Path != filepath.Join(web, "counter_1.db") {
+		t.Errorf("%+v", f)
+	}
+	e := get[status.Explanations](h, `explain?series=requests_total{pool="jobs"}`)
+	if e.Matching != 1 || e.Items[0].Value != 9 || len(e.Items[0].Contributions) != 2 || e.Items[0].Contributions[0].Pool != "jobs" {
+		t.Errorf("%+v", e)
+	}
+}

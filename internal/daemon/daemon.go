@@ -189,7 +189,7 @@ func Run(ctx context.Context, opts Options) error {
 	if opts.EnableLifecycle {
 		web.Reload = func() error { return reloader.reload("request") }
 	}
-	web.API = newAPI(opts, collector, set, reloader)
+	web.API = newAPI(collector, set, reloader)
 	web.OnQuestion = func(code int) { m.questions.With(strconv.Itoa(code)).Inc() }
 	server := serve.New(web)
 	err = server.Run(ctx, listeners...)

@@ -11,7 +11,7 @@ import (
 )
 
 // newAPI returns what answers questions about the daemon that is being started.
-func newAPI(opts Options, collector *pool.Collector, set *telemetry.Set, reloader *reloader) *api.API {
+func newAPI(collector *pool.Collector, set *telemetry.Set, reloader *reloader) *api.API {
 	info := buildinfo.Get()
 	return api.New(api.Options{
 		Collector: collector,

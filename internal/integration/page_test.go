@@ -35,8 +35,11 @@ type tab struct {
 	ctx context.Context
 }
 
+// browser is a headless Chromium.
+type browser struct{ ctx context.Context }
+
 // newBrowser starts a Chromium, which ends with the test.
-func newBrowser(t *testing.T) context.Context {
+func newBrowser(t *testing.T) browser {
 	t.Helper()
 	path := peer(t, "chromium", "apt-get install chromium")
 	opts := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
@@ -49,7 +52,7 @@ func newBrowser(t *testing.T) context.Context {
 	if err := chromedp.Do(ctx, chromedp.Navigate("about:blank")); err != nil {
 		t.Fatalf("start %s: %v", path, err)
 	}
-	return ctx
+	return browser{ctx}
 }
 
 // command sends a command of the DevTools protocol.
@@ -75,9 +78,9 @@ func colours(theme string) chromedp.Action[chromedp.Void] {
 }
 
 // open shows an address in a new tab.
-func open(t *testing.T, browser context.Context, url string, before ...chromedp.Action[chromedp.Void]) *tab {
+func (w browser) open(t *testing.T, url string, before ...chromedp.Action[chromedp.Void]) *tab {
 	t.Helper()
-	ctx, cancel := chromedp.NewContext(browser)
+	ctx, cancel := chromedp.NewContext(w.ctx)
 	t.Cleanup(cancel)
 	b := &tab{t: t, ctx: ctx}
 	b.do(chromedp.Navigate("about:blank"))
@@ -287,7 +290,7 @@ func TestPage(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux tells which processes are dead")
 	}
-	browser := newBrowser(t)
+	w := newBrowser(t)
 	dir, hits := pageDir(t)
 	// The daemon is stopped and started again below, so it needs a port of its own.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -313,7 +316,7 @@ func TestPage(t *testing.T) {
 	eventually(t, patience, archived)
 
 	t.Run("content", func(t *testing.T) {
-		b := open(t, browser, url)
+		b := w.open(t, url)
 		b.says("main", "Workers", "Samples served", dir, "read lease", "tmpfs", "open", "files that cannot be read: 1")
 		b.says("#state", "1 problem")
 		b.picture("overview-light")
@@ -335,7 +338,7 @@ func TestPage(t *testing.T) {
 	})
 
 	t.Run("metrics", func(t *testing.T) {
-		b := open(t, browser, url+"#metrics")
+		b := w.open(t, url+"#metrics")
 		b.says("main", "crowd", "counter", "Many series.", "filler_000", "1–50 of 127")
 		if n := value[float64](b, `document.querySelectorAll("main tbody tr").length`); n != 50 {
 			t.Errorf("%v rows", n)
@@ -358,7 +361,7 @@ func TestPage(t *testing.T) {
 	})
 
 	t.Run("live", func(t *testing.T) {
-		b := open(t, browser, url+"#metric/hits")
+		b := w.open(t, url+"#metric/hits")
 		b.do(chromedp.Evaluate[chromedp.Void]("window.mark = 1"))
 		b.says("main", `hits_total{path="/"}`, "142", "Requests answered.")
 		b.click("main a", `hits_total{path="/"}`)
@@ -376,7 +379,7 @@ func TestPage(t *testing.T) {
 	})
 
 	t.Run("markup", func(t *testing.T) {
-		b := open(t, browser, url+"#metrics")
+		b := w.open(t, url+"#metrics")
 		b.typeInto(`input[type="search"]`, "evil")
 		b.until("the search", `document.querySelectorAll("main tbody tr").length === 1`)
 		b.says("main tbody", "evil"+markup)
@@ -412,7 +415,7 @@ func TestPage(t *testing.T) {
 	})
 
 	t.Run("keyboard", func(t *testing.T) {
-		b := open(t, browser, url)
+		b := w.open(t, url)
 		b.do(chromedp.KeyEvent("2"))
 		b.until("the workers", `location.hash === "#workers" && document.title.includes("Workers")`)
 		b.do(chromedp.KeyEvent("3"))
@@ -444,7 +447,7 @@ func TestPage(t *testing.T) {
 	})
 
 	t.Run("narrow and dark", func(t *testing.T) {
-		b := open(t, browser, url, colours("dark"))
+		b := w.open(t, url, colours("dark"))
 		if ground := value[string](b, "getComputedStyle(document.body).backgroundColor"); ground != "rgb(18, 23, 26)" {
 			t.Errorf("the ground is %s", ground)
 		}
@@ -474,7 +477,7 @@ func TestPage(t *testing.T) {
 	})
 
 	t.Run("gone", func(t *testing.T) {
-		b := open(t, browser, url+"#workers")
+		b := w.open(t, url+"#workers")
 		b.says("main", "102")
 		d.stop()
 		b.until("the banner", `!document.getElementById("gone").hidden`)

@@ -145,7 +145,7 @@ func (d *dir) status() status.Pool {
 	}
 	var st unix.Statfs_t
 	if unix.Statfs(d.spec.Path, &st) == nil {
-		block := uint64(st.Bsize) //nolint:unconvert // an int64 on Linux, a uint32 on macOS
+		block := uint64(st.Bsize)
 		p.FileSystem = &status.Space{
 			TotalBytes: st.Blocks * block, FreeBytes: st.Bavail * block,
 			TotalInodes: st.Files, FreeInodes: st.Ffree,
@@ -474,10 +474,14 @@ func EachSample(snap *merge.Snapshot, sel selector.Selector, yield func(ref merg
 			continue
 		}
 		at := fam.First
+		var names [merge.Created + 1]string // by kind, once for each family
 		for m := range fam.Metrics {
 			points := fam.Metrics[m].Points
 			for p, point := range points {
-				name := fam.Name + point.Kind.Suffix()
+				if names[point.Kind] == "" {
+					names[point.Kind] = fam.Name + point.Kind.Suffix()
+				}
+				name := names[point.Kind]
 				if sel.Name != "" && sel.Name != name {
 					continue
 				}

@@ -59,8 +59,12 @@ func TestAPI(t *testing.T) {
 		method, target string
 		code           int
 	}{
-		{"POST", "/api/v1/things", 405}, {"DELETE", "/api/v1/things", 405}, {"GET", "/api/v2/things", 404}, {"GET", "/api/", 404},
-		{"GET", "/api/v1/things?%zz", 400}, {"GET", "/assets/x", 404},
+		{"POST", "/api/v1/things", 405},
+		{"DELETE", "/api/v1/things", 405},
+		{"GET", "/api/v2/things", 404},
+		{"GET", "/api/", 404},
+		{"GET", "/api/v1/things?%zz", 400},
+		{"GET", "/assets/x", 404},
 	} {
 		if resp := do(s, tc.method, tc.target); resp.StatusCode != tc.code {
 			t.Errorf("%s %s: %d, want %d", tc.method, tc.target, resp.StatusCode, tc.code)
