@@ -222,5 +222,13 @@ func (o *runOptions) directory(logger *zap.Logger) (dir string, remove func() er
 		logger.Warn("no file system in memory was found for source files; their writes go to a disk", zap.String("dir", dir))
 	}
 	logger.Info("directory for source files", zap.String("dir", dir), zap.String("from", "run"), zap.Bool("made", true))
-	return dir, func() error { return os.RemoveAll(dir) }, nil
+	remove = func() error {
+		users, err := supervise.RemoveDir(dir)
+		if len(users) > 0 {
+			logger.Warn("processes that the command has started go on without it, so their directory is kept, and nobody serves it; aggregatord serve does, by --dir; remove it when they have ended",
+				zap.String("dir", dir), zap.Ints("pids", users))
+		}
+		return err
+	}
+	return dir, remove, nil
 }

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -196,6 +197,45 @@ func TestRunEnds(t *testing.T) {
 				if _, err := os.Stat(dir[1]); !os.IsNotExist(err) {
 					t.Errorf("%s is still there: %v", dir[1], err)
 				}
+			}
+		})
+	}
+}
+
+// TestRunLeftBehind: the directory stays as long as it is needed by processes that outlive the
+// command, as those of a server that goes to the background do, and no longer.
+func TestRunLeftBehind(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		seconds string
+		kept    bool
+	}{
+		"for_long":     {"60", true},
+		"for_a_moment": {"1", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cmd := exec.Command(builtDaemon(t), runArgs(nil, "sh", "-c", "sleep "+tc.seconds+" >/dev/null 2>&1 & echo left $! $PROMETHEUS_MULTIPROC_DIR")...)
+			cmd.Env = withoutDir()
+			p := start(t, cmd)
+			words := strings.Fields(p.await("the command", func(line string) bool { return strings.HasPrefix(line, "left ") }))
+			if err := p.wait(); err != nil {
+				t.Error(err)
+			}
+			pid, err := strconv.Atoi(words[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := words[2]
+			if tc.kept {
+				defer os.RemoveAll(dir)
+				defer unix.Kill(pid, unix.SIGKILL)
+			}
+			if _, err := os.Stat(dir); os.IsNotExist(err) == tc.kept {
+				t.Errorf("the directory is kept: %v, want %v", !tc.kept, tc.kept)
+			}
+			if said := strings.Contains(p.out.String(), fmt.Sprintf(`"pids":[%d]`, pid)); said != tc.kept {
+				t.Errorf("the log names the process: %v, want %v", said, tc.kept)
 			}
 		})
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 )
 
 // DirPrefix begins the names of the directories that MakeDir makes.
@@ -27,6 +28,27 @@ func MakeDir() (dir string, inMemory bool, err error) {
 		return "", false, fmt.Errorf("make a directory for source files: %w", err)
 	}
 	return dir, onTmpfs(dir), nil
+}
+
+// patience is how long RemoveDir waits for processes to follow the command: gunicorn's workers
+// look once a second whether their master lives.
+const patience = 3 * time.Second
+
+// RemoveDir removes a directory that MakeDir made, unless processes that were started with it
+// as Environ says go on without the command, such as a server that went to the background or
+// was replaced: their next metric would be an error to whoever uses them. It waits a moment
+// for these to end. If they do not, users are their process ids, and the directory is left.
+// Where there is no /proc, and as PID 1, whose end is that of all, it is removed.
+func RemoveDir(dir string) (users []int, err error) {
+	for deadline := time.Now().Add(patience); os.Getpid() != 1; time.Sleep(50 * time.Millisecond) {
+		if users = startedWith(dir); len(users) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			return users, nil
+		}
+	}
+	return nil, os.RemoveAll(dir)
 }
 
 // Environ returns env with the directory in both variables that clients look for: those
