@@ -25,6 +25,7 @@ import (
 	"aggregatord/internal/metric"
 	"aggregatord/internal/policy"
 	"aggregatord/internal/pool"
+	"aggregatord/internal/selector"
 	"aggregatord/internal/status"
 	"aggregatord/internal/store"
 	"aggregatord/internal/telemetry"
@@ -505,4 +506,56 @@ func TestPools(t *testing.T) {
 	if e.Matching != 1 || e.Items[0].Value != 9 || len(e.Items[0].Contributions) != 2 || e.Items[0].Contributions[0].Pool != "jobs" {
 		t.Errorf("%+v", e)
 	}
+}
+
+// TestExplainCorpus explains every series of files that real clients have written.
+func TestExplainCorpus(t *testing.T) {
+	files, err := filepath.Glob("../../testdata/corpus/*/*.db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	deeper, err := filepath.Glob("../../testdata/corpus/*/*/*.db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirs := map[string]bool{}
+	for _, f := range append(files, deeper...) {
+		dirs[filepath.Dir(f)] = true
+	}
+	everything, err := selector.Parse("{}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	explained := 0
+	for dir := range dirs {
+		err := pool.Read(t.Context(), pool.Options{Dirs: []pool.DirSpec{{Path: dir}}}, func(v pool.View) error {
+			all, err := v.Collector.Explain(everything, math.MaxInt)
+			if err != nil {
+				return err
+			}
+			if all.Matching != v.Layout.Points {
+				t.Errorf("%s: %d series explained of %d", dir, all.Matching, v.Layout.Points)
+			}
+			for _, e := range all.Items {
+				sum := 0.0
+				for _, c := range e.Contributions {
+					if c.Counts {
+						sum += float64(c.Value)
+					}
+				}
+				if e.Absent == "" && !equal(sum, float64(e.Value)) && math.Abs(sum-float64(e.Value)) > 1e-9*math.Abs(sum) {
+					t.Errorf("%s: %s is %v, and adds up to %v", dir, e.Series, e.Value, sum)
+				}
+				explained++
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if explained < 100 {
+		t.Errorf("only %d series in %d directories", explained, len(dirs))
+	}
+	t.Logf("%d series of %d directories", explained, len(dirs))
 }
