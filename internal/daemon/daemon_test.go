@@ -644,6 +644,14 @@ func TestReadmeMetrics(t *testing.T) {
 		code.Write(b)
 	}
 	made := names(`"(aggregatord_[a-z_]+)"`, code.String())
+	for name := range made {
+		// Who reads the samples of a histogram, as top does, makes none.
+		for _, suffix := range []string{"_sum", "_count", "_bucket"} {
+			if base, ok := strings.CutSuffix(name, suffix); ok && made[base] {
+				delete(made, name)
+			}
+		}
+	}
 	for name := range startReady(t, Options{Pool: only(sourceDir(t))}).scrape() {
 		if !made[name] {
 			t.Fatalf("%s is served, and not found in the code", name)
