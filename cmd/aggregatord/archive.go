@@ -360,7 +360,9 @@ code is 1 if anything is wrong, or if there is no archive.`,
 		Example: "  aggregatord archive verify --dir /dev/shm/myapp",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			end := newProgress(cmd.ErrOrStderr()).during("checking the archive")
 			_, _, v, err := o.read(archive.Verify)
+			end()
 			if err != nil {
 				return err
 			}

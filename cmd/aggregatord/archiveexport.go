@@ -91,11 +91,14 @@ func (o *archiveExportOptions) run(cmd *cobra.Command) error {
 	if o.to == "" && changed("width") != "" {
 		return usagef("--width is for source files; say --to DIR")
 	}
-	logger, err := o.log.logger(cmd.ErrOrStderr())
+	progress := newProgress(cmd.ErrOrStderr())
+	logger, err := o.log.logger(progress)
 	if err != nil {
 		return err
 	}
+	end := progress.during("reading the archive")
 	spec, _, v, err := o.read(archive.Read)
+	end()
 	if err != nil {
 		return err
 	}
@@ -103,7 +106,9 @@ func (o *archiveExportOptions) run(cmd *cobra.Command) error {
 		if err := warnOfStaged(spec.Path, v, logger); err != nil {
 			return err
 		}
+		end := progress.during("writing source files")
 		files, err := exportFiles(o.to, v.Totals(), width, logger)
+		end()
 		if err != nil {
 			return err
 		}

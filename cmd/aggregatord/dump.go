@@ -63,7 +63,8 @@ func (o *dumpOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return usageError{fmt.Errorf("--format: %w", err)}
 	}
-	logger, err := o.log.logger(cmd.ErrOrStderr())
+	progress := newProgress(cmd.ErrOrStderr())
+	logger, err := o.log.logger(progress)
 	if err != nil {
 		return err
 	}
@@ -75,6 +76,7 @@ func (o *dumpOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	opts := pool.Options{Dirs: dirs, ArchiveDir: o.archive.dir, Policy: o.config.loaded.Policy(), Logger: logger}
+	opts.OnProgress = func(done, files int) { progress.step("reading source files", done, files) }
 	out, err := render(cmd.Context(), opts, format, exposition.NewFilter(o.names))
 	if err != nil {
 		return err

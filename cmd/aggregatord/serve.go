@@ -202,7 +202,8 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	logger, err := o.log.logger(cmd.ErrOrStderr())
+	progress := newProgress(cmd.ErrOrStderr())
+	logger, err := o.log.logger(progress)
 	if err != nil {
 		return err
 	}
@@ -220,6 +221,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 		Logger:        logger,
 	}
 	o.web.apply(&opts)
+	opts.Pool.OnProgress = func(done, files int) { progress.step("reading source files", done, files) }
 	opts.Settings = settings(cmd.Flags(), dirs)
 	return runDaemon(cmd.Context(), opts)
 }

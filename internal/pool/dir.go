@@ -294,7 +294,7 @@ func (d *dir) takeAll(opening []*tracked) {
 			}
 		})
 	}
-	for range room {
+	for i := range room {
 		o := <-done
 		if o.err == nil {
 			o.err = d.adopt(o.t, o.file)
@@ -305,6 +305,9 @@ func (d *dir) takeAll(opening []*tracked) {
 			d.learn(o.t)
 		}
 		d.note(o.t, o.err)
+		if d.c.onProgress != nil && !d.listed {
+			d.c.onProgress(i+1, len(opening))
+		}
 	}
 	workers.Wait()
 	for _, t := range opening[room:] {

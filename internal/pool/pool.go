@@ -74,6 +74,9 @@ type Options struct {
 	Archive *ArchiveOptions
 	// ArchiveDir is where the archives are, if not in the directories themselves.
 	ArchiveDir string
+	// OnProgress is called for each file of a directory's first scan that was taken up, if there
+	// are many: how many of them were so far. It must return soon. Default: nothing.
+	OnProgress func(done, files int)
 	// Logger may be nil.
 	Logger *zap.Logger
 	// Metrics may be nil.
@@ -115,6 +118,7 @@ type Collector struct {
 
 	fileLimits   store.Limits
 	mergeOptions merge.Options
+	onProgress   func(done, files int)
 
 	// mu guards the index and everything in dirs. To change policy and dir.limits takes both
 	// locks, so each is enough to read them.
@@ -162,7 +166,8 @@ func New(opts Options) (*Collector, error) {
 		opts.Archive = &a
 	}
 	c := &Collector{
-		logger: opts.Logger, metrics: opts.Metrics,
+		onProgress: opts.OnProgress,
+		logger:     opts.Logger, metrics: opts.Metrics,
 		now: time.Now, maxFiles: maxOpenFiles(),
 		fileLimits: opts.Limits, mergeOptions: opts.Merge, reported: map[merge.Conflict]bool{},
 	}
