@@ -404,11 +404,20 @@ func (e *examination) daemon(ctx context.Context) {
 		return
 	}
 	resp, err = get("/metrics?name[]=aggregatord_directory_up&name[]=aggregatord_archive_up&name[]=aggregatord_series&name[]=aggregatord_workers")
-	if err != nil || resp.StatusCode != http.StatusOK {
-		e.add(Warning, "endpoint", e.opts.URL+" is ready; its metrics are at another path than /metrics", "")
+	if err != nil {
+		e.add(Warning, "endpoint", fmt.Sprintf("%s is ready, but gives no metrics: %v", e.opts.URL, err), "see its log; if the machine is busy, ask again")
 		return
 	}
 	defer resp.Body.Close() //nolint:errcheck // it was read
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		e.add(Warning, "endpoint", e.opts.URL+" is ready; its metrics are at another path than /metrics", "")
+		return
+	default:
+		e.add(Warning, "endpoint", fmt.Sprintf("%s is ready, but answers %s when asked for metrics", e.opts.URL, resp.Status), "see its log, and aggregatord_scrapes_total when it answers again")
+		return
+	}
 	series, alive := 0.0, 0.0
 	up := map[string]float64{}
 	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
