@@ -174,6 +174,9 @@ func (a *Archive) adopt(c *contents) error {
 		// All that is in memory must go to it. It has an id of its own, because the file that
 		// was open before may be somewhere still and come back.
 		a.id = c.id
+		if a.blank() {
+			a.stats.Created = c.stats.Created
+		}
 		a.allUnsaved()
 	case a.known && !slices.Equal(c.id, a.id) && !a.blank():
 		return ErrForeign

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -832,4 +833,31 @@ func TestReplaced(t *testing.T) {
 		}
 	})
 	wantContents(t, mustOpen(t, dir), want)
+}
+
+// TestCreated: an archive in which nobody has written yet is as old as its file.
+func TestCreated(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		made := time.Now()
+		for range 3 {
+			a, err := Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			v, err := Read(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, created := range []time.Time{a.Stats().Created, v.Stats().Created} {
+				if !created.Equal(made) {
+					t.Errorf("created %v after it was made", created.Sub(made))
+				}
+			}
+			if err := a.Detach(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour)
+		}
+	})
 }
