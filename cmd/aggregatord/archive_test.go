@@ -354,6 +354,27 @@ func TestArchiveExportFiles(t *testing.T) {
 	}
 }
 
+// TestArchiveExportNarrow: what has no room is told once, however many workers it is of.
+func TestArchiveExportNarrow(t *testing.T) {
+	var totals archive.Totals
+	for _, worker := range []string{"1", "2", "3"} {
+		space := archive.Space{Type: metric.Gauge, Mode: metric.MostRecent, Worker: worker}
+		totals.Add(space, []byte(`["g", "g", {}, "Help."]`), 1, 1, time.Unix(1, 0))
+	}
+	var log strings.Builder
+	logger, err := (&logOptions{level: "warn", format: "console"}).logger(&log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := exportFiles(t.TempDir(), &totals, store.Narrow, logger)
+	if err != nil || files != 0 {
+		t.Errorf("%d files, %v", files, err)
+	}
+	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), `"series": 3`) {
+		t.Errorf("%d lines:\n%s", n, log.String())
+	}
+}
+
 // TestArchiveExportDialects: keys as old clients wrote them are spelled as today's read them,
 // and those that then are equal are one.
 func TestArchiveExportDialects(t *testing.T) {

@@ -177,9 +177,10 @@ func exportFiles(dir string, totals *archive.Totals, width int, logger *zap.Logg
 			err = errors.Join(err, os.Remove(dir))
 		}
 	}()
+	timed := 0
 	for space, table := range totals.Spaces() {
 		if space.Mode == metric.MostRecent && width == store.Narrow {
-			logger.Warn("gauges in mode mostrecent are left out: a narrow file has no room for their time", zap.Int("series", table.Len()))
+			timed += table.Len()
 			continue
 		}
 		entries := respelled(space, table, logger)
@@ -191,6 +192,9 @@ func exportFiles(dir string, totals *archive.Totals, width int, logger *zap.Logg
 		if err := exportFile(path, entries, width); err != nil {
 			return 0, fmt.Errorf("export to %q: %w", path, err)
 		}
+	}
+	if timed > 0 {
+		logger.Warn("gauges in mode mostrecent are left out: a narrow file has no room for their time", zap.Int("series", timed))
 	}
 	return len(paths), archive.SyncDir(dir)
 }
