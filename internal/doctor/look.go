@@ -64,12 +64,12 @@ func (e *examination) directory() bool {
 		e.add(Problem, "directory", dir+" is not a directory", "name the directory that holds the source files")
 		return false
 	}
-	if f, err := os.Open(dir); err != nil {
+	f, err := os.Open(dir)
+	if err != nil {
 		e.add(Problem, "directory", err.Error(), "run this, and the daemon, as a user who may list the directory: best as that of the workers")
 		return false
-	} else {
-		f.Close() //nolint:errcheck // it was not even read
 	}
+	f.Close() //nolint:errcheck // it was not even read
 	e.ok("directory", "%s is there, with mode %04o", dir, info.Mode().Perm())
 	return true
 }
@@ -134,15 +134,15 @@ func (e *examination) workers(there bool) {
 		return
 	}
 	dir := e.opts.Dir
-	if real, err := filepath.EvalSymlinks(dir); err == nil {
-		dir = real
+	if resolved, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = resolved
 	}
 	same := func(d string) bool {
 		if d == "" { // to EvalSymlinks that is the working directory
 			return false
 		}
-		if real, err := filepath.EvalSymlinks(d); err == nil {
-			d = real
+		if resolved, err := filepath.EvalSymlinks(d); err == nil {
+			d = resolved
 		}
 		return d == dir
 	}

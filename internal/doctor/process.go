@@ -79,7 +79,7 @@ func readProcess(root string, pid int) (process, bool) {
 	}
 	if env, err := os.ReadFile(filepath.Join(p.root, "environ")); err == nil {
 		p.known, p.environ = true, map[string]string{}
-		for _, e := range bytes.Split(env, []byte{0}) {
+		for e := range bytes.SplitSeq(env, []byte{0}) {
 			if name, value, ok := strings.Cut(string(e), "="); ok {
 				p.environ[name] = value
 			}
@@ -176,7 +176,7 @@ var servers = []string{"gunicorn", "uwsgi", "celery", "uvicorn", "hypercorn", "p
 
 // server reports whether the process looks like one of a pool of workers.
 func (p process) server() bool {
-	for _, word := range strings.FieldsFunc(strings.ToLower(p.name), func(r rune) bool { return !('a' <= r && r <= 'z') }) {
+	for _, word := range strings.FieldsFunc(strings.ToLower(p.name), func(r rune) bool { return r < 'a' || r > 'z' }) {
 		if slices.Contains(servers, word) {
 			return true
 		}

@@ -154,7 +154,7 @@ func TestDocs(t *testing.T) {
 	if err := os.Symlink(python(t, "flask", "celery", "redis", "fastapi", "uvicorn", "django", "django_prometheus", "prometheus_client"), filepath.Join(work, "bin", "python3")); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.Remove("/tmp/shop.prom") }) // what the README's dump writes
+	t.Cleanup(func() { _ = os.Remove("/tmp/shop.prom") }) // what the README's dump writes
 	run, skipped := 0, 0
 	for _, page := range append([]string{"README.md"}, pages...) {
 		page = strings.TrimPrefix(page, moduleRoot+"/")

@@ -242,7 +242,7 @@ prometheus_client.Counter("c_total", "Help.").inc()`)
 				if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
 					missing(t, "the right to mount", err.Error())
 				}
-				t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+				t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 				return doctor(t, nil, "--dir", dir)
 			},
 			level: "problem", check: "space", words: "the file system is full",
@@ -253,7 +253,7 @@ prometheus_client.Counter("c_total", "Help.").inc()`)
 				if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m,nr_inodes=2"); err != nil {
 					missing(t, "the right to mount", err.Error())
 				}
-				t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+				t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 				if err := os.WriteFile(filepath.Join(dir, "counter_1.db"), nil, 0o644); err != nil {
 					t.Fatal(err)
 				}
