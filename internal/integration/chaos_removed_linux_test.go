@@ -13,9 +13,17 @@ import (
 	"time"
 )
 
-// saved fails unless the archive has all that was taken out of files that are gone.
+// saved fails unless the archive has all that was in files that are gone, with their workers.
 func (d *daemon) saved() error {
 	v := d.mustText()
+	if n := ownTotal(v, "aggregatord_files", "state", "removed"); n != 0 {
+		return fmt.Errorf("%v removed files are not archived yet", n)
+	}
+	return d.written(v)
+}
+
+// written fails unless all that is in the archive is on its disk.
+func (d *daemon) written(v view) error {
 	if up, n := own(v, "aggregatord_archive_up"), own(v, "aggregatord_archive_unsaved_series"); up != 1 || n != 0 {
 		return fmt.Errorf("aggregatord_archive_up is %v, want 1; %v series are in memory alone, want 0", up, n)
 	}
@@ -119,7 +127,13 @@ func TestRemovedFromTheLivingThenRestart(t *testing.T) {
 			defer i.finish()
 			shell(t, `rm -f "$1"/counter_*.db`, dir)
 			s.current.Load().mustText()
-			time.Sleep(2500 * time.Millisecond)
+			eventually(t, patience, func() error {
+				v := s.current.Load().mustText()
+				if own(v, "aggregatord_archive_series") == 0 {
+					return errors.New("nothing is archived yet")
+				}
+				return s.current.Load().written(v)
+			})
 			s.next(end.do)
 			if x := s.current.Load().mustText().total("herd", "herd_total"); x != h.total {
 				t.Errorf("after a restart: herd_total is %v, want %v", x, h.total)
