@@ -66,7 +66,7 @@ func newPacker() *packer {
 // depend on what was packed before; what it unpacks to does not.
 func (p *packer) pack(dst *buffer, plain []byte) error {
 	if p.sections != len(p.ends) || p.parts == nil {
-		p.divide(len(plain))
+		p.divide()
 	}
 	dst.b = append(dst.b, gzipHeader...)
 	start := 0
@@ -103,7 +103,7 @@ func (p *packer) pack(dst *buffer, plain []byte) error {
 // divide decides which sections make a part. That stays so until there are more or fewer
 // of them, so that a number with one digit more does not move what follows from part to
 // part.
-func (p *packer) divide(size int) {
+func (p *packer) divide() {
 	p.sections = len(p.ends)
 	p.parts = slices.Delete(p.parts, 0, len(p.parts))
 	start := 0
