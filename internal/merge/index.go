@@ -367,6 +367,7 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 				case x.keys[pool] >= spellings*x.opts.MaxSeries:
 					return 0, limited(ErrSeriesLimit, id.family, "%d keys with one more", x.keys[pool])
 				}
+				x.spell(n, fam, id.labels)
 				x.addKey(space, fam, raw, cp.cell)
 				return cp.cell, nil
 			}
@@ -388,6 +389,7 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 		n = &node{labels: slices.Clip(id.labels)}
 		g.nodes[string(x.keyBuf)] = n
 	}
+	x.spell(n, fam, id.labels)
 	x.families[id.family] = fam
 	fam.groups[g.class] = g
 	cell := x.newCell(cellDesc{g, n, point})
@@ -398,6 +400,15 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 	fam.held[pool] = held
 	x.addKey(space, fam, raw, cell)
 	return cell, nil
+}
+
+// spell gives a node the labels of an entry that differ from its own, if at all, in those
+// without a value. The more labels are served, so that it does not matter who came first.
+func (x *Index) spell(n *node, fam *family, labels []metric.Label) {
+	if len(labels) > len(n.labels) || (len(labels) == len(n.labels) && metric.CompareLabels(labels, n.labels) < 0) {
+		n.labels = slices.Clip(labels)
+		x.touch(fam)
+	}
 }
 
 // addKey makes a raw key lead to a cell.

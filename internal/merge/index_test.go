@@ -272,6 +272,30 @@ func TestSnapshot(t *testing.T) {
 	}
 }
 
+// TestEmptyLabels: a series whose label has no value is that without the label, whichever was
+// there first, and in one file, too.
+func TestEmptyLabels(t *testing.T) {
+	files := []file{
+		{kind: "counter", id: "1", entries: []entry{{"c c_total _", 1, 0}, {"c c_total _ a=x", 8, 0}}},
+		{kind: "counter", id: "2", entries: []entry{{"c c_total _ a=", 2, 0}, {"c c_total _", 4, 0}}},
+		{kind: "counter", id: "3", entries: []entry{{"c c_total _ a= b=", 16, 0}, {"c c_total _ b=", 32, 0}}},
+		{kind: "histogram", id: "1", entries: []entry{{"h h_bucket _ le=1", 1, 0}, {"h h_sum _ a=", 2, 0}, {"h h_bucket _ a= le=1", 4, 0}}},
+	}
+	want := "# c counter Multiprocess metric\nc_total a= b= 55\nc_total a=x 8\n" +
+		"# h histogram Multiprocess metric\nh_bucket a= le=1.0 5\nh_bucket a= le=+Inf 5\nh_sum a= 2\nh_count a= 5\n"
+	for round := range 2 {
+		x := NewIndex(Options{})
+		for _, f := range files {
+			add(t, x, f)
+			x.Layout() // what is built already is built again
+		}
+		if got := dump(x); got != want {
+			t.Errorf("round %d: got\n%s\nwant\n%s", round, got, want)
+		}
+		slices.Reverse(files)
+	}
+}
+
 func TestLearnRefuses(t *testing.T) {
 	for _, tc := range []struct {
 		name, kind, key string

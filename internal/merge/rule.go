@@ -172,9 +172,13 @@ func renameLabel(labels []metric.Label, name string) []metric.Label {
 }
 
 // appendLabelsKey appends what tells one label list from another. 0xff occurs in no
-// UTF-8 text, so no two lists read the same.
+// UTF-8 text, so no two lists read the same. A label without a value is as good as none: that
+// is Prometheus's data model, and of two such series in one scrape it keeps the first.
 func appendLabelsKey(dst []byte, labels []metric.Label) []byte {
 	for _, l := range labels {
+		if l.Value == "" {
+			continue
+		}
 		dst = append(dst, l.Name...)
 		dst = append(dst, 0xff)
 		dst = append(dst, l.Value...)
