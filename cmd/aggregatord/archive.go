@@ -19,6 +19,7 @@ import (
 	"aggregatord/internal/metric"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/store"
+	"aggregatord/internal/terminal"
 )
 
 // archiveTarget says which archive a command is about.
@@ -254,7 +255,7 @@ func (st archiveStat) print(w *bytes.Buffer) {
 	fmt.Fprintf(w, "  staged     %d files to be folded, %d folded and to be removed\n", len(st.Staged)-folded, folded)
 	fmt.Fprintf(w, "  records    %d of folded files\n", st.Records)
 	for _, name := range st.SetAside {
-		fmt.Fprintf(w, "  set aside  %s\n", name)
+		fmt.Fprintf(w, "  set aside  %s\n", terminal.Printable(name))
 	}
 }
 
@@ -328,9 +329,9 @@ func listArchive(w *bytes.Buffer, totals *archive.Totals, patterns []string) {
 		if f.space.Worker != "" {
 			what += " of worker " + f.space.Worker
 		}
-		fmt.Fprintf(w, "%s (%s)\n", f.name, what)
+		fmt.Fprintf(w, "%s (%s)\n", terminal.Printable(f.name), terminal.Printable(what))
 		for _, line := range f.series {
-			fmt.Fprintf(w, "  %s\n", line)
+			fmt.Fprintf(w, "  %s\n", terminal.Printable(line))
 		}
 	}
 }

@@ -120,7 +120,7 @@ func (o *archiveExportOptions) run(cmd *cobra.Command) error {
 	enc := exposition.Encoder{OnReport: logOmissions(logger)}
 	out := enc.Append(nil, format, exposition.NewFilter(o.names), snap)
 	if o.output == "-" {
-		_, err = cmd.OutOrStdout().Write(out)
+		_, err = shown(cmd.OutOrStdout()).Write(out)
 		return err
 	}
 	return writeFile(o.output, out)

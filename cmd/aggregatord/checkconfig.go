@@ -15,6 +15,7 @@ import (
 
 	"aggregatord/internal/config"
 	"aggregatord/internal/pool"
+	"aggregatord/internal/terminal"
 )
 
 type checkConfigOptions struct {
@@ -66,7 +67,9 @@ func (o *checkConfigOptions) run(cmd *cobra.Command, file string) error {
 	if o.format != "table" && o.format != "json" {
 		return usagef("--format %q: use table or json", o.format)
 	}
-	logger, err := o.log.logger(cmd.ErrOrStderr())
+	progress := newProgress(cmd.ErrOrStderr())
+	defer progress.end()
+	logger, err := o.log.logger(progress)
 	if err != nil {
 		return err
 	}
@@ -79,7 +82,7 @@ func (o *checkConfigOptions) run(cmd *cobra.Command, file string) error {
 	c, err := config.Load(file)
 	if mistakes, ok := errors.AsType[config.Errors](err); ok {
 		for _, m := range mistakes {
-			if _, err := fmt.Fprintln(cmd.OutOrStdout(), m); err != nil {
+			if _, err := fmt.Fprintln(cmd.OutOrStdout(), terminal.Printable(m.Error())); err != nil {
 				return err
 			}
 		}
@@ -95,7 +98,7 @@ func (o *checkConfigOptions) run(cmd *cobra.Command, file string) error {
 	if in := c.Archive.Dir; in != nil && !cmd.Flags().Changed("archive.dir") {
 		o.archive.dir = *in
 	}
-	return o.preview(cmd.Context(), cmd.OutOrStdout(), c, pool.Options{Dirs: dirs, ArchiveDir: o.archive.dir, Logger: logger})
+	return o.preview(cmd.Context(), cmd.OutOrStdout(), c, pool.Options{Dirs: dirs, ArchiveDir: o.archive.dir, Logger: logger, OnProgress: progress.files})
 }
 
 // contents says in a few words what there is in a file.

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"aggregatord/internal/doctor"
+	"aggregatord/internal/terminal"
 )
 
 type doctorOptions struct {
@@ -87,9 +88,9 @@ func (o *doctorOptions) print(w io.Writer, findings []doctor.Finding) error {
 		return enc.Encode(findings)
 	}
 	for _, f := range findings {
-		line := fmt.Sprintf("%-8s %-12s %s\n", f.Level, f.Check, f.Found)
+		line := fmt.Sprintf("%-8s %-12s %s\n", f.Level, f.Check, terminal.Printable(f.Found))
 		if f.Advice != "" {
-			line += fmt.Sprintf("%-8s %-12s → %s\n", "", "", f.Advice)
+			line += fmt.Sprintf("%-8s %-12s → %s\n", "", "", terminal.Printable(f.Advice))
 		}
 		if _, err := io.WriteString(w, line); err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"aggregatord/internal/exposition"
 	"aggregatord/internal/pool"
+	"aggregatord/internal/terminal"
 )
 
 type dumpOptions struct {
@@ -64,6 +66,7 @@ func (o *dumpOptions) run(cmd *cobra.Command) error {
 		return usageError{fmt.Errorf("--format: %w", err)}
 	}
 	progress := newProgress(cmd.ErrOrStderr())
+	defer progress.end()
 	logger, err := o.log.logger(progress)
 	if err != nil {
 		return err
@@ -75,17 +78,25 @@ func (o *dumpOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	opts := pool.Options{Dirs: dirs, ArchiveDir: o.archive.dir, Policy: o.config.loaded.Policy(), Logger: logger}
-	opts.OnProgress = func(done, files int) { progress.step("reading source files", done, files) }
+	opts := pool.Options{Dirs: dirs, ArchiveDir: o.archive.dir, Policy: o.config.loaded.Policy(), Logger: logger, OnProgress: progress.files}
 	out, err := render(cmd.Context(), opts, format, exposition.NewFilter(o.names))
 	if err != nil {
 		return err
 	}
 	if o.output == "-" {
-		_, err = cmd.OutOrStdout().Write(out)
+		_, err = shown(cmd.OutOrStdout()).Write(out)
 		return err
 	}
 	return writeFile(o.output, out)
+}
+
+// shown is where to write what workers have written as it is: to anything but a terminal.
+// That gets it printable, as a label value may hold what a terminal acts upon.
+func shown(w io.Writer) io.Writer {
+	if f, ok := w.(*os.File); ok && terminal.Is(f) {
+		return terminal.Lines(w)
+	}
+	return w
 }
 
 // render reads the directories once and returns their merged view.

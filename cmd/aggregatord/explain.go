@@ -20,6 +20,7 @@ import (
 	"aggregatord/internal/pool"
 	"aggregatord/internal/selector"
 	"aggregatord/internal/status"
+	"aggregatord/internal/terminal"
 )
 
 type explainOptions struct {
@@ -122,7 +123,9 @@ func (o *explainOptions) ask(ctx context.Context, text string) (all status.Expla
 
 // read explains what is in directories now.
 func (o *explainOptions) read(cmd *cobra.Command, text string, sel selector.Selector) (all status.Explanations, err error) {
-	logger, err := o.log.logger(cmd.ErrOrStderr())
+	progress := newProgress(cmd.ErrOrStderr())
+	defer progress.end()
+	logger, err := o.log.logger(progress)
 	if err != nil {
 		return all, err
 	}
@@ -133,7 +136,7 @@ func (o *explainOptions) read(cmd *cobra.Command, text string, sel selector.Sele
 	if err != nil {
 		return all, err
 	}
-	opts := pool.Options{Dirs: dirs, ArchiveDir: o.archive.dir, Policy: o.config.loaded.Policy(), Logger: logger}
+	opts := pool.Options{Dirs: dirs, ArchiveDir: o.archive.dir, Policy: o.config.loaded.Policy(), Logger: logger, OnProgress: progress.files}
 	err = pool.Read(cmd.Context(), opts, func(v pool.View) error {
 		all, err = v.Collector.Explain(sel, o.limit)
 		return err
@@ -158,13 +161,13 @@ func printExplanations(out *bytes.Buffer, all status.Explanations, now time.Time
 
 func printExplanation(out *bytes.Buffer, e *status.Explanation, now time.Time) {
 	if e.Absent != "" {
-		fmt.Fprintf(out, "%s  is not served: %s\n", e.Series, e.Absent)
+		fmt.Fprintf(out, "%s  is not served: %s\n", terminal.Printable(e.Series), terminal.Printable(e.Absent))
 	} else {
-		fmt.Fprintf(out, "%s  %s\n", e.Series, number(e.Value))
+		fmt.Fprintf(out, "%s  %s\n", terminal.Printable(e.Series), number(e.Value))
 	}
-	fmt.Fprintf(out, "  %s\n", describeRule(e))
+	fmt.Fprintf(out, "  %s\n", terminal.Printable(describeRule(e)))
 	if e.RelabeledFrom != "" {
-		fmt.Fprintf(out, "  metric_relabel_configs made it of %s\n", e.RelabeledFrom)
+		fmt.Fprintf(out, "  metric_relabel_configs made it of %s\n", terminal.Printable(e.RelabeledFrom))
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, c := range e.Contributions {
@@ -175,7 +178,7 @@ func printExplanation(out *bytes.Buffer, e *status.Explanation, now time.Time) {
 		case e.Operation != "sum":
 			sign = "="
 		}
-		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", sign, number(c.Value), place(&c), remark(&c, now)) //nolint:errcheck // a buffer
+		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", sign, number(c.Value), terminal.Printable(place(&c)), terminal.Printable(remark(&c, now))) //nolint:errcheck // a buffer
 	}
 	table.Flush() //nolint:errcheck // a buffer
 }

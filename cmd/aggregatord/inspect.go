@@ -15,6 +15,7 @@ import (
 
 	"aggregatord/internal/metric"
 	"aggregatord/internal/store"
+	"aggregatord/internal/terminal"
 )
 
 type inspectOptions struct {
@@ -91,15 +92,15 @@ func unreadableKeys(in store.Inspection) error {
 
 // printInspection writes an inspection for people to read.
 func printInspection(w *bytes.Buffer, in store.Inspection) {
-	fmt.Fprintf(w, "%s\n", in.Path)
+	fmt.Fprintf(w, "%s\n", terminal.Printable(in.Path))
 	name, err := store.ParseName(filepath.Base(in.Path))
 	switch {
 	case err != nil:
-		fmt.Fprintf(w, "  name    %v\n", err)
+		fmt.Fprintf(w, "  name    %s\n", terminal.Printable(err.Error()))
 	case name.Archive:
 		fmt.Fprintf(w, "  name    archive of the postmates fork: %s\n", strings.TrimSpace(name.Type.String()+" "+name.Mode.String()))
 	default:
-		fmt.Fprintf(w, "  name    %s of worker %s\n", strings.TrimSpace(name.Type.String()+" "+name.Mode.String()), name.ID)
+		fmt.Fprintf(w, "  name    %s of worker %s\n", strings.TrimSpace(name.Type.String()+" "+name.Mode.String()), terminal.Printable(name.ID))
 	}
 	fmt.Fprintf(w, "  size    %d bytes, %d used\n", in.Size, in.Used)
 	fmt.Fprintf(w, "  layout  %s\n", layoutName(in.Width))
@@ -107,9 +108,9 @@ func printInspection(w *bytes.Buffer, in store.Inspection) {
 	for _, e := range in.Entries {
 		fmt.Fprintf(w, "%8d  ", e.Offset)
 		if e.KeyErr != nil {
-			fmt.Fprintf(w, "%q  UNREADABLE KEY: %v", e.RawKey, e.KeyErr)
+			fmt.Fprintf(w, "%q  UNREADABLE KEY: %s", e.RawKey, terminal.Printable(e.KeyErr.Error()))
 		} else {
-			w.WriteString(seriesName(e.Key.Series))
+			w.WriteString(terminal.Printable(seriesName(e.Key.Series)))
 		}
 		fmt.Fprintf(w, "  %s", metric.AppendValue(nil, e.Value))
 		if e.Stamp != 0 {
@@ -118,7 +119,7 @@ func printInspection(w *bytes.Buffer, in store.Inspection) {
 		w.WriteByte('\n')
 	}
 	if in.Damage != nil {
-		fmt.Fprintf(w, "  DAMAGE  %v\n", in.Damage)
+		fmt.Fprintf(w, "  DAMAGE  %s\n", terminal.Printable(in.Damage.Error()))
 	}
 }
 

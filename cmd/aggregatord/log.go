@@ -6,6 +6,8 @@ import (
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"aggregatord/internal/terminal"
 )
 
 // logOptions says what is logged and how.
@@ -33,6 +35,7 @@ func (o *logOptions) logger(w io.Writer) (*zap.Logger, error) {
 		c.ConsoleSeparator = "  "
 		c.EncodeLevel = zapcore.CapitalLevelEncoder
 		enc = zapcore.NewConsoleEncoder(c)
+		w = terminal.Lines(w) // JSON strings may hold some control characters; this is for people
 	case "json":
 		enc = zapcore.NewJSONEncoder(c)
 	default:

@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"aggregatord/internal/terminal"
 )
 
 // Exit codes: a wrong call can be told from a call that went wrong.
@@ -67,7 +69,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return int(e)
 	}
 	// One line each: several errors may be joined by newlines.
-	fmt.Fprintf(stderr, "aggregatord: %s\n", strings.ReplaceAll(err.Error(), "\n", "; ")) //nolint:errcheck // there is nowhere else to say it
+	fmt.Fprintf(stderr, "aggregatord: %s\n", terminal.Printable(strings.ReplaceAll(err.Error(), "\n", "; "))) //nolint:errcheck // there is nowhere else to say it
 	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
 	}

@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/term"
+	"aggregatord/internal/terminal"
 )
 
 // progress shows people at a terminal how far a long work has come, in one line that is
@@ -38,7 +38,7 @@ const (
 // newProgress returns a progress to w, which shows nothing unless w is a terminal.
 func newProgress(w io.Writer) *progress {
 	f, ok := w.(*os.File)
-	return &progress{out: w, visible: ok && term.IsTerminal(int(f.Fd())), began: time.Now()} //nolint:gosec // descriptors are small
+	return &progress{out: w, visible: ok && terminal.Interactive(f), began: time.Now()}
 }
 
 // Write implements io.Writer: for the log.
@@ -62,6 +62,9 @@ func (p *progress) step(what string, done, all int) {
 	}
 	p.drawLocked(func() string { return fmt.Sprintf("%s: %d of %d", what, done, all) })
 }
+
+// files is step for the first look at a directory's files.
+func (p *progress) files(done, all int) { p.step("reading source files", done, all) }
 
 // during shows how long a work takes of which no more is known. The work is over when end is
 // called.

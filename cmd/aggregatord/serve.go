@@ -203,6 +203,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	progress := newProgress(cmd.ErrOrStderr())
+	defer progress.end()
 	logger, err := o.log.logger(progress)
 	if err != nil {
 		return err
@@ -221,7 +222,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 		Logger:        logger,
 	}
 	o.web.apply(&opts)
-	opts.Pool.OnProgress = func(done, files int) { progress.step("reading source files", done, files) }
+	opts.Pool.OnProgress = progress.files
 	opts.Settings = settings(cmd.Flags(), dirs)
 	return runDaemon(cmd.Context(), opts)
 }

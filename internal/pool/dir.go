@@ -310,8 +310,11 @@ func (d *dir) takeAll(opening []*tracked) {
 		}
 	}
 	workers.Wait()
-	for _, t := range opening[room:] {
+	for i, t := range opening[room:] {
 		d.note(t, d.take(t)) // where some could not be opened there is room for others
+		if d.c.onProgress != nil && !d.listed {
+			d.c.onProgress(room+i+1, len(opening))
+		}
 	}
 }
 

@@ -53,11 +53,14 @@ const (
 	leave = "\x1b[0m\x1b[2J\x1b[?25h\x1b[?1049l"
 )
 
+// Is reports whether f is a terminal, of whatever kind.
+func Is(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
+
 // Interactive reports whether f is a terminal that can show a Screen: TERM=dumb, or none,
 // means that it cannot.
 func Interactive(f *os.File) bool {
 	name := os.Getenv("TERM")
-	return name != "" && name != "dumb" && term.IsTerminal(int(f.Fd()))
+	return name != "" && name != "dumb" && Is(f)
 }
 
 // A Screen has the controlling terminal to itself, from Open to Close. Its methods are for
