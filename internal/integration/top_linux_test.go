@@ -363,6 +363,28 @@ func TestTopPlain(t *testing.T) {
 			t.Errorf("%q", p.out.String())
 		}
 	})
+	// An exposition goes byte for byte to anything but a terminal.
+	t.Run("dump", func(t *testing.T) {
+		t.Parallel()
+		cmd := exec.Command(builtDaemon(t), "dump", "--dir", dir)
+		p, _ := console(t, cmd)
+		if err := p.wait(); err != nil {
+			t.Error(err)
+		}
+		eventually(t, patience, func() error {
+			if !strings.Contains(p.out.String(), `\x1b]0;owned`) {
+				return errors.New(p.out.String())
+			}
+			return nil
+		})
+		if strings.ContainsAny(p.out.String(), "\x1b\u009b\a") {
+			t.Errorf("%q", p.out.String())
+		}
+		out, err := output(t.Context(), nil, builtDaemon(t), "dump", "--dir", dir)
+		if err != nil || !strings.Contains(string(out), hostile) {
+			t.Errorf("%v: %q", err, out)
+		}
+	})
 	t.Run("nobody_there", func(t *testing.T) {
 		t.Parallel()
 		out, err := exec.Command(builtDaemon(t), "top", "--url", "unix:/nonexistent/socket").CombinedOutput()
