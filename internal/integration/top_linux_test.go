@@ -251,7 +251,7 @@ func TestTop(t *testing.T) {
 	address := strings.TrimPrefix(d.URL, "http://")
 	d.stop()
 	c.showing("no answer for", "connection refused", "WORKER")
-	d = serve(t, "--dir", dir, "--web.listen-address", address)
+	serve(t, "--dir", dir, "--web.listen-address", address)
 	c.shows("that it goes on", func(screen string) bool { return !strings.Contains(screen, "no answer") })
 	c.types("q")
 	c.restored(0)

@@ -221,13 +221,13 @@ func (v *View) scrapes() string {
 		parts = append(parts, "none yet")
 	}
 	if plain := own[SizeSample+"{plain}"]; plain > 0 {
-		text := size(plain)
+		sizes := []string{size(plain)}
 		for _, encoding := range []string{"gzip", "zstd"} {
 			if sent := own[SizeSample+"{"+encoding+"}"]; sent > 0 {
-				text += ", " + size(sent) + " by " + encoding
+				sizes = append(sizes, size(sent)+" by "+encoding)
 			}
 		}
-		parts = append(parts, text)
+		parts = append(parts, strings.Join(sizes, ", "))
 	}
 	return "Scrapes  " + strings.Join(parts, "; ")
 }
@@ -272,8 +272,15 @@ func pools(all []status.Pool, width int) []terminal.Line {
 		})
 	}
 	return table([]column{
-		{"POOL", false}, {"ALIVE", true}, {"DEAD", true}, {"FILES", true}, {"SIZE", true}, {"FREE", true}, {"BY", false},
-		{"ARCHIVE", false}, {"DIRECTORY", false},
+		{"POOL", false},
+		{"ALIVE", true},
+		{"DEAD", true},
+		{"FILES", true},
+		{"SIZE", true},
+		{"FREE", true},
+		{"BY", false},
+		{"ARCHIVE", false},
+		{"DIRECTORY", false},
 	}, rows, width)
 }
 
@@ -345,7 +352,15 @@ func (v *View) workerTable(workers []status.Worker, clock float64, width int) []
 		title = fmt.Sprintf("WORKER (%d of %d)", len(workers), total)
 	}
 	return table([]column{
-		{title, false}, {"STATE", false}, {"CHANGED", true}, {"AGE", true}, {"FILES", true}, {"ENTRIES", true}, {"USED", true}, {"SIZE", true},
-		{"BY", false}, {"POOL", false},
+		{title, false},
+		{"STATE", false},
+		{"CHANGED", true},
+		{"AGE", true},
+		{"FILES", true},
+		{"ENTRIES", true},
+		{"USED", true},
+		{"SIZE", true},
+		{"BY", false},
+		{"POOL", false},
 	}, rows, width)
 }
