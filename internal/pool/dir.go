@@ -376,7 +376,7 @@ func (d *dir) learn(t *tracked) {
 	t.learnErr = t.file.Learn(func(e store.Entry) {
 		entry := t.entries
 		t.entries++
-		if err := d.c.index.Learn(t.source, e.Key, e.Slot); err != nil {
+		if err := d.learnEntry(t, e.Key, e.Slot); err != nil {
 			d.refused(t, e, err)
 			return
 		}
@@ -385,6 +385,19 @@ func (d *dir) learn(t *tracked) {
 		}
 	})
 	t.source.Compact()
+}
+
+// errDialect says that values are of a kind that is not understood. What they mean is left to
+// the client's own collector, and so is the file.
+var errDialect = errors.New("histogram of the Ruby client, with cumulative buckets, which is not supported")
+
+// learnEntry tells the index of one entry.
+func (d *dir) learnEntry(t *tracked, raw []byte, slot uint32) error {
+	if t.name.Type == metric.Histogram && store.RubyKey(raw) {
+		t.unfoldable = true
+		return errDialect
+	}
+	return d.c.index.Learn(t.source, raw, slot)
 }
 
 // learnNew is learn unless the next load tells whether there is anything to learn.
@@ -403,6 +416,7 @@ const (
 	reasonFamily    store.Reason = "family_limit"
 	reasonFamilies  store.Reason = "families_limit"
 	reasonLabels    store.Reason = "label_limit"
+	reasonDialect   store.Reason = "unsupported_dialect"
 	reasonLength    store.Reason = "label_length"
 )
 
@@ -414,7 +428,7 @@ func fileReasons() []store.Reason {
 }
 
 func entryReasons() []store.Reason {
-	return []store.Reason{store.BadKey, reasonSample, reasonSeries, reasonFamily, reasonFamilies, reasonLabels, reasonLength}
+	return []store.Reason{store.BadKey, reasonSample, reasonSeries, reasonFamily, reasonFamilies, reasonLabels, reasonLength, reasonDialect}
 }
 
 // reasonOf extends store.ReasonOf.
@@ -432,6 +446,8 @@ func reasonOf(err error) store.Reason {
 		return reasonLabels
 	case errors.Is(err, merge.ErrLabelLength):
 		return reasonLength
+	case errors.Is(err, errDialect):
+		return reasonDialect
 	case errors.Is(err, errDuplicate):
 		return reasonDuplicate
 	case errors.Is(err, errTooMany):

@@ -57,6 +57,29 @@ func ParseKey(raw []byte) (metric.Key, error) {
 	return p.build(help), nil
 }
 
+// RubyKey reports whether a key is spelled as prometheus-client-mmap does: as Python did in
+// its early days, but without spaces. Its histograms hold cumulative buckets (lib/prometheus/
+// client/histogram.rb counts an observation in each bucket it is below), Python's do not, so
+// that one must not be taken for the other.
+func RubyKey(raw []byte) bool {
+	rest, ok := bytes.CutPrefix(raw, []byte(`["`))
+	for range 2 { // family and sample
+		i := bytes.IndexByte(rest, '"')
+		for i > 0 && rest[i-1] == '\\' { // names have nothing else to escape
+			next := bytes.IndexByte(rest[i+1:], '"')
+			if next < 0 {
+				return false
+			}
+			i += 1 + next
+		}
+		if !ok || i < 0 || !bytes.HasPrefix(rest[i:], []byte(`",`)) {
+			return false
+		}
+		rest = bytes.TrimPrefix(rest[i+2:], []byte(`"`))
+	}
+	return bytes.HasPrefix(rest, []byte("["))
+}
+
 // span is where in keyParser.text a decoded string lies.
 type span struct{ start, end int }
 

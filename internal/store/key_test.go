@@ -365,3 +365,18 @@ func BenchmarkParseKey(b *testing.B) {
 		}
 	}
 }
+
+func TestRubyKey(t *testing.T) {
+	for raw, want := range map[string]bool{
+		`["h","h_bucket",["path","le"],["/","1"]]`:      true,
+		`["h","h_sum",[],[]]`:                           true,
+		`["h", "h_bucket", ["path", "le"], ["/", "1"]]`: false, // Python before labels were an object
+		`["h", "h_bucket", {"a": "\",[", "b": "],["}]`:  false,
+		`["h","h_bucket",{"le":"1"},"Help."]`:           false,
+		``:                                              false,
+	} {
+		if got := RubyKey([]byte(raw)); got != want {
+			t.Errorf("RubyKey(%s) is %v", raw, got)
+		}
+	}
+}
