@@ -165,6 +165,6 @@ func TestArchiveConfig(t *testing.T) {
 	}
 	contains(t, must(t, "archive", "stat", "--config.file", file), filepath.Join(elsewhere, "web"), "1 series")
 	contains(t, must(t, "dump", "--config.file", file), "\nc_total{pool=\"web\"} 5\n")
-	both := configFile(t, "pools:\n  - {name: web, dir: "+dir+"}\n  - {name: jobs, dir: "+dir+"}\n")
+	both := configFile(t, "pools:\n  - {name: web, dir: "+dir+"}\n  - {name: jobs, dir: "+t.TempDir()+"}\n")
 	call(t, "archive", "stat", "--config.file", both).oneLine(t, exitUsage, "one --dir")
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/pflag"
 
@@ -41,7 +42,7 @@ func (o *dirOptions) specs() ([]pool.DirSpec, error) {
 		for _, p := range o.configured {
 			specs = append(specs, pool.DirSpec{Pool: p.Name, Path: p.Dir})
 		}
-		return specs, nil
+		return specs, distinct(specs)
 	}
 	if len(dirs) == 0 {
 		if path, _ := dirOfEnvironment(); path != "" {
@@ -65,7 +66,27 @@ func (o *dirOptions) specs() ([]pool.DirSpec, error) {
 		names[spec.Pool] = true
 		specs = append(specs, spec)
 	}
-	return specs, nil
+	return specs, distinct(specs)
+}
+
+// distinct refuses a directory that is there twice, by whatever names: its metrics would be
+// served twice. One that is not there yet is compared by its path.
+func distinct(specs []pool.DirSpec) error {
+	paths := map[string]string{}
+	for _, s := range specs {
+		path, err := filepath.Abs(s.Path)
+		if err != nil {
+			return usageError{err}
+		}
+		if real, err := filepath.EvalSymlinks(path); err == nil {
+			path = real
+		}
+		if first, ok := paths[path]; ok {
+			return usagef("pools %q and %q have the same directory, %s; name it once", first, s.Pool, path)
+		}
+		paths[path] = s.Pool
+	}
+	return nil
 }
 
 // watchable is specs for a command that waits: a directory may come later, but where a
