@@ -267,6 +267,10 @@ func found(n *yaml.Node) string {
 	if isNull(n) {
 		return "nothing"
 	}
+	const most = 40 // of a file that is something else, all may be one value
+	if value := []rune(n.Value); len(value) > most {
+		return strconv.Quote(string(value[:most])) + "…"
+	}
 	return strconv.Quote(n.Value)
 }
 
