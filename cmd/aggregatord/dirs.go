@@ -78,8 +78,8 @@ func distinct(specs []pool.DirSpec) error {
 		if err != nil {
 			return usageError{err}
 		}
-		if real, err := filepath.EvalSymlinks(path); err == nil {
-			path = real
+		if target, err := filepath.EvalSymlinks(path); err == nil {
+			path = target
 		}
 		if first, ok := paths[path]; ok {
 			return usagef("pools %q and %q have the same directory, %s; name it once", first, s.Pool, path)
