@@ -175,6 +175,16 @@ func (a Action) MarshalText() ([]byte, error) { return []byte(a), nil }
 
 // Load reads a file. An error that is Errors tells what is wrong in it.
 func Load(path string) (*Config, error) {
+	data, err := Read(path)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, data)
+}
+
+// Read returns the content of a configuration file, which must be a regular one, or a link to
+// one: a FIFO would keep us waiting.
+func Read(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err == nil && !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("configuration file %q is not a regular file; give the YAML file", path)
@@ -183,7 +193,7 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
-	return Parse(path, data)
+	return data, nil
 }
 
 // Parse is Load for a file's content; name is for error texts.

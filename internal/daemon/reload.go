@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -203,7 +202,7 @@ func (r *reloader) follow(ctx context.Context) {
 // stateOf is the hash of a file's content as config.Config has it or, where there is none to
 // be had, why.
 func stateOf(path string) string {
-	data, err := os.ReadFile(path)
+	data, err := config.Read(path)
 	if err != nil {
 		return err.Error()
 	}

@@ -273,6 +273,33 @@ func TestReloadHalfWritten(t *testing.T) {
 	}
 }
 
+// TestReloadFromFIFO: what would never end in the file's place is refused, and the next file
+// is loaded.
+func TestReloadFromFIFO(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a.yml")
+	opts := Options{Pool: only(sourceDir(t))}
+	opts.Config = loadConfig(t, path, "external_labels: {region: a}\n")
+	d := startReady(t, opts)
+	fifo, next := filepath.Join(dir, "fifo"), filepath.Join(dir, "next")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(fifo, path); err != nil {
+		t.Fatal(err)
+	}
+	if e := d.await(notReloaded); !strings.Contains(fmt.Sprint(e.ContextMap()["error"]), "not a regular file") {
+		t.Errorf("logged %v", e.ContextMap())
+	}
+	if err := os.WriteFile(next, []byte("external_labels: {region: b}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(next, path); err != nil {
+		t.Fatal(err)
+	}
+	d.await(reloaded)
+}
+
 // TestReloadNeedsRestart: what only a start reads is named, as long as it differs.
 func TestReloadNeedsRestart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.yml")
