@@ -96,6 +96,9 @@ func start(t *testing.T, cmd *exec.Cmd) *process {
 	// A group of its own, so that whatever the child has forked can be ended with it.
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	} else {
+		own := *cmd.SysProcAttr // tests that run beside each other may share what they give
+		cmd.SysProcAttr = &own
 	}
 	cmd.SysProcAttr.Setpgid = !cmd.SysProcAttr.Setsid // a session brings a group along
 	if err := cmd.Start(); err != nil {
