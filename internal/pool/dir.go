@@ -260,8 +260,8 @@ var errDuplicate = errors.New("the same file as another one")
 // parallelFiles is how many files make opening them on several cores worth the while.
 const parallelFiles = 64
 
-// takeAll is take and learn for many files: all that takes a system call is done by several
-// goroutines, while this one tells the index.
+// takeAll is take and learn for many files, by several goroutines: they make their system
+// calls side by side, and tell the index one after the other.
 func (d *dir) takeAll(opening []*tracked) {
 	if len(opening) < parallelFiles {
 		for _, t := range opening {
@@ -271,44 +271,41 @@ func (d *dir) takeAll(opening []*tracked) {
 	}
 	room := min(len(opening), max(0, d.c.maxFiles-d.c.openFiles))
 	reserveDescriptors(d.c.openFiles + room)
-	type opened struct {
-		t     *tracked
-		file  *store.File
-		err   error
-		state watch.State
-	}
-	// Each file on its way holds a buffer, see store.File.Prefetch.
-	done := make(chan opened, 2*runtime.GOMAXPROCS(0))
+	// one holds what only one of them may do at a time: to tell the index.
+	var one sync.Mutex
 	var next atomic.Int64
-	var workers sync.WaitGroup
-	for range runtime.GOMAXPROCS(0) {
-		// Ends when all files are opened; the loop below takes every one.
-		workers.Go(func() {
-			for i := next.Add(1) - 1; int(i) < room; i = next.Add(1) - 1 {
-				o := opened{t: opening[i]}
-				if o.file, o.err = store.Open(o.t.path, o.t.name, d.limits); o.err == nil {
-					o.state, o.t.method = d.ask(o.t, o.file)
-					o.file.Prefetch()
-				}
-				done <- o
+	taken := 0
+	work := func() {
+		for i := next.Add(1) - 1; int(i) < room; i = next.Add(1) - 1 {
+			t := opening[i]
+			var state watch.State
+			file, err := store.Open(t.path, t.name, d.limits)
+			if err == nil {
+				state, t.method = d.ask(t, file)
+				file.Prefetch()
 			}
-		})
+			one.Lock()
+			if err == nil {
+				err = d.adopt(t, file)
+			}
+			if err == nil {
+				d.setAlive(t, state.MayWrite())
+				t.checked = true
+				d.learn(t)
+			}
+			d.note(t, err)
+			if taken++; d.c.onProgress != nil && !d.listed {
+				d.c.onProgress(taken, len(opening))
+			}
+			one.Unlock()
+		}
 	}
-	for i := range room {
-		o := <-done
-		if o.err == nil {
-			o.err = d.adopt(o.t, o.file)
-		}
-		if o.err == nil {
-			d.setAlive(o.t, o.state.MayWrite())
-			o.t.checked = true
-			d.learn(o.t)
-		}
-		d.note(o.t, o.err)
-		if d.c.onProgress != nil && !d.listed {
-			d.c.onProgress(i+1, len(opening))
-		}
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) - 1 {
+		// Ends when all files are opened.
+		workers.Go(work)
 	}
+	work()
 	workers.Wait()
 	for i, t := range opening[room:] {
 		d.note(t, d.take(t)) // where some could not be opened there is room for others
