@@ -119,8 +119,17 @@ func logOmissions(logger *zap.Logger) func(exposition.Report) {
 }
 
 // writeFile replaces a file in one step: whoever reads it sees the old or the new content
-// whole. It does not promise that the new one survives a crash of the machine.
+// whole. It does not promise that the new one survives a crash of the machine. What is no
+// regular file, as /dev/null or a FIFO, is written into and stays what it is.
 func writeFile(path string, data []byte) (err error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return fmt.Errorf("write: %w", err)
+		}
+		_, err = f.Write(data)
+		return errors.Join(err, f.Close())
+	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return fmt.Errorf("write %q: %w", path, err)

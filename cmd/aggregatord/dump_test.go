@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -549,6 +550,32 @@ func TestDumpOutput(t *testing.T) {
 				t.Errorf("mode %v, %v", info.Mode(), err)
 			}
 		})
+	}
+}
+
+// TestDumpOutputDevice: as root, the machine would be without its /dev/null.
+func TestDumpOutputDevice(t *testing.T) {
+	dir := sourceDir(t)
+	shop(t, dir)
+	want := must(t, "dump", "--dir", dir)
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan string, 1)
+	go func() { // ends when dump has closed the FIFO
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Error(err)
+		}
+		read <- string(data)
+	}()
+	must(t, "dump", "--dir", dir, "--output", path)
+	if info, err := os.Lstat(path); err != nil || info.Mode().Type() != os.ModeNamedPipe {
+		t.Fatalf("it is no FIFO any more: %v, %v", info, err)
+	}
+	if got := <-read; got != want {
+		t.Errorf("got %q", got)
 	}
 }
 
