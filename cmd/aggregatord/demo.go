@@ -162,7 +162,8 @@ func (o *demoOptions) runBoth(ctx context.Context, dir string, logger *zap.Logge
 
 // printWhereToLook tells what there is to see.
 func (o *demoOptions) printWhereToLook(w io.Writer, dir string) error {
-	url := "http://" + reachable(o.web.listen[0]) + o.web.telemetryPath
+	home := "http://" + reachable(o.web.listen[0])
+	url := home + o.web.telemetryPath
 	_, err := fmt.Fprintf(w, `A pool of %d worker processes writes source files to
   %s
 
@@ -171,12 +172,17 @@ Their metrics, merged:
   curl -s %s | grep ^http_requests_total
 Only some of them:
   curl -s '%s?name[]=worker_up&name[]=inprogress_requests'
+A page for the browser, and a view for the terminal:
+  %s/
+  %s top --url %s
+What made a number:
+  %s explain --url %s inprogress_requests
 What single workers wrote:
   %s inspect %s/counter_*.db
 
 Ctrl-C stops everything.
 
-`, o.workers, dir, url, url, url, os.Args[0], dir)
+`, o.workers, dir, url, url, url, home, os.Args[0], home, os.Args[0], home, os.Args[0], dir)
 	return err
 }
 
