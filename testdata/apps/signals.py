@@ -17,6 +17,11 @@ SIGNALS = Counter("signals_total", "Signals received.", ["name"])
 GOT = []
 
 
+def say(line):
+    # At once: the daemon may write to the same pipe, and print writes the line feed by itself.
+    os.write(1, (line + "\n").encode())
+
+
 def orphans(n):
     for _ in range(n):
         child = os.fork()
@@ -33,7 +38,7 @@ def orphans(n):
                 zombies += ") Z " in f.read()
         except OSError:
             pass  # it has ended
-    print("zombies %d" % zombies, flush=True)
+    say("zombies %d" % zombies)
 
 
 def main():
@@ -42,13 +47,13 @@ def main():
         signal.signal(number, lambda n, _, name=name: GOT.append(name))
     if "--orphans" in sys.argv:
         orphans(20)
-    print("waiting %d %s" % (os.getpid(), os.environ["PROMETHEUS_MULTIPROC_DIR"]), flush=True)
+    say("waiting %d %s" % (os.getpid(), os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     while "TERM" not in GOT:
         time.sleep(0.05)
         while GOT:
             name = GOT.pop(0)
             SIGNALS.labels(name).inc()
-            print("got " + name, flush=True)
+            say("got " + name)
             if name == "TERM":
                 return 3
     return 3
