@@ -397,9 +397,10 @@ func (d *dir) learnEntry(t *tracked, raw []byte, slot uint32) error {
 	return d.c.index.Learn(t.source, raw, slot)
 }
 
-// learnNew is learn unless the next load tells whether there is anything to learn.
+// learnNew is learn unless the next load tells whether there is anything to learn. Where
+// nothing is to be loaded, it tells nothing.
 func (d *dir) learnNew(t *tracked) {
-	if t.learnErr != nil || !t.file.Complete() {
+	if t.learnErr != nil || !t.file.Complete() || t.source.Entries() == 0 {
 		d.learn(t)
 	}
 }

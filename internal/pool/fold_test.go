@@ -835,3 +835,18 @@ func TestRubyHistogram(t *testing.T) {
 		t.Errorf("%v entries are counted as left out, want 4", n)
 	}
 }
+
+// TestWrittenAfterRefusals: a dead worker's file of which every entry was refused is asked for
+// new ones at each scrape, although no value of it is read that would tell of them.
+func TestWrittenAfterRefusals(t *testing.T) {
+	dir := tmpfs(t)
+	w := write(t, dir, "counter_1.db")
+	if _, err := w.w.Slot([]byte(`["hits", "other", {}, "Help."]`)); err != nil {
+		t.Fatal(err)
+	}
+	w.die()
+	h := collect(t, DirSpec{Path: dir})
+	h.want()
+	write(t, dir, "counter_1.db").set("hits_total", 5).die()
+	h.want("hits_total 5")
+}
