@@ -41,8 +41,11 @@ const patience = 3 * time.Second
 // Where there is no /proc, and as PID 1, whose end is that of all, it is removed.
 func RemoveDir(dir string) (users []int, err error) {
 	for deadline := time.Now().Add(patience); os.Getpid() != 1; time.Sleep(50 * time.Millisecond) {
+		// Twice: a process that ended during the first look may have left a child behind it.
 		if users = startedWith(dir); len(users) == 0 {
-			break
+			if users = startedWith(dir); len(users) == 0 {
+				break
+			}
 		}
 		if time.Now().After(deadline) {
 			return users, nil

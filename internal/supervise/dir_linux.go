@@ -2,8 +2,11 @@ package supervise
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,8 +18,7 @@ func onTmpfs(dir string) bool {
 }
 
 // startedWith returns the other processes that have the directory in their environment, as
-// far as this user may see it (proc(5): environ is what it was at the last execve, and empty
-// of zombies).
+// far as this user may see it.
 func startedWith(dir string) (pids []int) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -28,11 +30,7 @@ func startedWith(dir string) (pids []int) {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		env, err := os.ReadFile("/proc/" + e.Name() + "/environ")
-		if err != nil {
-			continue
-		}
-		for v := range bytes.SplitSeq(env, []byte{0}) {
+		for v := range bytes.SplitSeq(environ("/proc/"+e.Name()), []byte{0}) {
 			if bytes.Equal(v, want) {
 				pids = append(pids, pid)
 				break
@@ -40,4 +38,44 @@ func startedWith(dir string) (pids []int) {
 		}
 	}
 	return pids
+}
+
+// environ returns what a process had in its environment at its last execve, or nothing if
+// it is a zombie, a thread of the kernel or another user's. In the middle of an execve the
+// kernel shows no environment (fs/proc/base.c, environ_read: not before env_end is set), and
+// nothing tells that from an empty one but that it does not last: such a process is asked
+// again for a while.
+func environ(process string) []byte {
+	buf := make([]byte, 64<<10)
+	for began := time.Now(); ; {
+		n, err := readOnce(process+"/environ", buf)
+		switch {
+		case err != nil:
+			return nil
+		case n == len(buf):
+			buf = make([]byte, 2*n)
+		case n > 0 || time.Since(began) > 20*time.Millisecond:
+			return buf[:n]
+		default:
+			if _, err := os.Readlink(process + "/exe"); err != nil { // a zombie, or the kernel's
+				return nil
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
+// readOnce reads a file from its start by a single read(2): what several return of a process
+// ends where it executed a program between two of them.
+func readOnce(name string, buf []byte) (int, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	n, err := f.Read(buf)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return n, err
 }
