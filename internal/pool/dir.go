@@ -46,6 +46,7 @@ type dir struct {
 	// deferred is how many files could not be opened for want of descriptors.
 	deferred int
 	foreign  int
+	listings uint64 // how many there were
 	scanErr  error
 	listed   bool // at least once
 	workers  map[string]bool
@@ -59,16 +60,21 @@ type dir struct {
 
 // tracked is one source file.
 type tracked struct {
-	dir    *dir
-	name   store.SourceName
-	path   string
-	hint   uint64        // the inode number that the listing gives
-	file   *store.File   // nil if it could not be opened
-	source *merge.Source // nil exactly if file is
-	alive  bool
-	method watch.Method
-	// checked says that alive and method are as new as the file: the next probe skips it.
+	dir     *dir
+	name    store.SourceName
+	nameErr error // what is wrong with the name
+	path    string
+	hint    uint64        // the inode number that the listing gives
+	listing uint64        // the last one that has it, of dir.listings
+	file    *store.File   // nil if it could not be opened
+	source  *merge.Source // nil exactly if file is
+	alive   bool
+	method  watch.Method
+	// checked says that alive and method are as new as the file, or that the file is unasked:
+	// the next probe skips it.
 	checked bool
+	// unasked says that they are not known yet: see asksLater.
+	unasked bool
 	// failure is why the file cannot be read at present, "" if it can.
 	failure store.Reason
 	// seen are the reasons for which an entry of the file was left out and logged.
@@ -128,44 +134,23 @@ func (d *dir) scan(force bool) {
 		return
 	}
 	d.c.metrics.rescans.With(d.spec.Pool).Inc()
-	names := d.names(listing.Entries)
-	for base, t := range d.files {
-		if n, ok := names[base]; !ok || t.file != nil && !t.is(n.ino) {
-			d.letGo(t)
-		}
-	}
+	reserved := d.reserve(len(listing.Entries))
+	opening := d.compare(listing.Entries)
 	before := d.deferred
 	d.deferred = 0
-	var opening []*tracked
-	for base, n := range names {
-		t := d.files[base]
-		if t == nil {
-			t = &tracked{dir: d, name: n.name, path: filepath.Join(d.spec.Path, base)}
-			d.files[base] = t
-		}
-		if t.file != nil || t.absorbed {
-			continue
-		}
-		t.hint = n.ino
-		if n.err != nil {
-			d.note(t, n.err)
-			continue
-		}
-		opening = append(opening, t)
-	}
-	opened := len(opening)
 	d.takeAll(opening)
+	<-reserved
 	if d.deferred > 0 && before == 0 {
 		d.logger.Warn("there are more source files than may be open; the limit is RLIMIT_NOFILE (LimitNOFILE= of systemd, ulimit -n)",
-			zap.Int("files", len(names)), zap.Int("not_open", d.deferred), zap.Int("limit", d.c.maxFiles))
+			zap.Int("files", len(d.files)), zap.Int("not_open", d.deferred), zap.Int("limit", d.c.maxFiles))
 	} else if d.deferred == 0 && before > 0 {
 		d.logger.Info("all source files are open")
 	}
 	if !d.listed {
 		d.logger.Info("first scan done", zap.Int("files", len(d.files)), zap.Int("foreign", d.foreign))
 		d.listed = true
-	} else if opened > 0 {
-		d.logger.Debug("files taken up", zap.Int("files", opened))
+	} else if len(opening) > 0 {
+		d.logger.Debug("files taken up", zap.Int("files", len(opening)))
 	}
 }
 
@@ -190,30 +175,49 @@ func (d *dir) chooseMethod() {
 	d.method, d.methodKnown = choice.Method, true
 }
 
-// listed is a source file's name and inode number in a listing; err is what is wrong with
-// the name.
-type listed struct {
-	name store.SourceName
-	err  error
-	ino  uint64
-}
-
-// names picks the source files out of a listing.
-func (d *dir) names(entries []watch.Dirent) map[string]listed {
+// compare takes note of the files that a listing has and lets go of those that it has not. It
+// returns those that are to be opened.
+func (d *dir) compare(entries []watch.Dirent) (opening []*tracked) {
+	if len(d.files) == 0 {
+		d.files = make(map[string]*tracked, len(entries))
+	}
+	d.listings++
 	d.foreign = 0
-	names := make(map[string]listed, len(d.files))
 	for _, e := range entries {
-		name, err := store.ParseName(e.Name)
-		if errors.Is(err, store.ErrForeign) {
-			if e.Name != archive.HiddenDir {
-				d.foreign++
+		t := d.files[e.Name]
+		if t != nil && t.file != nil && !t.is(e.Ino) {
+			d.letGo(t)
+			t = nil
+		}
+		if t == nil {
+			name, err := store.ParseName(e.Name)
+			if errors.Is(err, store.ErrForeign) {
+				if e.Name != archive.HiddenDir {
+					d.foreign++
+				}
+				continue
 			}
+			name.Base = e.Name
+			t = &tracked{dir: d, name: name, nameErr: err, path: filepath.Join(d.spec.Path, e.Name)}
+			d.files[e.Name] = t
+		}
+		t.listing = d.listings
+		if t.file != nil || t.absorbed {
 			continue
 		}
-		name.Base = e.Name
-		names[e.Name] = listed{name, err, e.Ino}
+		t.hint = e.Ino
+		if t.nameErr != nil {
+			d.note(t, t.nameErr)
+			continue
+		}
+		opening = append(opening, t)
 	}
-	return names
+	for _, t := range d.files {
+		if t.listing != d.listings {
+			d.letGo(t)
+		}
+	}
+	return opening
 }
 
 func (d *dir) scanFailed(err error) {
@@ -269,8 +273,9 @@ func (d *dir) takeAll(opening []*tracked) {
 		}
 		return
 	}
-	room := min(len(opening), max(0, d.c.maxFiles-d.c.openFiles))
-	reserveDescriptors(d.c.openFiles + room)
+	room := min(len(opening), d.room())
+	// Not if files wait for room: the dead, who can make it, must be known as such.
+	mayAskLater := d.opts != nil && !d.listed && room == len(opening)
 	// one holds what only one of them may do at a time: to tell the index.
 	var one sync.Mutex
 	var next atomic.Int64
@@ -281,7 +286,9 @@ func (d *dir) takeAll(opening []*tracked) {
 			var state watch.State
 			file, err := store.Open(t.path, t.name, d.limits)
 			if err == nil {
-				state, t.method = d.ask(t, file)
+				if t.unasked = mayAskLater && asksLater(t); !t.unasked {
+					state, t.method = d.ask(t, file)
+				}
 				file.Prefetch()
 			}
 			one.Lock()
@@ -289,7 +296,11 @@ func (d *dir) takeAll(opening []*tracked) {
 				err = d.adopt(t, file)
 			}
 			if err == nil {
-				d.setAlive(t, state.MayWrite())
+				if t.unasked {
+					err = file.SetSettled(true)
+				} else {
+					d.setAlive(t, state.MayWrite())
+				}
 				t.checked = true
 				d.learn(t)
 			}
@@ -313,6 +324,31 @@ func (d *dir) takeAll(opening []*tracked) {
 			d.c.onProgress(room+i+1, len(opening))
 		}
 	}
+}
+
+// asksLater reports whether a daemon that starts need not know at once if the file's process
+// lives, because no value depends on that: so it is ready the sooner. Until the next probe of
+// all files this one counts as alive, and is read without a mapping.
+func asksLater(t *tracked) bool { return t.name.Type != metric.Gauge }
+
+// room is how many more source files may be open.
+func (d *dir) room() int { return max(0, d.c.maxFiles-d.c.openFiles) }
+
+// reserve begins to reserve descriptors for files that are about to be opened, if there may be
+// many, and closes the channel when that is done.
+func (d *dir) reserve(files int) <-chan struct{} {
+	done := make(chan struct{})
+	more := min(files-len(d.files), d.room())
+	if more < parallelFiles {
+		close(done)
+		return done
+	}
+	wanted := d.c.openFiles + more
+	go func() { // ends when the kernel has done it
+		defer close(done)
+		reserveDescriptors(wanted)
+	}()
+	return done
 }
 
 // reserveDescriptors makes the process' table of descriptors large enough for so many at
@@ -628,6 +664,7 @@ func (d *dir) probe(liveGaugesOnly bool) {
 func (d *dir) check(t *tracked) {
 	var state watch.State
 	state, t.method = d.ask(t, t.file)
+	t.unasked = false
 	d.setAlive(t, state.MayWrite())
 }
 
@@ -638,13 +675,14 @@ func (d *dir) ask(t *tracked, file *store.File) (watch.State, watch.Method) {
 }
 
 func (d *dir) setAlive(t *tracked, alive bool) {
-	if alive == t.alive {
-		return
+	if alive != t.alive {
+		t.alive = alive
+		d.c.index.SetAlive(t.source, alive)
 	}
-	t.alive = alive
-	d.c.index.SetAlive(t.source, alive)
-	if err := t.file.SetSettled(!alive); err != nil {
-		d.note(t, err)
+	if t.file.Settled() == alive {
+		if err := t.file.SetSettled(!alive); err != nil {
+			d.note(t, err)
+		}
 	}
 }
 
@@ -652,7 +690,7 @@ func (d *dir) setAlive(t *tracked, alive bool) {
 func (d *dir) countWorkers() {
 	now := make(map[string]bool, len(d.workers))
 	for t := range d.all() {
-		if t.file != nil && !t.name.Archive && !t.folding {
+		if t.file != nil && !t.name.Archive && !t.folding && !t.unasked {
 			now[t.name.ID] = now[t.name.ID] || t.alive
 		}
 	}

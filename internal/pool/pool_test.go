@@ -244,6 +244,55 @@ func TestWorkersComeAndGo(t *testing.T) {
 	h.want("hits_total 111", "hits_total path=/ 1")
 }
 
+// TestManyAtStart: where there are many files at first, it is not asked at once who writes to
+// those of counters; what is served is right before and after.
+func TestManyAtStart(t *testing.T) {
+	dir := tmpfs(t)
+	const each = parallelFiles
+	var counters []*worker
+	for id := range 2 * each {
+		c := write(t, dir, fmt.Sprintf("counter_%d.db", id)).set("hits_total", 1)
+		g := write(t, dir, fmt.Sprintf("gauge_livesum_%d.db", id)).set("busy", 1)
+		if id < each {
+			counters = append(counters, c)
+			continue
+		}
+		c.die()
+		g.die()
+	}
+	h := collect(t, DirSpec{Path: dir})
+	h.want(fmt.Sprint("busy ", each), fmt.Sprint("hits_total ", 2*each))
+	files := func(state string) float64 {
+		return h.own("aggregatord_files", "dialect", "wide", "state", state)
+	}
+	if alive, dead := files("alive"), files("dead"); alive != 3*each || dead != each {
+		t.Errorf("%v files are alive and %v dead, want %v and %v", alive, dead, 3*each, each)
+	}
+	counters[0].set("hits_total", 2).set("hits_total", 5, "path", "/")
+	counters[1].die()
+	write(t, dir, fmt.Sprintf("counter_%d.db", each)).set("hits_total", 2).die()
+	h.want(fmt.Sprint("busy ", each), fmt.Sprint("hits_total ", 2*each+2), "hits_total path=/ 5")
+
+	h.Tend(false)
+	h.want(fmt.Sprint("busy ", each), fmt.Sprint("hits_total ", 2*each+2), "hits_total path=/ 5")
+	if alive, dead := files("alive"), files("dead"); alive != 2*each-1 || dead != 2*each+1 {
+		t.Errorf("%v files are alive and %v dead, want %v and %v", alive, dead, 2*each-1, 2*each+1)
+	}
+	for _, f := range h.dirs[0].files {
+		if f.file.Mapped() != f.alive {
+			t.Errorf("%s is mapped: %v, and alive: %v", f.path, f.file.Mapped(), f.alive)
+		}
+	}
+	if n := h.logged("worker is dead", ""); n != 0 {
+		t.Errorf("%d log lines say that a worker is dead that was never seen alive", n)
+	}
+	h.fold()
+	h.want(fmt.Sprint("busy ", each), fmt.Sprint("hits_total ", 2*each+2), "hits_total path=/ 5")
+	if n := len(h.dirs[0].files); n != 2*each-1 {
+		t.Errorf("%d files are left, want %d", n, 2*each-1)
+	}
+}
+
 func TestFileGrows(t *testing.T) {
 	dir := tmpfs(t)
 	w := write(t, dir, "counter_1.db")

@@ -215,6 +215,9 @@ func (f *File) SetSettled(settled bool) error {
 	return f.wrap("unmap", f.mapping.unmap())
 }
 
+// Settled reports what SetSettled has said last.
+func (f *File) Settled() bool { return f.settled }
+
 // readyToMap allocates what mapping takes: where mappings run out, memory does, too.
 func (f *File) readyToMap() {
 	if f.mapper == nil && f.fd >= 0 {
