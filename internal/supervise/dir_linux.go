@@ -72,7 +72,7 @@ func readOnce(name string, buf []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // only read
 	n, err := f.Read(buf)
 	if errors.Is(err, io.EOF) {
 		err = nil

@@ -21,8 +21,12 @@ func TestStartedWithInExec(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer cmd.Wait()
-	defer cmd.Process.Kill()
+	defer func() {
+		if err := cmd.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		cmd.Wait() //nolint:errcheck // it was killed
+	}()
 	for look := range 500 {
 		if users := startedWith(dir); !slices.Contains(users, cmd.Process.Pid) {
 			t.Fatalf("look %d found the processes %v, not %d", look, users, cmd.Process.Pid)
