@@ -59,7 +59,7 @@ type Options struct {
 	// Default: 10 s.
 	ShutdownTimeout time.Duration
 	// GCPercent is given to debug.SetGCPercent a moment after the first scan, which makes much
-	// more garbage than all that follows. 0 leaves it as it is.
+	// more garbage than all that follows, or less where the heap is large. 0 leaves it as it is.
 	GCPercent int
 	// Config is what the configuration file says. What it says of pools and of the archive
 	// must be in Pool already. Its file is loaded again when it changes. Default: no file.
@@ -223,6 +223,7 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, m *manag
 	case <-ctx.Done():
 	case <-time.After(min(firstFold, opts.TendInterval)):
 	}
+	garbage := garbage{most: opts.GCPercent}
 	calm := time.After(opts.TendInterval)
 	ticker := time.NewTicker(opts.TendInterval)
 	defer ticker.Stop()
@@ -233,14 +234,13 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, m *manag
 		select {
 		case <-ctx.Done():
 		case <-calm:
-			if opts.GCPercent != 0 {
-				debug.SetGCPercent(opts.GCPercent)
-			}
 			debug.FreeOSMemory() // what the first scan has left
+			garbage.limit()
 		case <-wake:
 		case <-ticker.C:
 		case <-rescan.C:
 			force = true
+			garbage.limit()
 		}
 		if ctx.Err() != nil { // whatever else there was to do
 			c.Fold() // what files without a name have counted is lost with us
