@@ -151,7 +151,7 @@ func archiveSnapshot(poolName string, totals *archive.Totals, logger *zap.Logger
 			}
 		}
 		values, seconds := source.Values(), source.Stamps()
-		for i, pos := range source.Slots() {
+		for i, pos := range source.Slots().All() {
 			values[i], seconds[i] = table.Values()[pos], table.Stamps()[pos]
 		}
 	}

@@ -341,9 +341,6 @@ func (b *bench) memory(ctx context.Context, d *directory, s *scraper, pid int, f
 	limit := 24<<20 + 12*float64(d.shape.entries()) + 1024*float64(d.shape.series)
 	b.report.number(name, "RssAnon when ready", mebibytes(fresh), "")
 	n := b.opts.scrapes
-	if d.shape.entries() > 2_000_000 {
-		n = (n + 9) / 10 // or it takes minutes
-	}
 	if err := many(n); err != nil {
 		return err
 	}

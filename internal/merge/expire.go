@@ -66,22 +66,24 @@ func (x *Index) Remember(old *Index) {
 func (s *Source) RememberSource(old *Source) {
 	type observed struct{ stamp, seen float64 }
 	known := map[uint32]observed{}
+	slots := old.slots.Numbers()
 	for i := range old.parts {
 		p := &old.parts[i]
 		if p.recent() {
 			for k, e := range p.entries {
-				known[old.slots[e]] = observed{p.stamps[k], p.seen[k]}
+				known[slots[e]] = observed{p.stamps[k], p.seen[k]}
 			}
 		}
 	}
 	if len(known) == 0 {
 		return
 	}
+	slots = s.slots.Numbers()
 	for i := range s.parts {
 		p := &s.parts[i]
 		if p.recent() {
 			for k, e := range p.entries {
-				if o, ok := known[s.slots[e]]; ok {
+				if o, ok := known[slots[e]]; ok {
 					p.stamps[k], p.seen[k] = o.stamp, o.seen
 				}
 			}

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"aggregatord/internal/metric"
+	"aggregatord/internal/rising"
 )
 
 // Options of an Index. The zero value is ready for use.
@@ -70,7 +71,7 @@ type Source struct {
 	// folded sources hold what others left, combined already; they come first.
 	folded bool
 
-	slots  []uint32
+	slots  rising.List
 	cells  []uint32
 	values []float64
 	// second is the other half of each value where there is one: the timestamp in the most
@@ -85,8 +86,8 @@ type Source struct {
 func (s *Source) Spec() SourceSpec { return s.spec }
 
 // Slots returns, entry by entry, where the values are in the source's file, in units of
-// 8 bytes. The caller must not change it; it is valid until the next Learn.
-func (s *Source) Slots() []uint32 { return s.slots }
+// 8 bytes. The caller must not change it, nor use it during the next Learn.
+func (s *Source) Slots() *rising.List { return &s.slots }
 
 // Values returns the values in the order of Slots, for the caller to fill before a
 // Snapshot. They are kept from one snapshot to the next. Valid until the next Learn.
@@ -274,7 +275,8 @@ func (x *Index) Sources() []*Source {
 }
 
 // Learn tells the index of one more entry of the source: its raw key, which is not kept,
-// and its slot. The entry's value is 0 until the caller loads it. An error concerns this
+// and its slot, which must be beyond that of the last one. The entry's value is 0 until the caller
+// loads it. An error concerns this
 // entry alone, which is then left out: what ParseKey returned, or one that is ErrSample,
 // ErrSeriesLimit or ErrLabelLimit.
 func (x *Index) Learn(s *Source, raw []byte, slot uint32) error {
@@ -295,12 +297,12 @@ func (x *Index) Learn(s *Source, raw []byte, slot uint32) error {
 }
 
 func (s *Source) append(slot, cell uint32) {
-	if s.slots == nil && s.space.usual > 0 {
-		s.slots = make([]uint32, 0, s.space.usual)
+	if s.cells == nil && s.space.usual > 0 {
+		s.slots.Grow(s.space.usual)
 		s.cells = make([]uint32, 0, s.space.usual)
 		s.values = make([]float64, 0, s.space.usual)
 	}
-	s.slots = append(s.slots, slot)
+	s.slots.Append(slot)
 	s.cells = append(s.cells, cell)
 	s.values = append(s.values, 0)
 	if s.folded || s.spec.Mode.Base() == metric.MostRecent {
@@ -461,8 +463,8 @@ func (s *Source) Compact() {
 	if s.space != nil {
 		s.space.usual = len(s.cells)
 	}
+	s.slots.Compact()
 	if n := len(s.cells); cap(s.cells)-n > n/16 {
-		s.slots = append(make([]uint32, 0, n), s.slots...)
 		s.cells = append(make([]uint32, 0, n), s.cells...)
 		s.values = append(make([]float64, 0, n), s.values...)
 		if s.second != nil {
@@ -525,7 +527,8 @@ func (x *Index) Remove(s *Source) {
 		x.unpin(s.parts[i].cells)
 		spaces = append(spaces, s.parts[i].space)
 	}
-	s.slots, s.cells, s.values, s.second, s.parts = nil, nil, nil, nil, nil
+	s.slots = rising.List{}
+	s.cells, s.values, s.second, s.parts = nil, nil, nil, nil
 	s.space = nil
 	x.removed++
 	for _, space := range spaces {

@@ -143,7 +143,7 @@ func fold(t testing.TB, x *Index, s *Source) {
 		for i, c := range s.cells {
 			at := slices.Index(into.cells, c)
 			if at < 0 {
-				if err := x.Learn(into, []byte(raws[c]), 0); err != nil {
+				if err := x.Learn(into, []byte(raws[c]), uint32(into.Entries())); err != nil {
 					t.Fatal(err)
 				}
 				at = into.Entries() - 1
@@ -313,7 +313,7 @@ func TestLearnRefuses(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			x := NewIndex(Options{MaxLabels: 3})
 			s := add(t, x, file{kind: tc.kind, id: "1"})
-			if err := x.Learn(s, []byte(tc.key), 0); !errors.Is(err, tc.want) {
+			if err := x.Learn(s, []byte(tc.key), uint32(s.Entries())); !errors.Is(err, tc.want) {
 				t.Errorf("got %v, want %v", err, tc.want)
 			}
 			if got := dump(x); got != "" || s.Entries() != 0 || len(x.families) != 0 {

@@ -375,7 +375,7 @@ func (x *Index) Seat(old *Index, s *Source) *Source {
 	defer func() { x.seating = false }()
 	old.Each(s, func(raw string, _, _ float64) {
 		if raw != "" {
-			x.Learn(seat, []byte(raw), 0) //nolint:errcheck // it was good in the other index
+			x.Learn(seat, []byte(raw), uint32(seat.Entries())) //nolint:errcheck // it was good in the other index
 		}
 	})
 	return seat

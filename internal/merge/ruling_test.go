@@ -141,7 +141,7 @@ func TestFoldedInForce(t *testing.T) {
 					continue
 				}
 				s := x.AddFolded(SourceSpec{Type: metric.Gauge, Mode: archived, ID: id, ParseKey: parseTestKey})
-				if err := x.Learn(s, []byte("g g H"), 0); err != nil {
+				if err := x.Learn(s, []byte("g g H"), uint32(s.Entries())); err != nil {
 					t.Fatal(err)
 				}
 				s.Values()[0] = Zero(metric.Gauge, archived)
@@ -421,7 +421,7 @@ func TestLimits(t *testing.T) {
 	s := x.Add(file{kind: "counter", id: "1"}.spec())
 	learn := func(key string, want error) {
 		t.Helper()
-		if err := x.Learn(s, []byte(key), 0); !errors.Is(err, want) {
+		if err := x.Learn(s, []byte(key), uint32(s.Entries())); !errors.Is(err, want) {
 			t.Errorf("learn %q: %v, want %v", key, err, want)
 		}
 	}

@@ -298,7 +298,7 @@ func (d *dir) show(s archive.Space) {
 		}
 	}
 	values, stamps := f.source.Values(), f.source.Stamps()
-	for i, pos := range f.source.Slots() {
+	for i, pos := range f.source.Slots().All() {
 		values[i], stamps[i] = table.Values()[pos], table.Stamps()[pos]
 	}
 }
@@ -671,7 +671,7 @@ func (d *dir) collect(b *archive.Batch, t *tracked) (f *archive.FoldedFile, reco
 	f = b.File(space, t.baseline, t.file.Size())
 	// Workers may have had the same ID one after the other: the last one's gauges stay.
 	began := float64(t.file.Created().UnixNano()) / 1e9
-	slots := t.source.Slots()
+	slots := t.source.Slots().Numbers()
 	k := 0
 	err = t.file.Walk(func(e store.Entry) {
 		known := k < len(slots) && slots[k] == e.Slot

@@ -100,12 +100,13 @@ func (d *dir) limitsBy(p *policy.Policy) store.Limits {
 // are read once more; where they cannot be, it is told what the earlier index knows of them.
 func (d *dir) relearn(t *tracked, old *merge.Index) {
 	was := t.source
+	slots := was.Slots().Numbers()
 	base := make(map[uint32]float64, len(t.base))
 	for i, b := range t.base {
-		base[was.Slots()[i]] = b
+		base[slots[i]] = b
 	}
-	values := make(map[uint32]int, was.Entries())
-	for i, slot := range was.Slots() {
+	values := make(map[uint32]int, len(slots))
+	for i, slot := range slots {
 		values[slot] = i
 	}
 	begin := func() {
@@ -148,7 +149,7 @@ func (d *dir) relearn(t *tracked, old *merge.Index) {
 		begin()
 		i := 0
 		old.Each(was, func(raw string, _, _ float64) {
-			learned([]byte(raw), was.Slots()[i], -1)
+			learned([]byte(raw), slots[i], -1)
 			i++
 		})
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"aggregatord/internal/rising"
 )
 
 // Limits bound what one file may cost us. Zero means the default.
@@ -411,8 +413,8 @@ func (f *File) Complete() bool {
 func (f *File) Grown() bool { return f.grown }
 
 // Load sets values[i] to the value at slots[i], for all slots, each of which must come
-// from an [Entry] that this File has yielded; len(values) must be at least len(slots).
-// It allocates nothing. Slots in rising order are read fastest.
+// from an [Entry] that this File has yielded; there must be as many values, or more. It
+// allocates nothing.
 //
 // Each value is read whole, by one atomic load, however busy the writer is. Where the
 // system refuses to map the file it is read by plain reads, which the standards do not
@@ -421,7 +423,7 @@ func (f *File) Grown() bool { return f.grown }
 // With an error of Reason Shrunk the file was truncated: values are untouched if that
 // was seen before, and the first of them may be new if it happened under our hands. In
 // any case each is a value that the file held.
-func (f *File) Load(slots []uint32, values []float64) error {
+func (f *File) Load(slots *rising.List, values []float64) error {
 	return f.load(slots, values, nil)
 }
 
@@ -430,8 +432,8 @@ func (f *File) Load(slots []uint32, values []float64) error {
 //
 // Value and timestamp are two words for the writer too: the pair is as it was at one
 // moment between two of its stores, unless it stores faster than we can look.
-func (f *File) LoadStamped(slots []uint32, values, stamps []float64) error {
-	stamps = stamps[:len(slots)]
+func (f *File) LoadStamped(slots *rising.List, values, stamps []float64) error {
+	stamps = stamps[:slots.Len()]
 	if f.cur.width != Wide {
 		clear(stamps)
 		stamps = nil
@@ -440,14 +442,14 @@ func (f *File) LoadStamped(slots []uint32, values, stamps []float64) error {
 }
 
 // load is Load if stamps is nil, otherwise LoadStamped of a wide file.
-func (f *File) load(slots []uint32, values, stamps []float64) error {
+func (f *File) load(slots *rising.List, values, stamps []float64) error {
 	if err := f.usable(); err != nil {
 		return err
 	}
-	if len(slots) == 0 {
+	if slots.Len() == 0 {
 		return nil
 	}
-	values = values[:len(slots)]
+	values = values[:slots.Len()]
 	var d damage
 	if !f.settled {
 		if err := f.refresh(); err != nil {
@@ -475,7 +477,7 @@ func (f *File) load(slots []uint32, values, stamps []float64) error {
 }
 
 // read is load without a mapping. It also looks at the header, which costs nothing more.
-func (f *File) read(slots []uint32, values, stamps []float64) damage {
+func (f *File) read(slots *rising.List, values, stamps []float64) damage {
 	buf := windows.Get().(*[windowBytes]byte)
 	defer windows.Put(buf)
 	w := window{src: (*reader)(f), buf: buf[:], end: f.used}
@@ -492,7 +494,7 @@ func (f *File) read(slots []uint32, values, stamps []float64) damage {
 		return damage{reason: UsedShrunk, number: used}
 	}
 	f.grown = used > f.used
-	for i, slot := range slots {
+	for i, slot := range slots.All() {
 		off := int64(slot) * valueBytes
 		if off+int64(size) > f.used {
 			panic(fmt.Sprintf("BUG: slot %d is past the %d used bytes of %q", slot, f.used, f.path))

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"aggregatord/internal/rising"
 )
 
 func TestOpenRefuses(t *testing.T) {
@@ -172,7 +174,7 @@ func TestLoad(t *testing.T) {
 				values, stamps := make([]float64, n+1), make([]float64, n+1)
 				check := func(step int) {
 					t.Helper()
-					for i := range slots {
+					for i := range slots.Len() {
 						stamp := 0.0
 						if width == Wide {
 							stamp = 1000 + float64(i*step)
@@ -204,17 +206,16 @@ func TestLoad(t *testing.T) {
 				if err := f.Load(slots, values); err != nil {
 					t.Fatal(err)
 				}
-				for i := range slots {
+				for i := range slots.Len() {
 					if values[i] != float64(i) {
 						t.Fatalf("entry %d: %v", i, values[i])
 					}
 				}
-				// Any order will do.
-				slices.Reverse(slots)
-				if err := f.Load(slots, values); err != nil || values[0] != n-1 || values[n-1] != 0 {
-					t.Errorf("in reverse: %v … %v, %v", values[0], values[n-1], err)
+				some := rising.Of(records[1].Slot, records[n-1].Slot)
+				if err := f.Load(some, values); err != nil || values[0] != 1 || values[1] != n-1 {
+					t.Errorf("some: %v, %v, %v", values[0], values[1], err)
 				}
-				if err := f.Load(nil, nil); err != nil {
+				if err := f.Load(rising.Of(), nil); err != nil {
 					t.Errorf("no slots: %v", err)
 				}
 				if want := how == "mapped"; f.Mapped() != want {
@@ -250,7 +251,7 @@ func TestGrowth(t *testing.T) {
 			t.Fatal(err)
 		}
 		f := open(t, path)
-		var slots []uint32
+		slots := &rising.List{}
 		values := make([]float64, 1000)
 		for i := range 1000 {
 			slot, err := w.Slot(fmt.Appendf(nil, `["f", "f_total", {"a": "%d"}, ""]`, i))
@@ -265,14 +266,16 @@ func TestGrowth(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			slots = append(slots, slotsOf(records)...)
-			if len(slots) != i+1 {
-				t.Fatalf("%d entries known after %d", len(slots), i+1)
+			for _, r := range records {
+				slots.Append(r.Slot)
+			}
+			if slots.Len() != i+1 {
+				t.Fatalf("%d entries known after %d", slots.Len(), i+1)
 			}
 			if err := f.Load(slots, values); err != nil {
 				t.Fatal(err)
 			}
-			for j := range slots {
+			for j := range slots.Len() {
 				if values[j] != float64(j) {
 					t.Fatalf("after %d entries, entry %d is %v", i+1, j, values[j])
 				}
@@ -288,7 +291,7 @@ func TestGrowth(t *testing.T) {
 }
 
 // loaded opens a file of 3000 entries, learns and maps it.
-func loaded(t *testing.T) (f *File, path string, slots []uint32, values []float64) {
+func loaded(t *testing.T) (f *File, path string, slots *rising.List, values []float64) {
 	t.Helper()
 	path = write(t, bigImage(Wide, 3000).honest())
 	f = open(t, path)
@@ -315,7 +318,7 @@ func wantLost(t *testing.T, f *File, err error, reason Reason) {
 	if again := f.Learn(func(Entry) { t.Error("yielded an entry") }); !errors.Is(again, err) {
 		t.Errorf("then Learn says %v", again)
 	}
-	if again := f.Load([]uint32{7}, make([]float64, 1)); !errors.Is(again, err) {
+	if again := f.Load(rising.Of(7), make([]float64, 1)); !errors.Is(again, err) {
 		t.Errorf("then Load says %v", again)
 	}
 }
@@ -383,7 +386,7 @@ func TestTruncatedWhileMapped(t *testing.T) {
 			if d.reason != Shrunk || d.offset < kept || d.offset > kept+300 {
 				t.Fatalf("damage %+v", d)
 			}
-			for i, slot := range slots {
+			for i, slot := range slots.All() {
 				want := 0.0 // as it was
 				if int64(slot)*8 < kept {
 					want = float64(i)
@@ -440,7 +443,7 @@ func TestOtherPanicsGoOn(t *testing.T) {
 						t.Error("SetPanicOnFault was not restored")
 					}
 				}()
-				err := f.Load([]uint32{1 << 28}, values)
+				err := f.Load(rising.Of(1<<28), values)
 				t.Error(err)
 			}()
 		}
@@ -597,7 +600,7 @@ func TestHolesStay(t *testing.T) {
 
 func TestHotPathAllocatesNothing(t *testing.T) {
 	f, _, slots, values := loaded(t)
-	stamps := make([]float64, len(slots))
+	stamps := make([]float64, slots.Len())
 	yield := func(Entry) { t.Error("yielded an entry") }
 	for name, fn := range map[string]func() error{
 		"Load":        func() error { return f.Load(slots, values) },
@@ -674,12 +677,12 @@ func TestReadWhileWritten(t *testing.T) {
 		}()
 	}()
 	f := open(t, path)
-	var slots []uint32
+	slots := &rising.List{}
 	values, stamps, last := make([]float64, entries+2), make([]float64, entries+2), make([]float64, entries+2)
 	deadline := time.Now().Add(10 * time.Second)
-	for rounds := 0; len(slots) < entries+2 || rounds < 200; rounds++ {
+	for rounds := 0; slots.Len() < entries+2 || rounds < 200; rounds++ {
 		if time.Now().After(deadline) {
-			t.Errorf("%d entries seen in time", len(slots))
+			t.Errorf("%d entries seen in time", slots.Len())
 			break
 		}
 		records, err := learn(f)
@@ -687,18 +690,18 @@ func TestReadWhileWritten(t *testing.T) {
 			t.Error(err)
 			break
 		}
-		for i, r := range records {
-			want := fmt.Sprintf(`["f", "f_total", {"a": "%d"}, ""]`, len(slots)+i-2)
-			if len(slots)+i >= 2 && r.Key != want {
-				t.Fatalf("entry %d is %s", len(slots)+i, r.Key)
+		for _, r := range records {
+			want := fmt.Sprintf(`["f", "f_total", {"a": "%d"}, ""]`, slots.Len()-2)
+			if slots.Len() >= 2 && r.Key != want {
+				t.Fatalf("entry %d is %s", slots.Len(), r.Key)
 			}
+			slots.Append(r.Slot)
 		}
-		slots = append(slots, slotsOf(records)...)
 		if err := f.LoadStamped(slots, values, stamps); err != nil {
 			t.Error(err)
 			break
 		}
-		for i := range slots {
+		for i := range slots.Len() {
 			switch {
 			case i == 0 && values[0] != 0 && values[0] != ones:
 				t.Errorf("a torn value: %#x", math.Float64bits(values[0]))
@@ -910,7 +913,7 @@ func TestComplete(t *testing.T) {
 	if err != nil || !f.Complete() {
 		t.Fatalf("%v, complete is %v", err, f.Complete())
 	}
-	slots, values := []uint32{records[0].Slot, records[1].Slot}, make([]float64, 2)
+	slots, values := rising.Of(records[0].Slot, records[1].Slot), make([]float64, 2)
 	if err := f.Load(slots, values); err != nil || !f.Complete() {
 		t.Fatalf("%v, complete is %v", err, f.Complete())
 	}

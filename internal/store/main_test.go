@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"aggregatord/internal/rising"
 )
 
 func TestMain(m *testing.M) {
@@ -134,10 +136,10 @@ func learn(f *File) (records []record, err error) {
 	return records, err
 }
 
-func slotsOf(records []record) []uint32 {
-	slots := make([]uint32, len(records))
-	for i, r := range records {
-		slots[i] = r.Slot
+func slotsOf(records []record) *rising.List {
+	slots := &rising.List{}
+	for _, r := range records {
+		slots.Append(r.Slot)
 	}
 	return slots
 }

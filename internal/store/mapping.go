@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"github.com/edsrzf/mmap-go"
+
+	"aggregatord/internal/rising"
 )
 
 // A mapping shows a file's memory, shared with its writer. The zero mapping shows nothing.
@@ -73,14 +75,21 @@ func (m *mapping) used() (used int32, d damage) {
 // load is the hot loop of every scrape. The loads are atomic so that each value is whole
 // and read exactly once: the writer stores it meanwhile, from another process. On the
 // machines we support they cost what plain ones do. Nothing here may allocate.
-func (m *mapping) load(used int64, slots []uint32, values []float64) (d damage) {
+func (m *mapping) load(used int64, slots *rising.List, values []float64) (d damage) {
 	defer m.catch(debug.SetPanicOnFault(true), &d)
 	words := m.words(used)
-	values = values[:len(slots)]
-	for i, slot := range slots {
-		values[i] = math.Float64frombits(loadWord(&words[slot]))
+	var buf [rising.BlockLen]uint32
+	for r := slots.Reader(); ; {
+		block := r.Read(&buf)
+		if len(block) == 0 {
+			return damage{}
+		}
+		some := values[:len(block)]
+		for i, slot := range block {
+			some[i] = math.Float64frombits(loadWord(&words[slot]))
+		}
+		values = values[len(block):]
 	}
-	return damage{}
 }
 
 // stampTries is how often a pair is read again whose timestamp changed meanwhile. The
@@ -89,22 +98,29 @@ const stampTries = 8
 
 // loadStamped is load for wide files. A pair is taken when its timestamp was the same
 // before and after the value was loaded.
-func (m *mapping) loadStamped(used int64, slots []uint32, values, stamps []float64) (d damage) {
+func (m *mapping) loadStamped(used int64, slots *rising.List, values, stamps []float64) (d damage) {
 	defer m.catch(debug.SetPanicOnFault(true), &d)
 	words := m.words(used)
-	values, stamps = values[:len(slots)], stamps[:len(slots)]
-	for i, slot := range slots {
-		stamp := loadWord(&words[slot+1])
-		for range stampTries {
-			values[i] = math.Float64frombits(loadWord(&words[slot]))
-			before := stamp
-			if stamp = loadWord(&words[slot+1]); stamp == before {
-				break
-			}
+	var buf [rising.BlockLen]uint32
+	for r := slots.Reader(); ; {
+		block := r.Read(&buf)
+		if len(block) == 0 {
+			return damage{}
 		}
-		stamps[i] = stampOf(math.Float64frombits(stamp))
+		some, at := values[:len(block)], stamps[:len(block)]
+		for i, slot := range block {
+			stamp := loadWord(&words[slot+1])
+			for range stampTries {
+				some[i] = math.Float64frombits(loadWord(&words[slot]))
+				before := stamp
+				if stamp = loadWord(&words[slot+1]); stamp == before {
+					break
+				}
+			}
+			at[i] = stampOf(math.Float64frombits(stamp))
+		}
+		values, stamps = values[len(block):], stamps[len(block):]
 	}
-	return damage{}
 }
 
 // catch turns a fault in the mapping into damage. It is deferred with the setting of

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"aggregatord/internal/rising"
 )
 
 // TestNoPermission opens a file that another user may not read.
@@ -78,10 +80,10 @@ func noMappingsLeft() {
 	debug.SetGCPercent(-1) // the runtime must not need a mapping of its own
 	f, err := Open(os.Args[1], SourceName{}, Limits{})
 	check(err == nil, err)
-	var slots []uint32
-	check(f.Learn(func(e Entry) { slots = append(slots, e.Slot) }) == nil, "learn")
-	values, stamps := make([]float64, len(slots)), make([]float64, len(slots))
-	want := make([]float64, len(slots))
+	slots := &rising.List{}
+	check(f.Learn(func(e Entry) { slots.Append(e.Slot) }) == nil, "learn")
+	values, stamps := make([]float64, slots.Len()), make([]float64, slots.Len())
+	want := make([]float64, slots.Len())
 	for i := range want {
 		want[i] = float64(i)
 	}

@@ -1,0 +1,124 @@
+// Package rising keeps numbers that rise, such as the places of the values in a file, in a
+// quarter of the memory: mostly a byte each, which is how much one is above the last.
+package rising
+
+import (
+	"encoding/binary"
+	"fmt"
+	"iter"
+	"slices"
+)
+
+// A List holds numbers, each larger than the one before. The zero List is empty. It may be
+// read by several goroutines while nobody appends.
+type List struct {
+	// steps has a byte for each number, which is how much it is above the last one, or above 0.
+	// Where that is too much, the byte is far and the number itself follows.
+	steps []byte
+	last  uint32
+	n     int
+}
+
+const (
+	far      = 0xff
+	farBytes = 4 // that follow it
+)
+
+// Of returns a List of these numbers.
+func Of(numbers ...uint32) *List {
+	l := &List{}
+	for _, n := range numbers {
+		l.Append(n)
+	}
+	return l
+}
+
+// Append adds a number, which must be larger than the last one.
+func (l *List) Append(n uint32) {
+	if n <= l.last && l.n > 0 {
+		panic(fmt.Sprintf("BUG: %d follows %d in a list of rising numbers", n, l.last))
+	}
+	if step := n - l.last; step < far {
+		l.steps = append(l.steps, byte(step))
+	} else {
+		l.steps = binary.LittleEndian.AppendUint32(append(l.steps, far), n)
+	}
+	l.last = n
+	l.n++
+}
+
+// Len returns how many numbers there are.
+func (l *List) Len() int { return l.n }
+
+// Last returns the last number, or 0 if there is none.
+func (l *List) Last() uint32 { return l.last }
+
+// Grow makes room for so many more numbers, if they follow one another closely.
+func (l *List) Grow(n int) { l.steps = slices.Grow(l.steps, n) }
+
+// Compact gives back the room for more numbers, where it is much.
+func (l *List) Compact() {
+	if n := len(l.steps); cap(l.steps)-n > n/16 {
+		l.steps = append(make([]byte, 0, n), l.steps...)
+	}
+}
+
+// All iterates over the numbers and how many were before each.
+func (l *List) All() iter.Seq2[int, uint32] {
+	return func(yield func(int, uint32) bool) {
+		var buf [BlockLen]uint32
+		i := 0
+		for r := l.Reader(); ; {
+			block := r.Read(&buf)
+			if len(block) == 0 {
+				return
+			}
+			for _, n := range block {
+				if !yield(i, n) {
+					return
+				}
+				i++
+			}
+		}
+	}
+}
+
+// Numbers returns the numbers in a slice of its own.
+func (l *List) Numbers() []uint32 {
+	all := make([]uint32, 0, l.n)
+	for _, n := range l.All() {
+		all = append(all, n)
+	}
+	return all
+}
+
+// BlockLen is the length of a buffer for Read. Fewer are read slower, and more hardly faster.
+const BlockLen = 1024
+
+// A Reader reads the numbers that are in a List when it is made.
+type Reader struct {
+	rest []byte
+	at   uint32
+}
+
+// Reader returns one that is before the first number.
+func (l *List) Reader() Reader { return Reader{rest: l.steps} }
+
+// Read returns the numbers that come next, in buf, or none at the end. A loop that then looks
+// something up for each of them, and does nothing else, has the processor look up many at once;
+// one that finds out number by number where to look does not.
+func (r *Reader) Read(buf *[BlockLen]uint32) []uint32 {
+	rest, at, n, k := r.rest, r.at, 0, 0
+	for ; n < len(buf) && k < len(rest); n++ {
+		step := rest[k]
+		k++
+		at += uint32(step)
+		if step == far {
+			at = binary.LittleEndian.Uint32(rest[k:])
+			k += farBytes
+		}
+		buf[n] = at
+	}
+	r.rest, r.at = rest[k:], at
+	return buf[:n]
+}
