@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,9 +43,8 @@ func startedWith(dir string) (pids []int) {
 
 // environ returns what a process had in its environment at its last execve, or nothing if
 // it is a zombie, a thread of the kernel or another user's. In the middle of an execve the
-// kernel shows no environment (fs/proc/base.c, environ_read: not before env_end is set), and
-// nothing tells that from an empty one but that it does not last: such a process is asked
-// again for a while.
+// kernel shows no environment (fs/proc/base.c, environ_read: not before env_end is set): such
+// a process is asked again, for a second at most.
 func environ(process string) []byte {
 	buf := make([]byte, 64<<10)
 	for began := time.Now(); ; {
@@ -54,15 +54,33 @@ func environ(process string) []byte {
 			return nil
 		case n == len(buf):
 			buf = make([]byte, 2*n)
-		case n > 0 || time.Since(began) > 20*time.Millisecond:
+		case n > 0 || hasNoEnviron(process) || time.Since(began) > time.Second:
 			return buf[:n]
 		default:
-			if _, err := os.Readlink(process + "/exe"); err != nil { // a zombie, or the kernel's
-				return nil
-			}
 			time.Sleep(time.Millisecond)
 		}
 	}
+}
+
+// hasNoEnviron reports whether a process has an empty environment, or none as it is a
+// zombie. Else it executes a program: the kernel notes where the code is when all of the
+// environment is there (fs/binfmt_elf.c, load_elf_binary: start_code after
+// create_elf_tables).
+func hasNoEnviron(process string) bool {
+	if _, err := os.Readlink(process + "/exe"); err != nil {
+		return true
+	}
+	buf := make([]byte, 4<<10)
+	n, err := readOnce(process+"/stat", buf)
+	if err != nil {
+		return true
+	}
+	// proc_pid_stat(5) counts fields from 1; the second is the program's name in
+	// parentheses and may hold anything, these too.
+	fields := strings.Fields(string(buf[bytes.LastIndexByte(buf[:n], ')')+1 : n]))
+	const third, startCode, envStart, envEnd = 3, 26, 50, 51
+	return len(fields) > envEnd-third && fields[startCode-third] != "0" &&
+		fields[envStart-third] == fields[envEnd-third]
 }
 
 // readOnce reads a file from its start by a single read(2): what several return of a process
