@@ -92,6 +92,10 @@ func TestRunGunicorn(t *testing.T) {
 				if err != nil {
 					return err
 				}
+				// gunicorn waits half a minute for a worker to end that was told so while it began.
+				if n := strings.Count(d.out.String(), `"worker found"`); n < 3 {
+					return fmt.Errorf("%d workers have begun", n)
+				}
 				return errors.Join(got.check(v), fetch(client, "/pid"))
 			})
 		})
