@@ -80,6 +80,8 @@ type Archive struct {
 	handle *os.File
 	file   fs.FileInfo
 	id     []byte
+	// unsynced says that the file's name may not be durable.
+	unsynced bool
 	// txid is the number of the last commit to the file, as far as we know.
 	txid int
 	// attempt is what a commit that failed was to be told by, should it be on disk after all.
@@ -154,6 +156,9 @@ func (a *Archive) Attach(dir string) (err error) {
 		a.db, a.handle, a.file, a.path = db, f, info, path
 		a.attached.Store(true)
 		writeOwner(dir)
+		if err := removeHalfMade(dir); err != nil {
+			return err
+		}
 		var loaded *contents
 		err = db.View(func(tx *bolt.Tx) error {
 			loaded, err = load(tx)
@@ -494,6 +499,9 @@ func (f *FoldedFile) Record(name string) { f.batch.records[name] = f.values }
 func (a *Archive) Commit(b *Batch, apply func(change func())) error {
 	if a.db == nil {
 		return ErrDetached
+	}
+	if err := a.syncName(); err != nil {
+		return fmt.Errorf("write archive %q: %w", a.path, err)
 	}
 	a.attempt = newID()
 	var w write

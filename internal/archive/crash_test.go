@@ -20,7 +20,7 @@ import (
 
 // The steps of these tests are batches of which the n-th adds 1 to every old key and brings
 // a new one, folds the file "file-n" and forgets file-(n-recent). So any state says how many
-// commits made it, and in many places.
+// commits made it, and in many places. Now and then the archive is written anew before.
 const recent = 5
 
 func stepKey(n int) string { return fmt.Sprintf(`["steps", "steps_total", {"n": "%d"}, ""]`, n) }
@@ -28,6 +28,11 @@ func stepKey(n int) string { return fmt.Sprintf(`["steps", "steps_total", {"n": 
 // step makes the next commit.
 func step(a *Archive) error {
 	n := len(a.stepKeys())
+	if n%5 == 2 {
+		if err := a.Compact(); err != nil {
+			return err
+		}
+	}
 	b := NewBatch(at(int64(n)))
 	f := b.File(counters, nil, 100)
 	for i := range n + 1 {

@@ -114,18 +114,10 @@ func open(dir string) (*os.File, error) {
 // error is fs.ErrExist then. On error nothing is left, not even half an archive when the
 // disk is full.
 func create(dir string) (err error) {
-	// What a crash left in the middle of this goes; what is young may be of somebody who is
-	// in the middle of it now.
-	old, err := filepath.Glob(filepath.Join(dir, FileName+".new-*"))
-	if err != nil {
+	if err := removeHalfMade(dir); err != nil {
 		return err
 	}
-	for _, path := range old {
-		if info, err := os.Lstat(path); err == nil && time.Since(info.ModTime()) > time.Minute {
-			os.Remove(path) //nolint:errcheck // it takes up some room, no more
-		}
-	}
-	tmp, err := New().build(dir, nil)
+	tmp, _, err := New().build(dir, nil)
 	if err != nil {
 		return err
 	}
@@ -136,11 +128,12 @@ func create(dir string) (err error) {
 }
 
 // build writes all of an archive that has no file to a new one in dir, durably, and returns
-// its path. A file without a commit to be told by counts as one that nobody has written to.
-func (a *Archive) build(dir string, commit []byte) (path string, err error) {
+// its path and what was written. A file without a commit to be told by counts as one that
+// nobody has written to.
+func (a *Archive) build(dir string, commit []byte) (path string, w write, err error) {
 	f, err := os.CreateTemp(dir, FileName+".new-*")
 	if err != nil {
-		return "", err
+		return "", w, err
 	}
 	defer func() {
 		if err != nil {
@@ -149,13 +142,13 @@ func (a *Archive) build(dir string, commit []byte) (path string, err error) {
 	}()
 	db, err := openBolt(f, false)
 	if err != nil {
-		return "", err
+		return "", w, err
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
-		w := write{a: a, b: NewBatch(time.Time{}), tx: tx, commit: commit}
+		w = write{a: a, b: NewBatch(time.Time{}), tx: tx, txid: tx.ID(), commit: commit}
 		return w.run()
 	})
-	return f.Name(), errors.Join(err, db.Close())
+	return f.Name(), w, errors.Join(err, db.Close())
 }
 
 // openBolt opens a bbolt file that is open already. The database owns it from now on; on
@@ -206,7 +199,7 @@ func Reset(dir string, staged []string, now time.Time) (kept string, err error) 
 				fresh.unsavedRecords[name] = true
 			}
 		}
-		tmp, err := fresh.build(dir, newID())
+		tmp, _, err := fresh.build(dir, newID())
 		if err != nil {
 			return err
 		}

@@ -29,6 +29,8 @@ const (
 	freelistPage = 0x10
 
 	bucketElement = 0x01
+
+	manyFree = 0xffff // in place of the count of free pages: it comes first in the list
 )
 
 // Bounds of what a file may claim. Ours stay far below them.
@@ -289,7 +291,7 @@ func (c *pageChecker) freelist(id uint64) error {
 	}
 	ids := page[pageHeader:]
 	count := uint64(u16(page[10:]))
-	if count == 0xffff { // the real count comes first
+	if count == manyFree {
 		count, ids = u64(ids), ids[8:]
 	}
 	if flags := u16(page[8:]); flags != freelistPage || count > uint64(len(ids)/8) {

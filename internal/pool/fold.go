@@ -61,6 +61,13 @@ const removeAfter = time.Second
 // retryAfter is how long to wait after the archive could not be opened or written.
 const retryAfter = 5 * time.Second
 
+// spareBytes of the archive's file may be out of use, which matters in no directory; where it
+// cannot be written anew, it is tried again after compactEvery.
+const (
+	spareBytes   = 1 << 20
+	compactEvery = 10 * time.Minute
+)
+
 // wipeTime is how long nothing is made in a directory that somebody is about to empty.
 const wipeTime = time.Second
 
@@ -85,6 +92,10 @@ type archiving struct {
 	batchFiles int
 	// ballastDue is when to look next whether there is room for a ballast.
 	ballastDue time.Time
+	// spare is how many bytes of the archive's file may be out of use, with three times those that
+	// are in use; compactDue is when it may be written anew.
+	spare      int64
+	compactDue time.Time
 
 	attachErr, foldErr     error
 	attachRetry, foldRetry time.Time
@@ -115,7 +126,7 @@ func newArchiving(spec DirSpec, opts *Options) archiving {
 	a := archiving{
 		opts: opts.Archive, archive: archive.New(), staging: archive.NewStaging(spec.Path),
 		folded: map[archive.Space]*foldedSource{}, removing: map[string]foldedFile{},
-		archiveDir: filepath.Join(spec.Path, archive.HiddenDir),
+		archiveDir: filepath.Join(spec.Path, archive.HiddenDir), spare: spareBytes,
 	}
 	if opts.ArchiveDir != "" {
 		a.archiveDir = filepath.Join(opts.ArchiveDir, spec.Pool)
@@ -429,6 +440,9 @@ func (d *dir) foldSome(now time.Time) (more bool) {
 		d.logger.Info("dead workers' files can be archived again")
 		d.setFoldErr(nil)
 	}
+	if len(batch) == 0 {
+		d.compact(now)
+	}
 	d.keepBallast(now)
 	if more = more && len(batch) > 0; more {
 		d.batchFiles = min(2*max(d.batchFiles, foldFiles), foldFilesMost)
@@ -436,6 +450,27 @@ func (d *dir) foldSome(now time.Time) (more bool) {
 		d.batchFiles = 0
 	}
 	return more
+}
+
+// compact writes the archive anew if that makes its file much smaller: in a tmpfs the files of
+// a large backlog would otherwise take up room for ever. It waits until all of them are gone.
+func (d *dir) compact(now time.Time) {
+	if len(d.removing) > 0 || d.archive.Pending() || now.Before(d.compactDue) {
+		return
+	}
+	size, used := d.archive.SizeBytes(), d.archive.UsedBytes()
+	if used == 0 || size-used <= d.spare+3*used {
+		return
+	}
+	d.compactDue = now.Add(compactEvery)
+	if err := d.do("compact", d.archive.Compact); err != nil {
+		d.c.metrics.compactErrors.With(d.spec.Pool).Inc()
+		d.logger.Warn("archive cannot be written anew to make its file smaller; it is tried again later",
+			zap.Int64("bytes", size), zap.Int64("used", used), zap.Error(err))
+		return
+	}
+	d.c.metrics.compactions.With(d.spec.Pool).Inc()
+	d.logger.Info("archive was written anew; its file is smaller", zap.Int64("bytes", d.archive.SizeBytes()), zap.Int64("before", size))
 }
 
 // setFoldErr takes note of how a fold went. A scrape may read it at the same time.

@@ -31,6 +31,7 @@ type Metrics struct {
 	awaiting, removing, lastFold                           telemetry.GaugeVec   // pool
 	folds, foldedFiles, foldedBytes, foldErrors            telemetry.CounterVec // pool
 	reopened, expired, archiveSetAside                     telemetry.CounterVec // pool
+	compactions, compactErrors                             telemetry.CounterVec // pool
 	foldSeconds                                            telemetry.Histogram
 }
 
@@ -77,6 +78,8 @@ func NewMetrics(set *telemetry.Set) *Metrics {
 		reopened:        set.CounterVec("aggregatord_archive_reopened_files_total", "Archived files that a worker opened at the last moment; what it added was counted too.", "pool"),
 		expired:         set.CounterVec("aggregatord_archive_expired_workers_total", "Dead workers whose gauges in mode all were dropped by retention.", "pool"),
 		archiveSetAside: set.CounterVec("aggregatord_archive_set_aside_total", "Times a damaged archive was set aside.", "pool"),
+		compactions:     set.CounterVec("aggregatord_archive_compactions_total", "Times the archive was written anew because most of its file was not in use.", "pool"),
+		compactErrors:   set.CounterVec("aggregatord_archive_compaction_errors_total", "Times that failed; the log says why.", "pool"),
 		foldSeconds: set.Histogram("aggregatord_archive_fold_duration_seconds", "Time to archive a batch of dead workers' files.",
 			[]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}),
 	}
@@ -87,6 +90,7 @@ func NewMetrics(set *telemetry.Set) *Metrics {
 func (m *Metrics) prepare(pool string) {
 	for _, v := range []telemetry.CounterVec{
 		m.rescans, m.scanErrors, m.folds, m.foldedFiles, m.foldedBytes, m.foldErrors, m.reopened, m.expired, m.archiveSetAside,
+		m.compactions, m.compactErrors,
 	} {
 		v.With(pool)
 	}

@@ -1,0 +1,162 @@
+package archive
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+)
+
+// UsedBytes returns how much of the file is in use: bbolt keeps what it once needed, as for
+// the records of thousands of files that were folded at once. 0 while detached, or if it
+// cannot be told.
+func (a *Archive) UsedBytes() int64 {
+	if a.db == nil {
+		return 0
+	}
+	last, err := lastMeta(a.handle)
+	if err != nil {
+		return 0
+	}
+	free, err := countFree(a.handle, last)
+	if err != nil || free > last.high || last.high > math.MaxInt64/pageBytes {
+		return 0
+	}
+	return int64(last.high-free) * pageBytes
+}
+
+// countFree returns how many pages are listed as free.
+func countFree(f io.ReaderAt, last meta) (uint64, error) {
+	var page [pageHeader + 8]byte
+	if last.freelist >= last.high {
+		return 0, fmt.Errorf("list of free pages: page %d of %d", last.freelist, last.high)
+	}
+	if _, err := f.ReadAt(page[:], int64(last.freelist)*pageBytes); err != nil {
+		return 0, fmt.Errorf("list of free pages: %w", err)
+	}
+	if flags := u16(page[8:]); flags != freelistPage {
+		return 0, fmt.Errorf("list of free pages: page %d of kind %#x", last.freelist, flags)
+	}
+	if count := u16(page[10:]); count != manyFree {
+		return uint64(count), nil
+	}
+	return u64(page[pageHeader:]), nil
+}
+
+// Compact writes the archive anew, without what is not in use, to a file that takes the place
+// of the one that is open in one step. While it does so there are both. It does nothing if
+// something is waiting to be written. After an error the archive is as it was before, in
+// the file that is open then; readers may run beside it as they may beside Commit.
+//
+// The new file is locked before it gets its name, so that nobody finds one without a lock.
+func (a *Archive) Compact() error {
+	if a.db == nil {
+		return ErrDetached
+	}
+	if a.Pending() || a.attempt != nil {
+		return nil
+	}
+	return guard(fmt.Sprintf("write archive %q anew", a.path), func() error {
+		dir := filepath.Dir(a.path)
+		fresh := a.unwritten()
+		path, w, err := fresh.build(dir, newID())
+		if err != nil {
+			return err
+		}
+		db, f, info, err := openBuilt(path)
+		if err == nil {
+			if err = a.replaceBy(path); err != nil {
+				err = errors.Join(err, db.Close())
+			}
+		}
+		if err != nil {
+			return errors.Join(err, os.Remove(path))
+		}
+		old := a.db
+		a.db, a.handle, a.file, a.id, a.txid = db, f, info, fresh.id, w.txid
+		for _, t := range w.tables {
+			now := a.totals.tables[t.space]
+			now.id, now.saved = t.id, t.Len()
+		}
+		// Until the directory is durable, what is committed to the new file could be gone with its
+		// name: see Commit.
+		a.unsynced = true
+		return errors.Join(old.Close(), a.syncName())
+	})
+}
+
+// replaceBy gives the file at path the archive's name, unless something else has it now.
+func (a *Archive) replaceBy(path string) error {
+	if !a.InPlace() {
+		return errNotInPlace
+	}
+	return os.Rename(path, a.path)
+}
+
+var errNotInPlace = errors.New("the file that is open is not there any more")
+
+// syncName makes it durable that the file has its name.
+func (a *Archive) syncName() error {
+	if !a.unsynced {
+		return nil
+	}
+	err := SyncDir(filepath.Dir(a.path))
+	a.unsynced = err != nil
+	return err
+}
+
+// unwritten is the archive for a file in which there is nothing yet. It shares what is in
+// the tables.
+func (a *Archive) unwritten() *Archive {
+	fresh := New()
+	fresh.records, fresh.stats = a.records, a.stats
+	for name := range a.records {
+		fresh.unsavedRecords[name] = true
+	}
+	fresh.totals.tables = make(map[Space]*Table, len(a.totals.tables))
+	for s, t := range a.totals.tables {
+		t := *t
+		t.id, t.saved = 0, 0
+		fresh.totals.tables[s] = &t
+		fresh.unsaved.table(s)
+	}
+	return fresh
+}
+
+// openBuilt opens and locks a file that build has made.
+func openBuilt(path string) (*bolt.DB, *os.File, os.FileInfo, error) {
+	f, err := openRegular(path, os.O_RDWR)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, f.Close())
+	}
+	db, err := openBolt(f, false)
+	return db, f, info, err
+}
+
+// removeHalfMade removes what crashes have left of archives that were being made in dir. What
+// is young may be of somebody who is in the middle of it now.
+func removeHalfMade(dir string) error {
+	old, err := filepath.Glob(filepath.Join(dir, FileName+".new-*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range old {
+		if info, err := os.Lstat(path); err == nil && time.Since(info.ModTime()) > time.Minute {
+			os.Remove(path) //nolint:errcheck // it takes up some room, no more
+		}
+	}
+	return nil
+}
