@@ -80,7 +80,8 @@ type Archive struct {
 	handle *os.File
 	file   fs.FileInfo
 	id     []byte
-	// unsynced says that the file's name may not be durable.
+	// unsynced says that the file's name may not be durable, as that of a file that another
+	// process made in its last moment.
 	unsynced bool
 	// txid is the number of the last commit to the file, as far as we know.
 	txid int
@@ -153,7 +154,7 @@ func (a *Archive) Attach(dir string) (err error) {
 		if err != nil {
 			return err
 		}
-		a.db, a.handle, a.file, a.path = db, f, info, path
+		a.db, a.handle, a.file, a.path, a.unsynced = db, f, info, path, true
 		a.attached.Store(true)
 		writeOwner(dir)
 		if err := removeHalfMade(dir); err != nil {
