@@ -264,6 +264,10 @@ var errDuplicate = errors.New("the same file as another one")
 // parallelFiles is how many files make opening them on several cores worth the while.
 const parallelFiles = 64
 
+// patientFiles is how many files make it worth the while to ask for some of them later: asking
+// takes some microseconds each.
+const patientFiles = 1024
+
 // takeAll is take and learn for many files, by several goroutines: they make their system
 // calls side by side, and tell the index one after the other.
 func (d *dir) takeAll(opening []*tracked) {
@@ -275,7 +279,7 @@ func (d *dir) takeAll(opening []*tracked) {
 	}
 	room := min(len(opening), d.room())
 	// Not if files wait for room: the dead, who can make it, must be known as such.
-	mayAskLater := d.opts != nil && !d.listed && room == len(opening)
+	mayAskLater := d.opts != nil && !d.listed && len(opening) >= patientFiles && room == len(opening)
 	// one holds what only one of them may do at a time: to tell the index.
 	var one sync.Mutex
 	var next atomic.Int64

@@ -248,7 +248,7 @@ func TestWorkersComeAndGo(t *testing.T) {
 // those of counters; what is served is right before and after.
 func TestManyAtStart(t *testing.T) {
 	dir := tmpfs(t)
-	const each = parallelFiles
+	const each = patientFiles / 4
 	var counters []*worker
 	for id := range 2 * each {
 		c := write(t, dir, fmt.Sprintf("counter_%d.db", id)).set("hits_total", 1)
