@@ -97,15 +97,18 @@ const (
 type Conflict struct {
 	Family        string
 	Pool          string
-	Winner, Loser string // as "gauge max"
+	Winner, Loser string // as "gauge max"; Configured is that of the configuration
 	// Series is the number of series left out.
 	Series int
 }
 
+// Configured describes series that no file has, which win over those of files.
+const Configured = "info"
+
 func (c class) describe() string {
 	switch {
 	case c.fixed:
-		return "info"
+		return Configured
 	case c.typ == metric.Gauge:
 		return c.typ.String() + " " + c.mode.String()
 	}

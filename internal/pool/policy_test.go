@@ -226,6 +226,18 @@ func TestInfoAndLabels(t *testing.T) {
 	h.want("build_info region=eu version=7 1", "hits_total env=prod exported_env=mine pool=web region=own 1", "hits_total pool=jobs region=eu 2")
 }
 
+// TestInfoNamedAsMetric: it is not the files that disagree.
+func TestInfoNamedAsMetric(t *testing.T) {
+	dir := tmpfs(t)
+	write(t, dir, "gauge_max_1.db").set("build_info", 1, "version", "6")
+	h := collect(t, DirSpec{Path: dir})
+	h.force(compile(t, policy.Spec{Info: []policy.InfoSeries{{Name: "build_info", Labels: map[string]string{"version": "7"}}}}))
+	h.want("build_info version=7 1")
+	if told, blamed := h.logged("choose another name", ""), h.logged("files disagree", ""); told != 1 || blamed != 0 {
+		t.Errorf("%d lines tell, %d blame files", told, blamed)
+	}
+}
+
 func TestRetentionByRule(t *testing.T) {
 	dir := tmpfs(t)
 	h := collect(t, DirSpec{Path: dir})

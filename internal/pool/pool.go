@@ -415,7 +415,11 @@ func (c *Collector) reportConflictsLocked() {
 		id.Series = 0
 		current[id] = true
 		if !c.reported[id] {
-			c.logger.Warn("files disagree on a metric; the newest file's samples are served, the others' left out",
+			msg := "files disagree on a metric; the newest file's samples are served, the others' left out"
+			if k.Winner == merge.Configured {
+				msg = "info of the configuration has the name of a metric in files, whose samples are left out; choose another name"
+			}
+			c.logger.Warn(msg,
 				zap.String("family", k.Family), zap.String("pool", k.Pool), zap.String("served", k.Winner), zap.String("left_out", k.Loser), zap.Int("series", k.Series))
 		}
 	}
