@@ -215,6 +215,8 @@ func TestErrors(t *testing.T) {
 		"tab":           {"limits:\n\tfile_size: 1\n", []string{"a.yml:2:", "is not YAML"}},
 		"control_bytes": {"a: \x01\n", []string{"a.yml", "is not YAML"}},
 		"long_scalar":   {strings.Repeat("é ", 500) + "\n", []string{`not "` + strings.Repeat("é ", 20) + `"…`}},
+		"UTF-16":        {"\xff\xfea\x00:\x00", []string{"a.yml:1:1: is not UTF-8", "save the file as UTF-8"}},
+		"Latin-1":       {"info:\n  - name: x\n    help: ä\xe4\n", []string{"a.yml:3:12: is not UTF-8"}},
 		"scalar":        {"hello\n", []string{`a.yml:1:1: wants keys with values`, `not "hello"`}},
 		"two_documents": {"limits: {}\n---\nlimits: {}\n", []string{"a.yml:2:1: a second document begins here; write all keys into one"}},
 		"unknown_tag":   {"limits: !env {}\n", []string{"limits: has the tag !env, which means nothing here; leave it out"}},

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
 )
@@ -87,6 +88,11 @@ func (d *decoder) parse(data []byte) *yaml.Node {
 		d.fail(Pos{}, "", "is larger than %d bytes; is it a configuration file?", maxFileBytes)
 		return nil
 	}
+	// The library would also take UTF-16, in which nobody means to write.
+	if !utf8.Valid(data) {
+		d.fail(firstInvalid(data), "", "is not UTF-8 from here on; save the file as UTF-8")
+		return nil
+	}
 	loader, err := yaml.NewLoader(strings.NewReader(string(data)))
 	if err != nil {
 		d.syntax(err)
@@ -110,6 +116,23 @@ func (d *decoder) parse(data []byte) *yaml.Node {
 		return nil
 	}
 	return doc.Content[0]
+}
+
+// firstInvalid returns where the first bytes are that are not UTF-8.
+func firstInvalid(data []byte) Pos {
+	pos := Pos{Line: 1, Column: 1}
+	for len(data) > 0 {
+		r, size := utf8.DecodeRune(data)
+		if r == utf8.RuneError && size == 1 {
+			break
+		}
+		pos.Column++
+		if r == '\n' {
+			pos = Pos{Line: pos.Line + 1, Column: 1}
+		}
+		data = data[size:]
+	}
+	return pos
 }
 
 // syntax records what the YAML library could not read.
