@@ -11,8 +11,8 @@ type garbage struct {
 	now  int // percent, as last set
 }
 
-// garbageBytes is how much garbage there may be in a heap of which the usual percentage would
-// be more. Nearly all of a large heap are values, which the collector does not look into,
+// garbageBytes is how much garbage there may be in any heap, before it is that percentage of what
+// the collector has to look through. Nearly all of a large heap are values, which it need not,
 // so collecting often costs little.
 const garbageBytes = 4 << 20
 
@@ -21,16 +21,16 @@ func (g *garbage) limit() {
 	if g.most == 0 {
 		return
 	}
-	live := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	runtimemetrics.Read(live)
-	if percent := g.percent(live[0].Value.Uint64()); percent != g.now {
+	heap := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/heap:bytes"}}
+	runtimemetrics.Read(heap)
+	if percent := g.percent(heap[0].Value.Uint64(), heap[1].Value.Uint64()); percent != g.now {
 		g.now = percent
 		debug.SetGCPercent(percent)
 	}
 }
 
-// percent is the percentage for a heap of so many live bytes.
-func (g *garbage) percent(live uint64) int {
-	const least = 4
-	return max(least, min(g.most, int(garbageBytes*100/max(live, 1))))
+// percent is the percentage for a heap of so many live bytes, and so many to look through.
+func (g *garbage) percent(live, scanned uint64) int {
+	allowed := max(garbageBytes*100, scanned*uint64(g.most)) // in hundredths of a byte
+	return max(1, min(g.most, int(allowed/max(live, 1))))
 }
