@@ -50,9 +50,6 @@ func (l *List) Append(n uint32) {
 // Len returns how many numbers there are.
 func (l *List) Len() int { return l.n }
 
-// Last returns the last number, or 0 if there is none.
-func (l *List) Last() uint32 { return l.last }
-
 // Grow makes room for so many more numbers, if they follow one another closely.
 func (l *List) Grow(n int) { l.steps = slices.Grow(l.steps, n) }
 

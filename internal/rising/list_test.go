@@ -55,9 +55,6 @@ func TestListRandom(t *testing.T) {
 	if got := numbers(l); !slices.Equal(got, want) {
 		t.Error("the numbers are others")
 	}
-	if l.Last() != at {
-		t.Errorf("the last is %d, want %d", l.Last(), at)
-	}
 	if n := cap(l.steps); n > 2*len(want) {
 		t.Errorf("%d numbers take %d bytes", len(want), n)
 	}
