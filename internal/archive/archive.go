@@ -76,9 +76,10 @@ type Archive struct {
 	db   *bolt.DB // nil while detached
 	// attached says that db is not nil, to readers that Commit runs beside.
 	attached atomic.Bool
-	// handle is the file that db has open, file what it is.
+	// handle is the file that db has open, file what it is, and left how we left it.
 	handle *os.File
 	file   fs.FileInfo
+	left   fs.FileInfo
 	id     []byte
 	// unsynced says that the file's name may not be durable, as that of a file that another
 	// process made in its last moment.
@@ -154,7 +155,7 @@ func (a *Archive) Attach(dir string) (err error) {
 		if err != nil {
 			return err
 		}
-		a.db, a.handle, a.file, a.path, a.unsynced = db, f, info, path, true
+		a.db, a.handle, a.file, a.left, a.path, a.unsynced = db, f, info, info, path, true
 		a.attached.Store(true)
 		writeOwner(dir)
 		if err := removeHalfMade(dir); err != nil {
@@ -504,6 +505,9 @@ func (a *Archive) Commit(b *Batch, apply func(change func())) error {
 	if err := a.syncName(); err != nil {
 		return fmt.Errorf("write archive %q: %w", a.path, err)
 	}
+	if err := a.checkLeft(); err != nil {
+		return errors.Join(fmt.Errorf("write archive %q: %w", a.path, err), a.letGo())
+	}
 	a.attempt = newID()
 	var w write
 	txid := 0
@@ -514,6 +518,7 @@ func (a *Archive) Commit(b *Batch, apply func(change func())) error {
 			return w.run()
 		})
 	})
+	a.leave()
 	switch {
 	case errors.Is(err, ErrDamaged):
 		return errors.Join(err, a.letGo())
@@ -529,6 +534,23 @@ func (a *Archive) Commit(b *Batch, apply func(change func())) error {
 		change()
 	}
 	return nil
+}
+
+// leave takes note of how the file is after we wrote to it.
+func (a *Archive) leave() {
+	if info, err := a.handle.Stat(); err == nil {
+		a.left = info
+	}
+}
+
+// checkLeft looks at all pages again if somebody else has written to the file: bbolt believes
+// what they say, and a page that says it has a billion more keeps it busy for hours.
+func (a *Archive) checkLeft() error {
+	now, err := a.handle.Stat()
+	if err != nil || now.Size() == a.left.Size() && now.ModTime().Equal(a.left.ModTime()) {
+		return err
+	}
+	return checkPages(a.handle, now.Size())
 }
 
 // undone reports whether a transaction that failed has left nothing behind. bbolt writes

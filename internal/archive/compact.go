@@ -79,7 +79,7 @@ func (a *Archive) Compact() error {
 			return errors.Join(err, os.Remove(path))
 		}
 		old := a.db
-		a.db, a.handle, a.file, a.id, a.txid = db, f, info, fresh.id, w.txid
+		a.db, a.handle, a.file, a.left, a.id, a.txid = db, f, info, info, fresh.id, w.txid
 		for _, t := range w.tables {
 			now := a.totals.tables[t.space]
 			now.id, now.saved = t.id, t.Len()

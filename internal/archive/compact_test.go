@@ -61,6 +61,9 @@ func TestCompact(t *testing.T) {
 	}
 
 	// It goes on as if nothing had happened, here and in another process.
+	mustDetach(t, a)
+	mustDo(t, a.Attach(dir))
+	wantContents(t, a, want)
 	mustCommit(t, a, mixed(8))
 	a.Forget("counter_397.db.run-397")
 	a.Drop(worker("7"))

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -294,6 +295,62 @@ func TestDamagedWhileOpen(t *testing.T) {
 
 // TestLanded: a commit whose very last step fails, to make the meta page durable, is on
 // disk for all who read it. Attach sees that, and counts nothing twice.
+// TestChangedWhileOpen: what somebody else has done to the file is found before bbolt believes
+// it. A page that says it has billions more would keep it busy for hours, unless it meets
+// one that is free.
+func TestChangedWhileOpen(t *testing.T) {
+	dir := t.TempDir()
+	a := mustOpen(t, dir)
+	for n := range 3 {
+		mustCommit(t, a, mixed(n))
+		mustDo(t, a.checkLeft())
+	}
+	mustDo(t, a.Compact())
+	mustDo(t, a.checkLeft())
+	mustCommit(t, a, mixed(3))
+	want := contentsOf(a)
+	f, err := os.OpenFile(archivePath(dir), os.O_RDWR, 0)
+	mustDo(t, err)
+	defer f.Close()
+	last, err := lastMeta(f)
+	mustDo(t, err)
+	time.Sleep(20 * time.Millisecond) // the clock of file systems ticks that slowly
+	_, err = f.WriteAt([]byte{0xff}, int64(last.root)*pageBytes+15)
+	mustDo(t, err)
+	if err := a.checkLeft(); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a page with many more: %v", err)
+	}
+	if err := a.Commit(mixed(4), nil); !errors.Is(err, ErrDamaged) || a.Attached() {
+		t.Errorf("commit: %v, attached %v", err, a.Attached())
+	}
+	wantContents(t, a, want)
+}
+
+// TestLanded: a commit whose very last step fails, to make the meta page durable, is on
+// disk for all who read it. Attach sees that, and counts nothing twice.
+// TestOverflowWhileOpen: a page that says it has many more is found before bbolt counts them.
+func TestOverflowWhileOpen(t *testing.T) {
+	dir := t.TempDir()
+	a := mustOpen(t, dir)
+	mustCommit(t, a, mixed(1))
+	want := contentsOf(a)
+	last, err := lastMeta(a.handle)
+	mustDo(t, err)
+	time.Sleep(20 * time.Millisecond) // the clock of file systems ticks that slowly
+	f, err := os.OpenFile(archivePath(dir), os.O_RDWR, 0)
+	mustDo(t, err)
+	defer f.Close()
+	_, err = f.WriteAt([]byte{0xff, 0xff, 0xff, 0xff}, int64(last.root)*pageBytes+12)
+	mustDo(t, err)
+	if err := a.Commit(mixed(2), nil); !errors.Is(err, ErrDamaged) {
+		t.Errorf("got %v", err)
+	}
+	wantContents(t, a, want)
+	if a.Attached() {
+		t.Error("it goes on with a damaged file")
+	}
+}
+
 func TestLanded(t *testing.T) {
 	for _, landed := range []bool{true, false} {
 		t.Run(fmt.Sprint("landed=", landed), func(t *testing.T) {
@@ -387,7 +444,8 @@ func FuzzFile(f *testing.F) {
 			return
 		}
 		mustDo(t, err)
-		a.db = db
+		a.db, a.handle = db, file
+		a.leave()
 		mustCommit(t, a, mixed(1))
 		info, err := file.Stat()
 		mustDo(t, err)
