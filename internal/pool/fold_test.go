@@ -860,3 +860,39 @@ func TestWrittenAfterRefusals(t *testing.T) {
 	write(t, dir, "counter_1.db").set("hits_total", 5).die()
 	h.want("hits_total 5")
 }
+
+// TestStagedWhileReading: who looks once notices that files were moved into the staging, and not
+// yet archived, while he looked.
+func TestStagedWhileReading(t *testing.T) {
+	for _, base := range []string{"counter_1.db", "gauge_max_1.db"} {
+		dir := tmpfs(t)
+		write(t, dir, base).set("x", 1).die()
+		staging := archive.NewStaging(dir)
+		if err := staging.Prepare(); err != nil {
+			t.Fatal(err)
+		}
+		defer staging.Close()
+		c, err := New(Options{Dirs: []DirSpec{{Path: dir}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.Tend(true)
+		if err := staging.Stage(filepath.Join(dir, base), staging.NewName(base)); err != nil {
+			t.Fatal(err)
+		}
+		d := c.dirs[0]
+		d.takeStaged()
+		snap, err := c.Gather(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := text(snap) == "x 1\n"
+		snap.Release()
+		missed, err := d.missed()
+		if err != nil || seen == missed {
+			t.Errorf("%s: seen %v, missed %v, %v", base, seen, missed, err)
+		}
+		readOnly(t, dir, nil, "x 1")
+	}
+}

@@ -7,8 +7,11 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"aggregatord/internal/archive"
 	"aggregatord/internal/merge"
+	"aggregatord/internal/store"
 )
 
 // A View is what Read has found.
@@ -97,8 +100,16 @@ func (c *Collector) makeRoom() (room bool) {
 }
 
 // missed reports whether files are in the staging now that were not found there, nor taken
-// along from the directory.
+// along from the directory; or were found while they were open under their names in the
+// directory, and let go as they were not there any more, as gauges are.
 func (d *dir) missed() (bool, error) {
 	names, err := d.staging.List()
-	return slices.ContainsFunc(names, func(name string) bool { return d.staged[name] == nil }), err
+	return slices.ContainsFunc(names, func(name string) bool {
+		t := d.staged[name]
+		if t == nil || t.failure != reasonDuplicate {
+			return t == nil
+		}
+		var st unix.Stat_t
+		return unix.Lstat(t.path, &st) != nil || d.open[store.Identity{Dev: uint64(st.Dev), Ino: st.Ino}] == nil //nolint:unconvert // Dev is an int32 on macOS
+	}), err
 }
