@@ -158,9 +158,7 @@ func (a *Archive) Attach(dir string) (err error) {
 		a.db, a.handle, a.file, a.left, a.path, a.unsynced = db, f, info, info, path, true
 		a.attached.Store(true)
 		writeOwner(dir)
-		if err := removeHalfMade(dir); err != nil {
-			return err
-		}
+		removeHalfMade(dir)
 		var loaded *contents
 		err = db.View(func(tx *bolt.Tx) error {
 			loaded, err = load(tx)

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -50,9 +51,9 @@ func countFree(f io.ReaderAt, last meta) (uint64, error) {
 }
 
 // Compact writes the archive anew, without what is not in use, to a file that takes the place
-// of the one that is open in one step. While it does so there are both. It does nothing if
-// something is waiting to be written. After an error the archive is as it was before, in
-// the file that is open then; readers may run beside it as they may beside Commit.
+// of the one that is open in one step. While it does so there are both. It is for an archive
+// of which nothing is waiting to be written: see Pending. After an error the archive is as it
+// was before, in the file that is open then; readers may run beside it as beside Commit.
 //
 // The new file is locked before it gets its name, so that nobody finds one without a lock.
 func (a *Archive) Compact() error {
@@ -60,7 +61,7 @@ func (a *Archive) Compact() error {
 		return ErrDetached
 	}
 	if a.Pending() || a.attempt != nil {
-		return nil
+		return errPending
 	}
 	return guard(fmt.Sprintf("write archive %q anew", a.path), func() error {
 		dir := filepath.Dir(a.path)
@@ -98,6 +99,8 @@ func (a *Archive) replaceBy(path string) error {
 	}
 	return os.Rename(path, a.path)
 }
+
+var errPending = errors.New("something is waiting to be written")
 
 var errNotInPlace = errors.New("the file that is open is not there any more")
 
@@ -147,16 +150,16 @@ func openBuilt(path string) (*bolt.DB, *os.File, os.FileInfo, error) {
 }
 
 // removeHalfMade removes what crashes have left of archives that were being made in dir. What
-// is young may be of somebody who is in the middle of it now.
-func removeHalfMade(dir string) error {
-	old, err := filepath.Glob(filepath.Join(dir, FileName+".new-*"))
-	if err != nil {
-		return err
-	}
-	for _, path := range old {
-		if info, err := os.Lstat(path); err == nil && time.Since(info.ModTime()) > time.Minute {
-			os.Remove(path) //nolint:errcheck // it takes up some room, no more
+// is young may be of somebody who is in the middle of it now. What it cannot remove takes up
+// some room, no more.
+func removeHalfMade(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), FileName+".new-") {
+			continue
+		}
+		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > time.Minute {
+			os.Remove(filepath.Join(dir, e.Name())) //nolint:errcheck // see above
 		}
 	}
-	return nil
 }

@@ -85,9 +85,8 @@ func TestCompactWaits(t *testing.T) {
 	a := backlog(t, dir)
 	size := a.SizeBytes()
 	a.Forget("counter_399.db.run-399")
-	mustDo(t, a.Compact())
-	if got := a.SizeBytes(); got != size {
-		t.Errorf("%d bytes, want %d", got, size)
+	if err := a.Compact(); !errors.Is(err, errPending) || a.SizeBytes() != size {
+		t.Errorf("%v, %d bytes, want %d", err, a.SizeBytes(), size)
 	}
 	mustCommit(t, a, NewBatch(at(9)))
 	mustDetach(t, a)
@@ -122,7 +121,8 @@ func TestCompactElsewhere(t *testing.T) {
 
 // TestHalfMade: what a crash left of one that was being made goes when the archive is opened.
 func TestHalfMade(t *testing.T) {
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "a[b") // which is no pattern
+	mustDo(t, os.Mkdir(dir, 0o700))
 	mustDetach(t, mustOpen(t, dir))
 	for name, age := range map[string]time.Duration{"old": time.Hour, "young": time.Second} {
 		path := filepath.Join(dir, FileName+".new-"+name)

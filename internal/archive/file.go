@@ -114,9 +114,7 @@ func open(dir string) (*os.File, error) {
 // error is fs.ErrExist then. On error nothing is left, not even half an archive when the
 // disk is full.
 func create(dir string) (err error) {
-	if err := removeHalfMade(dir); err != nil {
-		return err
-	}
+	removeHalfMade(dir)
 	tmp, _, err := New().build(dir, nil)
 	if err != nil {
 		return err
