@@ -6,65 +6,92 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
 	"time"
 
+	"github.com/prometheus/common/config"
 	"github.com/spf13/pflag"
 
 	"aggregatord/internal/daemon"
 	"aggregatord/internal/status"
 )
 
-// clientOptions says where a running daemon is.
+// clientOptions says where a running daemon is, and how to ask it.
 type clientOptions struct {
 	url string
+	// httpConfig is a file in Prometheus' format of HTTP clients, empty for none.
+	httpConfig string
 }
 
-const urlFlag = "url"
+const (
+	urlFlag        = "url"
+	httpConfigFlag = "http.config.file"
+	defaultURL     = "http://localhost" + daemon.DefaultListenAddress
+)
 
 func (o *clientOptions) addFlags(f *pflag.FlagSet) {
-	f.StringVar(&o.url, urlFlag, "http://localhost"+daemon.DefaultListenAddress, "`URL` of a running daemon, with USER:PASSWORD@ if it asks for them;\nor unix:PATH")
+	f.StringVar(&o.url, urlFlag, defaultURL, "`URL` of a running daemon, without a path; or unix:PATH")
+	f.StringVar(&o.httpConfig, httpConfigFlag, "", "`FILE` with the password, certificates and the like that the daemon\nasks for, in Prometheus' format for HTTP clients")
 }
 
 // client asks a running daemon.
 type client struct {
 	base *url.URL
-	// socket is the path of a unix socket, empty for an address.
-	socket    string
-	http      *http.Client
-	transport *http.Transport
+	// name is what people call the daemon: its URL without a password, or unix:PATH.
+	name string
+	http *http.Client
 }
 
 // patience is how long an answer may take.
 const patience = 30 * time.Second
 
-func (o *clientOptions) client() (*client, error) {
-	transport := &http.Transport{DisableKeepAlives: true, Proxy: http.ProxyFromEnvironment}
+// client returns what asks the daemon. The caller closes its idle connections, unless opts
+// say that there are none.
+func (o *clientOptions) client(opts ...config.HTTPClientOption) (*client, error) {
+	how := &config.HTTPClientConfig{FollowRedirects: true, ProxyConfig: config.ProxyConfig{ProxyFromEnvironment: true}}
+	if o.httpConfig != "" {
+		var err error
+		if how, _, err = config.LoadHTTPConfigFile(o.httpConfig); err != nil {
+			return nil, o.unusable(err)
+		}
+	}
+	c := &client{name: o.url}
 	text := o.url
 	path, isSocket := strings.CutPrefix(text, daemon.UnixPrefix)
-	if !isSocket {
-		path = ""
-	} else {
+	if isSocket {
 		text = "http://localhost"
-		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", path)
+		if how.TLSConfig != (config.TLSConfig{}) {
+			text = "https://localhost"
 		}
+		opts = append(opts, config.WithDialContextFunc(func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		}))
 	}
 	base, err := url.Parse(text)
 	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" {
 		return nil, usagef("--%s %q: use http://HOST:PORT, https://HOST:PORT or unix:PATH", urlFlag, o.url)
 	}
-	return &client{base: base, socket: path, http: &http.Client{Transport: transport, Timeout: patience}, transport: transport}, nil
+	c.base = base
+	if !isSocket {
+		c.name = base.Redacted()
+	}
+	if c.http, err = config.NewClientFromConfig(*how, "aggregatord", opts...); err != nil {
+		return nil, o.unusable(err)
+	}
+	c.http.Timeout = patience
+	return c, nil
 }
 
-// keepConnections has connections kept from one question to the next, until the function
-// returned is called. It comes before the first question.
-func (c *client) keepConnections() (end func()) {
-	c.transport.DisableKeepAlives = false
-	return c.transport.CloseIdleConnections
+// unusable says what is wrong with the file of --http.config.file.
+func (o *clientOptions) unusable(err error) error {
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok && pathErr.Path == o.httpConfig {
+		return usagef("--%s: %v", httpConfigFlag, err)
+	}
+	return usagef("--%s %s: %v", httpConfigFlag, o.httpConfig, err)
 }
 
 // ask asks one question of /api/v1 and returns the answer as it came.
@@ -81,20 +108,23 @@ func (c *client) ask(ctx context.Context, question string, query url.Values) ([]
 		if inner, ok := errors.AsType[*url.Error](err); ok {
 			err = inner.Err
 		}
-		return nil, fmt.Errorf("ask the daemon at %s: %w; is it running, and is this its address? --%s says another one", c.base.Redacted(), err, urlFlag)
+		return nil, fmt.Errorf("ask the daemon at %s: %w; is it running, and is this its address? --%s says another one", c.name, err, urlFlag)
 	}
 	defer response.Body.Close() //nolint:errcheck // it is read to its end
 	body, err := io.ReadAll(response.Body)
 	if err != nil {
-		return nil, fmt.Errorf("read the answer of %s: %w", c.base.Redacted(), err)
+		return nil, fmt.Errorf("read the answer of %s: %w", c.name, err)
 	}
 	var r status.Response[json.RawMessage]
 	if json.Unmarshal(body, &r) != nil || r.Status == "" {
 		hint := "is that a daemon of this version?"
-		if response.StatusCode == http.StatusUnauthorized {
-			hint = "it asks for a user and a password"
+		switch response.StatusCode {
+		case http.StatusUnauthorized:
+			hint = "it asks for a user and a password, which a file for --" + httpConfigFlag + " can hold"
+		case http.StatusBadRequest:
+			hint = "if it serves TLS, use https:// in --" + urlFlag
 		}
-		return nil, fmt.Errorf("the answer of %s is none of an aggregatord (%s); %s", c.base.Redacted(), response.Status, hint)
+		return nil, fmt.Errorf("the answer of %s is none of an aggregatord (%s); %s", c.name, response.Status, hint)
 	}
 	if r.Status != "success" {
 		return nil, errors.New(r.Error)
@@ -109,7 +139,7 @@ func askFor[T any](ctx context.Context, c *client, question string, query url.Va
 		return answer, err
 	}
 	if err := json.Unmarshal(data, &answer); err != nil {
-		return answer, fmt.Errorf("the answer of %s to %q: %w", c.base.Redacted(), question, err)
+		return answer, fmt.Errorf("the answer of %s to %q: %w", c.name, question, err)
 	}
 	return answer, nil
 }

@@ -4,10 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/url"
 	"path/filepath"
 	"slices"
 
+	"github.com/prometheus/common/config"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -18,16 +18,15 @@ import (
 type doctorOptions struct {
 	dir    string
 	pid    int
-	url    string
+	client clientOptions
 	format string
 }
-
-const defaultURL = "http://localhost:9500"
 
 func (o *doctorOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.dir, "dir", "", "`DIR` with the source files (default: $PROMETHEUS_MULTIPROC_DIR, else what --pid has)")
 	f.IntVar(&o.pid, "pid", 0, "`PID` of a process that should write there, such as the server's master")
-	f.StringVar(&o.url, "url", defaultURL, "`URL` of the daemon, without a path; empty: do not ask it")
+	o.client.addFlags(f)
+	f.Lookup(urlFlag).Usage += ";\nempty: do not ask it"
 	f.StringVar(&o.format, "format", "text", "print as `FORMAT`: text or json")
 }
 
@@ -57,10 +56,14 @@ func (o *doctorOptions) run(cmd *cobra.Command) error {
 	if o.pid < 0 {
 		return usagef("--pid %d: use the number of a process", o.pid)
 	}
-	if u, err := url.Parse(o.url); o.url != "" && (err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https")) {
-		return usagef("--url %q: use a URL such as %s", o.url, defaultURL)
+	opts := doctor.Options{Dir: o.dir, PID: o.pid}
+	if o.client.url != "" {
+		c, err := o.client.client(config.WithKeepAlivesDisabled())
+		if err != nil {
+			return err
+		}
+		opts.Daemon = &doctor.Daemon{URL: c.base, Name: c.name, Client: c.http, Given: cmd.Flags().Changed(urlFlag)}
 	}
-	opts := doctor.Options{Dir: o.dir, PID: o.pid, URL: o.url, URLGiven: cmd.Flags().Changed("url")}
 	if opts.Dir == "" && opts.PID == 0 {
 		opts.Dir, _ = dirOfEnvironment()
 	}

@@ -12,6 +12,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/prometheus/common/config"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -114,7 +115,7 @@ func (o *explainOptions) run(cmd *cobra.Command, text string) error {
 
 // ask has a running daemon explain.
 func (o *explainOptions) ask(ctx context.Context, text string) (all status.Explanations, err error) {
-	c, err := o.client.client()
+	c, err := o.client.client(config.WithKeepAlivesDisabled())
 	if err != nil {
 		return all, err
 	}

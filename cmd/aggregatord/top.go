@@ -73,11 +73,8 @@ func (o *topOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	defer c.keepConnections()()
-	v := &top.View{Source: c.base.Redacted(), Every: o.interval}
-	if c.socket != "" {
-		v.Source = o.client.url
-	}
+	defer c.http.CloseIdleConnections()
+	v := &top.View{Source: c.name, Every: o.interval}
 	// Who calls with the wrong address is told so at once.
 	first, err := readTop(cmd.Context(), c, v.WorkersQuery())
 	if err != nil {

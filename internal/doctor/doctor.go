@@ -9,6 +9,8 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"net/url"
 	"time"
 )
 
@@ -40,14 +42,24 @@ type Options struct {
 	// PID is a process that should write there, the master of a pool for instance; its
 	// descendants are looked at as well. 0: all processes are searched.
 	PID int
-	// URL is where the daemon should answer, without a path; empty: it is not asked.
-	URL string
-	// URLGiven says that somebody named the URL, so that it is a problem if nobody answers.
-	URLGiven bool
+	// Daemon is where the daemon should answer; nil: it is not asked.
+	Daemon *Daemon
 	// Timeout is how long the daemon may take to answer. Default: 3 s.
 	Timeout time.Duration
 	// procRoot is where proc(5) is; tests have others.
 	procRoot string
+}
+
+// A Daemon is where a daemon should answer.
+type Daemon struct {
+	// URL is its address, without a path.
+	URL *url.URL
+	// Name is what to call it: the URL without a password, for instance.
+	Name string
+	// Client asks it.
+	Client *http.Client
+	// Given says that somebody named it, so that it is a problem if nobody answers.
+	Given bool
 }
 
 // Examine looks at everything and returns what it found, in the order in which metrics come
@@ -81,7 +93,7 @@ func Examine(ctx context.Context, opts Options) []Finding {
 		e.files()
 		e.holder()
 	}
-	if opts.URL != "" {
+	if opts.Daemon != nil {
 		e.daemon(ctx)
 	}
 	return e.findings

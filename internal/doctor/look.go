@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -373,18 +373,20 @@ func (e *examination) holder() {
 func (e *examination) daemon(ctx context.Context) {
 	ctx, stop := context.WithTimeout(ctx, e.opts.Timeout)
 	defer stop()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{}).DialContext}}
-	get := func(path string) (*http.Response, error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(e.opts.URL, "/")+path, nil)
+	daemon := e.opts.Daemon
+	get := func(path string, metrics url.Values) (*http.Response, error) {
+		u := daemon.URL.JoinPath(path)
+		u.RawQuery = metrics.Encode()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 		if err != nil {
 			return nil, err
 		}
-		return client.Do(req)
+		return daemon.Client.Do(req)
 	}
-	resp, err := get("/-/ready")
+	resp, err := get("/-/ready", nil)
 	if err != nil {
 		level := Warning
-		if e.opts.URLGiven {
+		if daemon.Given {
 			level = Problem
 		}
 		e.add(level, "endpoint", fmt.Sprintf("nobody answers: %v", err), "see whether the daemon runs and which --web.listen-address it has, and give that by --url")
@@ -394,28 +396,28 @@ func (e *examination) daemon(ctx context.Context) {
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusServiceUnavailable:
-		e.add(Problem, "endpoint", e.opts.URL+" is not ready", "it is reading the files, or cannot: its log says which")
+		e.add(Problem, "endpoint", daemon.Name+" is not ready", "it is reading the files, or cannot: its log says which")
 		return
 	case http.StatusUnauthorized:
-		e.add(Warning, "endpoint", e.opts.URL+" asks for a password, so no more is known", "")
+		e.add(Warning, "endpoint", daemon.Name+" asks for a password, so no more is known", "give a file with it by --http.config.file")
 		return
 	default:
-		e.add(Problem, "endpoint", fmt.Sprintf("%s answers %s: that is not aggregatord", e.opts.URL, resp.Status), "give the daemon's own address by --url")
+		e.add(Problem, "endpoint", fmt.Sprintf("%s answers %s: that is not aggregatord", daemon.Name, resp.Status), "give the daemon's own address by --url")
 		return
 	}
-	resp, err = get("/metrics?name[]=aggregatord_directory_up&name[]=aggregatord_archive_up&name[]=aggregatord_series&name[]=aggregatord_workers")
+	resp, err = get("/metrics", url.Values{"name[]": {"aggregatord_directory_up", "aggregatord_archive_up", "aggregatord_series", "aggregatord_workers"}})
 	if err != nil {
-		e.add(Warning, "endpoint", fmt.Sprintf("%s is ready, but gives no metrics: %v", e.opts.URL, err), "see its log; if the machine is busy, ask again")
+		e.add(Warning, "endpoint", fmt.Sprintf("%s is ready, but gives no metrics: %v", daemon.Name, err), "see its log; if the machine is busy, ask again")
 		return
 	}
 	defer resp.Body.Close() //nolint:errcheck // it was read
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusNotFound:
-		e.add(Warning, "endpoint", e.opts.URL+" is ready; its metrics are at another path than /metrics", "")
+		e.add(Warning, "endpoint", daemon.Name+" is ready; its metrics are at another path than /metrics", "")
 		return
 	default:
-		e.add(Warning, "endpoint", fmt.Sprintf("%s is ready, but answers %s when asked for metrics", e.opts.URL, resp.Status), "see its log, and aggregatord_scrapes_total when it answers again")
+		e.add(Warning, "endpoint", fmt.Sprintf("%s is ready, but answers %s when asked for metrics", daemon.Name, resp.Status), "see its log, and aggregatord_scrapes_total when it answers again")
 		return
 	}
 	series, alive := 0.0, 0.0
@@ -442,12 +444,12 @@ func (e *examination) daemon(ctx context.Context) {
 	}
 	switch dir, ok := up["aggregatord_directory_up"]; {
 	case !ok:
-		e.add(Problem, "endpoint", e.opts.URL+" has no metrics of aggregatord", "give the daemon's own address by --url")
+		e.add(Problem, "endpoint", daemon.Name+" has no metrics of aggregatord", "give the daemon's own address by --url")
 		return
 	case dir == 0:
-		e.add(Problem, "endpoint", e.opts.URL+" is ready, but a directory of its cannot be listed", "compare its --dir with the directory of the application")
+		e.add(Problem, "endpoint", daemon.Name+" is ready, but a directory of its cannot be listed", "compare its --dir with the directory of the application")
 	default:
-		e.ok("endpoint", "%s is ready, with %v samples of %v workers", e.opts.URL, series, alive)
+		e.ok("endpoint", "%s is ready, with %v samples of %v workers", daemon.Name, series, alive)
 	}
 	if archive, ok := up["aggregatord_archive_up"]; ok && archive == 0 {
 		e.add(Problem, "archive", "the daemon cannot archive: files of the dead stay", "its log says why")

@@ -3,6 +3,7 @@ package doctor
 import (
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -37,7 +38,11 @@ func TestEndpoint(t *testing.T) {
 				w.WriteHeader(tc.metrics)
 			}))
 			defer server.Close()
-			e := &examination{opts: Options{URL: server.URL, Timeout: 300 * time.Millisecond}}
+			u, err := url.Parse(server.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e := &examination{opts: Options{Daemon: &Daemon{URL: u, Name: server.URL, Client: server.Client()}, Timeout: 300 * time.Millisecond}}
 			if tc.delay == 0 {
 				e.opts.Timeout = time.Minute
 			}

@@ -108,7 +108,7 @@ func curl(t *testing.T, args ...string) (int, string) {
 }
 
 // TestTLS scrapes over TLS with a client certificate and a password: by curl, over TCP and
-// a unix socket, and by a real Prometheus.
+// a unix socket, by a real Prometheus, and by our own commands.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	peer(t, "curl", "apt-get install curl")
@@ -200,6 +200,46 @@ basic_auth_users:
 			}
 			return fmt.Errorf("%s answers %v, want %s", expr, got, want)
 		})
+	}
+
+	// What the commands need is in one file, whose paths begin where it lies.
+	config := func(dir, password string) string {
+		path := filepath.Join(dir, "client-"+password+".yml")
+		if err := os.WriteFile(path, fmt.Appendf(nil, `tls_config: {ca_file: %s, cert_file: scraper.crt, key_file: scraper.key}
+basic_auth: {username: prometheus, password: %s}
+`, filepath.Join(secrets, "ca.crt"), password), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good, wrong, stranger := config(secrets, "sesame"), config(secrets, "simsim"), config(strangers, "sesame")
+	for _, c := range []struct {
+		name, url, file string
+		args            []string
+		exit            int
+		want            string
+	}{
+		{"explain", "https://" + target, good, []string{"explain", "app_requests_total"}, 0, "+  "},
+		{"explain_unix", "unix:" + socket, good, []string{"explain", "app_requests_total"}, 0, "+  "},
+		{"top", "https://" + target, good, []string{"top", "--iterations", "1", "--interval", "500ms"}, 0, "app_requests"},
+		{"top_unix", "unix:" + socket, good, []string{"top", "--iterations", "1", "--interval", "500ms"}, 0, "app_requests"},
+		{"doctor", "https://" + target, good, []string{"doctor", "--dir", dir}, 0, "https://" + target + " is ready"},
+		{"doctor_unix", "unix:" + socket, good, []string{"doctor", "--dir", dir}, 0, "unix:" + socket + " is ready"},
+		{"explain_wrong_password", "https://" + target, wrong, []string{"explain", "app_requests_total"}, 1, "asks for a user and a password"},
+		{"doctor_wrong_password", "https://" + target, wrong, []string{"doctor", "--dir", dir}, 0, "asks for a password"},
+		{"explain_stranger", "https://" + target, stranger, []string{"explain", "app_requests_total"}, 1, "ask the daemon at https://" + target},
+		{"explain_plain_http", "http://" + target, good, []string{"explain", "app_requests_total"}, 1, "if it serves TLS, use https:// in --url"},
+	} {
+		out, err := exec.Command(builtDaemon(t), append(c.args, "--url", c.url, "--http.config.file", c.file)...).CombinedOutput()
+		exit := 0
+		if e, ok := errors.AsType[*exec.ExitError](err); ok {
+			exit = e.ExitCode()
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if exit != c.exit || !strings.Contains(string(out), c.want) {
+			t.Errorf("%s: exit code %d, want %d and %q in:\n%s", c.name, exit, c.exit, c.want, out)
+		}
 	}
 }
 

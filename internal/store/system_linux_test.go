@@ -94,8 +94,7 @@ func keepRuntimeFromMapping() {
 		spans = append(spans, make([]byte, 4<<10<<(i%5)))
 	}
 	runtime.KeepAlive(spans)
-	spans = nil
-	runtime.GC()
+	runtime.GC() // here they are no longer in use
 	debug.SetGCPercent(-1)
 }
 
