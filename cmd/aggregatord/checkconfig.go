@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"aggregatord/internal/config"
+	"aggregatord/internal/metric"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/terminal"
 )
@@ -159,21 +161,28 @@ func (o *checkConfigOptions) preview(ctx context.Context, w io.Writer, c *config
 		served[d.Pool] = true
 	}
 	var rules []string
-	add := func(prefix string, n int) {
-		for i := range n {
+	takesPID := map[string]bool{}
+	add := func(prefix string, metrics []config.Rule) {
+		for i, r := range metrics {
 			name := fmt.Sprintf("%smetrics[%d]", prefix, i)
 			rules, unused[name] = append(rules, name), true
+			_, renamed := r.RenameLabel["pid"]
+			takesPID[name] = renamed || slices.Contains(r.DropLabels, "pid")
 		}
 	}
-	add("", len(c.Metrics))
+	add("", c.Metrics)
 	for _, pool := range c.Pools {
 		if served[pool.Name] {
-			add("pools."+pool.Name+".", len(pool.Metrics))
+			add("pools."+pool.Name+".", pool.Metrics)
 		}
 	}
 	effects := []effect{}
+	keepsPID := []string{}
 	for _, e := range p.Effects {
 		delete(unused, e.Rule)
+		if takesPID[e.Rule] && e.Mode.Base() == metric.All {
+			keepsPID = append(keepsPID, e.Family)
+		}
 		effects = append(effects, effect{
 			Pool: e.Pool, Family: e.Family, Type: e.Type.String(), FileMode: e.FileMode.String(), Mode: e.Mode.String(),
 			Rule: e.Rule, Before: e.Before, After: e.After, Dropped: e.Dropped, ServedAs: append([]string{}, e.Names...),
@@ -197,7 +206,9 @@ func (o *checkConfigOptions) preview(ctx context.Context, w io.Writer, c *config
 			Equal      int      `json:"samples_left_out_as_equal"`
 			Collisions []string `json:"families_with_equal_samples"`
 			Idle       []string `json:"rules_that_match_nothing"`
-		}{effects, p.Before, p.After, p.Equal, append([]string{}, p.Collisions...), idle})
+			// KeepsPID are gauges whose rule takes away a label that their mode brings.
+			KeepsPID []string `json:"families_that_keep_pid"`
+		}{effects, p.Before, p.After, p.Equal, append([]string{}, p.Collisions...), idle, keepsPID})
 	}
 	var b strings.Builder
 	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -228,6 +239,9 @@ func (o *checkConfigOptions) preview(ctx context.Context, w io.Writer, c *config
 	fmt.Fprintf(&b, "\n%s before, %s after\n", plural(p.Before, "sample"), plural(p.After, "sample"))
 	if p.Equal > 0 {
 		fmt.Fprintf(&b, "%s left out: relabelling makes them equal to others, of %s\n", plural(p.Equal, "sample"), cellText(strings.Join(p.Collisions, " ")))
+	}
+	if len(keepsPID) > 0 {
+		fmt.Fprintf(&b, "keeping the label pid, which a rule would take away and the gauge mode brings: %s; set another gauge_mode for them\n", cellText(strings.Join(keepsPID, " ")))
 	}
 	if len(idle) > 0 {
 		fmt.Fprintf(&b, "matching nothing here: %s\n", strings.Join(idle, ", "))

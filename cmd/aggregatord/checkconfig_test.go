@@ -121,6 +121,23 @@ func TestCheckConfigDir(t *testing.T) {
 	unchanged(t, dir, before)
 }
 
+// TestCheckConfigPID: a rule cannot take away the label that a gauge's mode brings, and that
+// is said; of a counter it can.
+func TestCheckConfigPID(t *testing.T) {
+	dir := sourceDir(t)
+	for name, family := range map[string]string{"gauge_all_1.db": "a", "gauge_liveall_1.db": "b", "gauge_sum_1.db": "c", "counter_1.db": "d"} {
+		write(t, dir, name, entry{family: family, sample: family, labels: map[string]string{"pid": "7"}, value: 1})
+	}
+	const keep = "\nkeeping the label pid, which a rule would take away and the gauge mode brings: a b; set another gauge_mode for them\n"
+	for _, rule := range []string{"drop_labels: [pid]", "rename_label: {pid: worker}"} {
+		contains(t, must(t, "check-config", configFile(t, "metrics: [{match_re: .*, "+rule+"}]\n"), "--dir", dir), keep)
+	}
+	out := must(t, "check-config", configFile(t, "metrics: [{match_re: .*, gauge_mode: sum, drop_labels: [pid]}]\n"), "--dir", dir)
+	if strings.Contains(out, "pid") {
+		t.Errorf("with another mode:\n%s", out)
+	}
+}
+
 // TestCheckConfigPools: rules of a pool are those of the directory of its name.
 func TestCheckConfigPools(t *testing.T) {
 	web, jobs := sourceDir(t), sourceDir(t)
