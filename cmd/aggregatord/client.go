@@ -62,15 +62,17 @@ func (o *clientOptions) client(opts ...config.HTTPClientOption) (*client, error)
 	c := &client{name: o.url}
 	text := o.url
 	path, isSocket := strings.CutPrefix(text, daemon.UnixPrefix)
+	dial := dialLoopback
 	if isSocket {
 		text = "http://localhost"
 		if how.TLSConfig != (config.TLSConfig{}) {
 			text = "https://localhost"
 		}
-		opts = append(opts, config.WithDialContextFunc(func(ctx context.Context, _, _ string) (net.Conn, error) {
+		dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
-		}))
+		}
 	}
+	opts = append(opts, config.WithDialContextFunc(dial))
 	base, err := url.Parse(text)
 	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" {
 		return nil, usagef("--%s %q: use http://HOST:PORT, https://HOST:PORT or unix:PATH", urlFlag, o.url)
@@ -84,6 +86,23 @@ func (o *clientOptions) client(opts ...config.HTTPClientOption) (*client, error)
 	}
 	c.http.Timeout = patience
 	return c, nil
+}
+
+// dialLoopback connects to an address, and to localhost without asking who that is (RFC 6761,
+// 6.3): an image may have no /etc/hosts.
+func dialLoopback(ctx context.Context, network, address string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || host != "localhost" {
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, network, net.JoinHostPort("127.0.0.1", port))
+	if err == nil {
+		return conn, nil
+	}
+	if conn, err6 := new(net.Dialer).DialContext(ctx, network, net.JoinHostPort("::1", port)); err6 == nil {
+		return conn, nil
+	}
+	return nil, err
 }
 
 // unusable says what is wrong with the file of --http.config.file.

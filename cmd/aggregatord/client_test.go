@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -30,6 +31,33 @@ func TestHTTPConfigFile(t *testing.T) {
 	} {
 		for _, command := range commands {
 			call(t, append(command, "--http.config.file", c.file)...).oneLine(t, exitUsage, "--http.config.file", c.file, c.words)
+		}
+	}
+}
+
+// TestDialLocalhost: localhost is both loopback addresses, whatever the resolver says.
+func TestDialLocalhost(t *testing.T) {
+	for _, loopback := range []string{"127.0.0.1:0", "[::1]:0"} {
+		l, err := net.Listen("tcp", loopback)
+		if err != nil {
+			t.Logf("no listener on %s: %v", loopback, err)
+			continue
+		}
+		_, port, err := net.SplitHostPort(l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := dialLoopback(t.Context(), "tcp", net.JoinHostPort("localhost", port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := conn.RemoteAddr().String(); got != l.Addr().String() {
+			t.Errorf("connected to %s, want %s", got, l.Addr())
+		}
+		conn.Close()
+		l.Close()
+		if _, err := dialLoopback(t.Context(), "tcp", net.JoinHostPort("localhost", port)); err == nil {
+			t.Error("connected to nobody")
 		}
 	}
 }
