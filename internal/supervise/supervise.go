@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -135,9 +136,10 @@ func (c *Command) Wait(signals <-chan os.Signal) Exit {
 	for {
 		select {
 		case s := <-signals:
-			if s, ok := s.(syscall.Signal); ok {
-				c.pass(s)
+			if s == syscall.SIGCONT {
+				c.passStops(signals)
 			}
+			c.pass(s)
 		case ch := <-changes:
 			switch {
 			case ch.pid != c.pid:
@@ -172,8 +174,33 @@ func (c *Command) waitAny() change {
 	}
 }
 
+// together is how long signals that came together may come apart on their way through
+// Go's runtime.
+const together = 50 * time.Millisecond
+
+// passStops passes on what comes with a SIGCONT, before it. The runtime tells of signals in
+// the order of their numbers, not in that in which they came, so a stop that was ended at
+// once would come last, and the command would be stopped for ever. Who means it the other
+// way round finds the command running.
+func (c *Command) passStops(signals <-chan os.Signal) {
+	for end := time.After(together); ; {
+		select {
+		case s := <-signals:
+			if s != syscall.SIGCONT {
+				c.pass(s)
+			}
+		case <-end:
+			return
+		}
+	}
+}
+
 // pass sends a signal to the command.
-func (c *Command) pass(s syscall.Signal) {
+func (c *Command) pass(received os.Signal) {
+	s, ok := received.(syscall.Signal)
+	if !ok {
+		return
+	}
 	target := c.pid
 	if s == syscall.SIGCONT {
 		// What stops at a terminal is the whole group.
