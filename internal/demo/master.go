@@ -64,7 +64,7 @@ func WorkerArgs() []string { return []string{"demo", "worker"} }
 
 const (
 	// stopTimeout is how long a worker may take to end after SIGTERM.
-	stopTimeout = 2 * time.Second
+	stopTimeout = 5 * time.Second
 	// failurePause is how long a worker that failed waits for its successor, so that a full
 	// disk does not turn the demo into a busy loop.
 	failurePause = time.Second
@@ -81,13 +81,15 @@ type master struct {
 	log        *zap.Logger
 	started    atomic.Uint64
 
-	// mu guards places: the worker in each, nil where there is none at the moment.
-	mu     sync.Mutex
-	places []*os.Process
+	// mu guards places, the worker in each, nil where there is none at the moment, and
+	// victims, those that the killer has killed.
+	mu      sync.Mutex
+	places  []*os.Process
+	victims map[*os.Process]bool
 }
 
 // Run starts the workers and replaces those that end, until ctx is done. Then it stops
-// them with SIGTERM, or SIGKILL where that does not help within two seconds, and returns nil
+// them with SIGTERM, or SIGKILL where that does not help within some seconds, and returns nil
 // once all are gone. An error means that the directory could not be made or no process be
 // started.
 func Run(ctx context.Context, opts Options) error {
@@ -102,7 +104,7 @@ func Run(ctx context.Context, opts Options) error {
 	if err := os.MkdirAll(opts.Dir, 0o755); err != nil {
 		return fmt.Errorf("make the demo's directory: %w", err)
 	}
-	m := &master{opts: opts, executable: executable, log: opts.Logger, places: make([]*os.Process, opts.Workers)}
+	m := &master{opts: opts, executable: executable, log: opts.Logger, places: make([]*os.Process, opts.Workers), victims: map[*os.Process]bool{}}
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -136,11 +138,12 @@ func (m *master) keep(ctx context.Context, place int) error {
 		pid := zap.Int("pid", cmd.Process.Pid)
 		err := cmd.Wait()
 		m.setPlace(place, nil)
+		victim := m.wasVictim(cmd.Process)
 
 		status, _ := cmd.ProcessState.Sys().(syscall.WaitStatus)
 		killed := status.Signaled() && status.Signal() == syscall.SIGKILL
 		switch {
-		case ctx.Err() != nil && killed:
+		case ctx.Err() != nil && killed && !victim:
 			m.log.Warn("demo worker did not stop in time and was killed", pid)
 		case ctx.Err() != nil:
 		case err == nil:
@@ -220,7 +223,17 @@ func (m *master) killOne(rng *rand.Rand) {
 	}
 	// One that has just ended is an error, and as good. Its pid cannot be somebody else's:
 	// os.Process knows whether it was waited for.
-	_ = running[rng.IntN(len(running))].Kill()
+	victim := running[rng.IntN(len(running))]
+	_ = victim.Kill()
+	m.victims[victim] = true
+}
+
+// wasVictim reports, once, whether a worker that has ended was killed by the killer.
+func (m *master) wasVictim(p *os.Process) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer delete(m.victims, p)
+	return m.victims[p]
 }
 
 // sleep reports false if ctx is done before d is over.
