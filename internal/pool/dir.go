@@ -412,8 +412,11 @@ func (d *dir) adopt(t *tracked, file *store.File) error {
 func (d *dir) learn(t *tracked) {
 	t.learnErr = t.file.Learn(func(e store.Entry) {
 		entry := t.entries
+		if entry == 0 {
+			d.identify(t, e.Key)
+		}
 		t.entries++
-		if err := d.learnEntry(t, e.Key, e.Slot); err != nil {
+		if err := d.c.index.Learn(t.source, e.Key, e.Slot); err != nil {
 			d.refused(t, e, err)
 			return
 		}
@@ -424,17 +427,18 @@ func (d *dir) learn(t *tracked) {
 	t.source.Compact()
 }
 
-// errDialect says that values are of a kind that is not understood. What they mean is left to
-// the client's own collector, and so is the file.
-var errDialect = errors.New("histogram of the Ruby client, with cumulative buckets, which is not supported")
-
-// learnEntry tells the index of one entry.
-func (d *dir) learnEntry(t *tracked, raw []byte, slot uint32) error {
-	if t.name.Type == metric.Histogram && store.RubyKey(raw) {
-		t.unfoldable = true
-		return errDialect
+// identify gives the file the ID that its first key shows to be the worker's.
+func (d *dir) identify(t *tracked, key []byte) {
+	id := t.name.WorkerID(key)
+	if id == t.name.ID {
+		return
 	}
-	return d.c.index.Learn(t.source, raw, slot)
+	t.name.ID = id
+	spec := t.source.Spec()
+	spec.ID = id
+	d.c.index.Remove(t.source)
+	t.source = d.c.index.Add(spec)
+	d.c.index.SetAlive(t.source, t.alive)
 }
 
 // learnNew is learn unless the next load tells whether there is anything to learn. Where
@@ -454,7 +458,6 @@ const (
 	reasonFamily    store.Reason = "family_limit"
 	reasonFamilies  store.Reason = "families_limit"
 	reasonLabels    store.Reason = "label_limit"
-	reasonDialect   store.Reason = "unsupported_dialect"
 	reasonLength    store.Reason = "label_length"
 )
 
@@ -466,7 +469,7 @@ func fileReasons() []store.Reason {
 }
 
 func entryReasons() []store.Reason {
-	return []store.Reason{store.BadKey, reasonSample, reasonSeries, reasonFamily, reasonFamilies, reasonLabels, reasonLength, reasonDialect}
+	return []store.Reason{store.BadKey, reasonSample, reasonSeries, reasonFamily, reasonFamilies, reasonLabels, reasonLength}
 }
 
 // reasonOf extends store.ReasonOf.
@@ -484,8 +487,6 @@ func reasonOf(err error) store.Reason {
 		return reasonLabels
 	case errors.Is(err, merge.ErrLabelLength):
 		return reasonLength
-	case errors.Is(err, errDialect):
-		return reasonDialect
 	case errors.Is(err, errDuplicate):
 		return reasonDuplicate
 	case errors.Is(err, errTooMany):

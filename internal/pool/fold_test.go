@@ -812,40 +812,6 @@ func TestWrittenBeforeRemoval(t *testing.T) {
 	h.want("hits_total 7")
 }
 
-// TestRubyHistogram: cumulative buckets are not taken for others, and their files stay for
-// who understands them.
-func TestRubyHistogram(t *testing.T) {
-	dir := tmpfs(t)
-	w := write(t, dir, "histogram_7-0.db")
-	for _, key := range []string{`["h","h_bucket",["le"],["1"]]`, `["h","h_bucket",["le"],["+Inf"]]`, `["h","h_sum",[],[]]`, `["h","h_count",[],[]]`} {
-		slot, err := w.w.Slot([]byte(key))
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.w.Set(slot, 3, 0)
-	}
-	w.die()
-	write(t, dir, "counter_7-0.db").set("hits_total", 5).die()
-	h := collect(t, DirSpec{Path: dir})
-	h.want("hits_total 5")
-	for range 3 {
-		h.Tend(true)
-		h.Fold()
-		advance(h.Collector)
-	}
-	if err := h.SetPolicy(nil); err != nil {
-		t.Fatal(err)
-	}
-	h.want("hits_total 5")
-	names, err := filepath.Glob(filepath.Join(dir, "*.db"))
-	if err != nil || len(names) != 1 || filepath.Base(names[0]) != "histogram_7-0.db" {
-		t.Errorf("left are %q, %v", names, err)
-	}
-	if n := h.own("aggregatord_entry_errors_total", "reason", "unsupported_dialect"); n != 4 {
-		t.Errorf("%v entries are counted as left out, want 4", n)
-	}
-}
-
 // TestWrittenAfterRefusals: a dead worker's file of which every entry was refused is asked for
 // new ones at each scrape, although no value of it is read that would tell of them.
 func TestWrittenAfterRefusals(t *testing.T) {

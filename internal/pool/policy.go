@@ -115,7 +115,7 @@ func (d *dir) relearn(t *tracked, old *merge.Index) {
 	}
 	// entry is which one of the file it is, or below 0.
 	learned := func(raw []byte, slot uint32, entry int) {
-		if d.learnEntry(t, raw, slot) != nil {
+		if d.c.index.Learn(t.source, raw, slot) != nil {
 			return // told when it was met first
 		}
 		k := t.source.Entries() - 1

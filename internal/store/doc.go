@@ -35,6 +35,10 @@
 // does, the file is damaged and read with the width that finds more entries, up to the
 // damage. The first entry's value lies at the same place in both.
 //
+// Files of prometheus-client-mmap, for Ruby, are narrow, spell their keys as Python did
+// before labels were an object, and have cumulative buckets, which [File] turns into those
+// of Python's clients.
+//
 // # Use
 //
 // [ParseName] says what a file's name tells, [Open] opens the file, [File.Learn] yields

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aggregatord/internal/metric"
 	"aggregatord/internal/rising"
 )
 
@@ -66,6 +67,8 @@ type File struct {
 	lost    error
 	mapping mapping
 	settled bool
+	// cumulative is nil but for histograms of the Ruby client.
+	cumulative *cumulative
 }
 
 // Open opens the source file at path, of which name is what [ParseName] told. It refuses
@@ -274,7 +277,8 @@ func (f *File) refresh() error {
 }
 
 // Learn calls yield for every entry that appeared since the last call, in file order, and
-// reads nothing else: once all entries are known it costs one load.
+// reads nothing else: once all entries are known it costs one load. The counts of the Ruby
+// client's histograms are left out: they are in the buckets, too.
 //
 // A [*CorruptionError] says that the file is damaged, after the entries in front of the
 // damage were yielded. The next call tries again at the same place, because a writer's
@@ -327,7 +331,7 @@ func (f *File) Learn(yield func(Entry)) error {
 		return f.wrap("read", fmt.Errorf("%d bytes: %w of %d", f.size, ErrTooLarge, f.lim.FileBytes))
 	}
 	f.used, w.end, f.grown = used, used, false
-	d = w.walk(&f.cur, f.lim.KeyBytes, yield)
+	d = w.walk(&f.cur, f.lim.KeyBytes, f.meets(yield))
 	switch d.reason {
 	case "":
 		return nil
@@ -423,7 +427,13 @@ func (f *File) Grown() bool { return f.grown }
 // With an error of Reason Shrunk the file was truncated: values are untouched if that
 // was seen before, and the first of them may be new if it happened under our hands. In
 // any case each is a value that the file held.
+//
+// The buckets of the Ruby client's histograms become what Python's would hold. For those
+// it may allocate.
 func (f *File) Load(slots *rising.List, values []float64) error {
+	if f.cumulative != nil && slots.Len() > 0 {
+		return f.cumulative.load(slots, values, func(slots *rising.List, values []float64) error { return f.load(slots, values, nil) })
+	}
 	return f.load(slots, values, nil)
 }
 
@@ -436,7 +446,7 @@ func (f *File) LoadStamped(slots *rising.List, values, stamps []float64) error {
 	stamps = stamps[:slots.Len()]
 	if f.cur.width != Wide {
 		clear(stamps)
-		stamps = nil
+		return f.Load(slots, values)
 	}
 	return f.load(slots, values, stamps)
 }
@@ -511,8 +521,8 @@ func (f *File) read(slots *rising.List, values, stamps []float64) damage {
 	return damage{}
 }
 
-// Walk calls yield for every entry of the file, from the first one, whatever Learn has
-// yielded before, and with the values that are in the file now. It changes nothing that
+// Walk calls yield for every entry of the file that Learn yields, from the first one, whatever
+// it has yielded before, and with the values that Load would find now. It changes nothing that
 // Learn and Load know. Errors are those of Learn; a file that Learn has found damaged or
 // lost yields what is in front of the damage, or nothing.
 func (f *File) Walk(yield func(Entry)) error {
@@ -530,8 +540,12 @@ func (f *File) Walk(yield func(Entry)) error {
 		return d.error(f.path)
 	}
 	w.end = used
-	c := cursor{next: headerBytes}
-	if d = w.walk(&c, f.lim.KeyBytes, yield); d.reason != "" {
+	if f.name.Type == metric.Histogram {
+		d = w.walkHistogram(f.lim.KeyBytes, yield)
+	} else {
+		d = w.walk(&cursor{next: headerBytes}, f.lim.KeyBytes, yield)
+	}
+	if d.reason != "" {
 		return d.error(f.path)
 	}
 	return nil
