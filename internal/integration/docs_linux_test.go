@@ -86,7 +86,7 @@ ready() {
 	echo "nobody is ready on port 9500"; return 1
 }
 application() { # $1: block. Waits until its application answers, if it has one.
-	grep -q "gunicorn\|uwsgi\|uvicorn" "$1" || return 0
+	grep -q "gunicorn\|uwsgi\|uvicorn\|puma" "$1" || return 0
 	for i in $(seq 300); do
 		if curl -s -o /dev/null http://127.0.0.1:8000/; then return 0; fi
 		sleep 0.1
@@ -123,6 +123,7 @@ func TestDocs(t *testing.T) {
 		{"curl", "apt-get install curl"},
 		{"gunicorn", "apt-get install gunicorn"},
 		{"uwsgi", "apt-get install uwsgi-core uwsgi-plugin-python3"},
+		{"puma", "apt-get install puma ruby-prometheus-client-mmap"},
 		{"redis-server", "apt-get install redis-server"},
 		{"unshare", "apt-get install util-linux"},
 	} {
