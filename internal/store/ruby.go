@@ -2,9 +2,12 @@ package store
 
 import (
 	"cmp"
+	"hash/maphash"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"aggregatord/internal/metric"
 	"aggregatord/internal/rising"
@@ -19,24 +22,30 @@ import (
 //     nobody has locked: counter_123-0.db (its helper/mmaped_file.rb). It is not part of the
 //     ID (helper/entry_parser.rb).
 
-// cumulative knows the buckets of a histogram file of the Ruby client.
+// cumulative knows the buckets of a histogram file of the Ruby client. There may be many
+// such files, so it is a few bytes for each entry.
 type cumulative struct {
-	// slots are those of the entries that are yielded, in file order, and values what they
-	// hold.
-	slots  rising.List
-	values []float64
-	// series are the buckets of each histogram, by its labels.
-	series map[string][]rubyBucket
-	// chains are the entries of the buckets of one histogram after the other, each from the
-	// lowest bound to the highest. The first of each histogram is complemented.
-	chains []int
-	parts  []string // a buffer
+	// slots are those of the entries that are yielded, in file order.
+	slots rising.List
+	// buckets says of each of them which series it is a bucket of, and of which bound.
+	buckets []rubyBucket
+	// series are the numbers of the series, by a hash of family and labels. bounds are all
+	// that there are, and boundAt says where.
+	series  map[uint64]uint32
+	bounds  []float64
+	boundAt map[float64]uint32
+	// chains are the entries that are buckets, by series and bound. The first of each series
+	// is complemented.
+	chains []int32
+	hash   maphash.Hash
 }
 
-// rubyBucket is a bucket's upper bound and which of the entries it is.
-type rubyBucket struct {
-	bound float64
-	entry int
+// rubyBucket has the number of a series, from 1 on, 0 for what is no bucket, and that of a
+// bound.
+type rubyBucket struct{ series, bound uint32 }
+
+func newCumulative() *cumulative {
+	return &cumulative{series: map[uint64]uint32{}, boundAt: map[float64]uint32{}}
 }
 
 // add takes note of the next entry. False leaves it out: the count is the highest bucket, too.
@@ -45,32 +54,61 @@ func (c *cumulative) add(e Entry) bool {
 	if err == nil && key.Series.Sample == key.Family+"_count" {
 		return false
 	}
-	entry := c.slots.Len()
 	c.slots.Append(e.Slot)
+	c.buckets = append(c.buckets, rubyBucket{})
 	if err != nil || key.Series.Sample != key.Family+"_bucket" {
 		return true // whoever learns it refuses what is wrong
 	}
-	bound, at := 0.0, -1
-	c.parts = append(c.parts[:0], key.Family)
-	for i, l := range key.Series.Labels {
-		if l.Name == "le" {
-			at = i
-			bound, err = strconv.ParseFloat(l.Value, 64)
-			continue
-		}
-		c.parts = append(c.parts, strconv.Quote(l.Name), strconv.Quote(l.Value))
-	}
-	if at < 0 || err != nil {
+	at := slices.IndexFunc(key.Series.Labels, func(l metric.Label) bool { return l.Name == "le" })
+	if at < 0 {
 		return true
 	}
-	if c.series == nil {
-		c.series = map[string][]rubyBucket{}
+	bound, err := strconv.ParseFloat(key.Series.Labels[at].Value, 64)
+	if err != nil || math.IsNaN(bound) {
+		return true
 	}
-	slices.Sort(c.parts[1:])
-	id := strings.Join(c.parts, ",")
-	c.series[id] = append(c.series[id], rubyBucket{bound, entry})
-	c.chains = nil
+	c.hash.Reset()
+	write := func(s string) {
+		maphash.WriteComparable(&c.hash, len(s))
+		c.hash.WriteString(s)
+	}
+	write(key.Family)
+	for _, l := range slices.Delete(key.Series.Labels, at, at+1) { // the client sorts them
+		write(l.Name)
+		write(l.Value)
+	}
+	series, ok := c.series[c.hash.Sum64()]
+	if !ok {
+		series = uint32(len(c.series) + 1)
+		c.series[c.hash.Sum64()] = series
+	}
+	i, ok := c.boundAt[bound]
+	if !ok {
+		i = uint32(len(c.bounds))
+		c.bounds, c.boundAt[bound] = append(c.bounds, bound), i
+	}
+	c.buckets[len(c.buckets)-1] = rubyBucket{series, i}
+	c.chains = c.chains[:0]
 	return true
+}
+
+// order makes the chains.
+func (c *cumulative) order() {
+	for i, b := range c.buckets {
+		if b.series != 0 {
+			c.chains = append(c.chains, int32(i))
+		}
+	}
+	slices.SortFunc(c.chains, func(i, j int32) int {
+		a, b := c.buckets[i], c.buckets[j]
+		return cmp.Or(cmp.Compare(a.series, b.series), cmp.Compare(c.bounds[a.bound], c.bounds[b.bound]), cmp.Compare(i, j))
+	})
+	before := uint32(0)
+	for i, entry := range c.chains {
+		if series := c.buckets[entry].series; series != before {
+			c.chains[i], before = ^entry, series
+		}
+	}
 }
 
 // separate turns the values of all entries into those of a Python client: what a bucket has
@@ -80,18 +118,8 @@ func (c *cumulative) add(e Entry) bool {
 // a bucket that holds less than the one below is one that a process was about to count in,
 // now or when it was killed, and is taken to hold as much.
 func (c *cumulative) separate(values []float64) {
-	if c.chains == nil {
-		for _, buckets := range c.series {
-			slices.SortFunc(buckets, func(a, b rubyBucket) int {
-				return cmp.Or(cmp.Compare(a.bound, b.bound), cmp.Compare(a.entry, b.entry))
-			})
-			for i, b := range buckets {
-				if i == 0 {
-					b.entry = ^b.entry
-				}
-				c.chains = append(c.chains, b.entry)
-			}
-		}
+	if len(c.chains) == 0 {
+		c.order()
 	}
 	below := 0.0
 	for _, entry := range c.chains {
@@ -103,27 +131,35 @@ func (c *cumulative) separate(values []float64) {
 	}
 }
 
+// scratch has room for the values of one file at a time.
+var scratch = sync.Pool{New: func() any { return new([]float64) }}
+
 // load is File.load: all reads entries as they are in the file.
 func (c *cumulative) load(slots *rising.List, values []float64, all func(slots *rising.List, values []float64) error) error {
-	c.values = slices.Grow(c.values[:0], c.slots.Len())[:c.slots.Len()]
-	if err := all(&c.slots, c.values); err != nil {
+	// What is read is no use before all of it is.
+	own := scratch.Get().(*[]float64)
+	defer scratch.Put(own)
+	*own = slices.Grow((*own)[:0], c.slots.Len())[:c.slots.Len()]
+	if err := all(&c.slots, *own); err != nil {
 		return err
 	}
-	c.separate(c.values)
+	c.separate(*own)
 	if slots.Len() == c.slots.Len() {
-		copy(values, c.values)
+		copy(values, *own)
 		return nil
 	}
-	// Some were refused by who learned them, or are spelled as nothing of this client's is.
-	if err := all(slots, values); err != nil {
+	// Some were refused by who learned them, or came before the first of this client's.
+	some := make([]float64, slots.Len())
+	if err := all(slots, some); err != nil {
 		return err
 	}
-	own := c.slots.Numbers()
+	numbers := c.slots.Numbers()
 	for i, slot := range slots.All() {
-		if k, ok := slices.BinarySearch(own, slot); ok {
-			values[i] = c.values[k]
+		if k, ok := slices.BinarySearch(numbers, slot); ok {
+			some[i] = (*own)[k]
 		}
 	}
+	copy(values, some)
 	return nil
 }
 
@@ -134,7 +170,7 @@ func (f *File) meets(yield func(Entry)) func(Entry) {
 	}
 	return func(e Entry) {
 		if f.cumulative == nil && RubyKey(e.Key) {
-			f.cumulative = &cumulative{}
+			f.cumulative = newCumulative()
 		}
 		if f.cumulative == nil || f.cumulative.add(e) {
 			yield(e)
@@ -146,16 +182,17 @@ func (f *File) meets(yield func(Entry)) func(Entry) {
 // the Ruby client have after separate.
 func (w *window) walkHistogram(keyLimit int, yield func(Entry)) damage {
 	var ruby *cumulative
+	var values []float64
 	c := cursor{next: headerBytes}
 	d := w.walk(&c, keyLimit, func(e Entry) {
 		if ruby == nil && RubyKey(e.Key) {
-			ruby = &cumulative{}
+			ruby = newCumulative()
 		}
 		switch {
 		case ruby == nil:
 			yield(e)
 		case ruby.add(e):
-			ruby.values = append(ruby.values, e.Value)
+			values = append(values, e.Value)
 		}
 	})
 	if ruby == nil {
@@ -163,12 +200,12 @@ func (w *window) walkHistogram(keyLimit int, yield func(Entry)) damage {
 	}
 	// What came meanwhile is for the next time.
 	w.end = c.next
-	ruby.separate(ruby.values)
+	ruby.separate(values)
 	slots, i := ruby.slots.Numbers(), 0
 	c = cursor{next: headerBytes}
 	again := w.walk(&c, keyLimit, func(e Entry) {
 		if i < len(slots) && slots[i] == e.Slot {
-			e.Value = ruby.values[i]
+			e.Value = values[i]
 			i++
 			yield(e)
 		}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -223,7 +224,7 @@ func TestRubyHistogramOdd(t *testing.T) {
 // bucket fall.
 func TestRubyHistogramNumbers(t *testing.T) {
 	for _, wrong := range []float64{-5, math.NaN(), math.Inf(1), math.Inf(-1)} {
-		c := &cumulative{}
+		c := newCumulative()
 		values := []float64{3, wrong, 2}
 		for i, le := range []string{"+Inf", "1", "2"} {
 			c.add(Entry{Key: []byte(`["h","h_bucket",["le"],["` + le + `"]]`), Slot: uint32(10 * (i + 1))})
@@ -304,4 +305,35 @@ func FuzzHistogram(f *testing.F) {
 			t.Fatalf("walked to %d of %d entries: %v, want %v", i, len(records), walkErr, learnErr)
 		}
 	})
+}
+
+// TestRubyHistogramLost: when not all of a file can be read, the values stay as they were:
+// none of them becomes a cumulative one.
+func TestRubyHistogramLost(t *testing.T) {
+	c := newCumulative()
+	for i, le := range []string{"+Inf", "1", "2"} {
+		c.add(Entry{Key: []byte(`["h","h_bucket",["le"],["` + le + `"]]`), Slot: uint32(10 * (i + 1))})
+	}
+	lost := errors.New("lost")
+	for _, slots := range []*rising.List{rising.Of(10, 20, 30), rising.Of(10, 30)} {
+		for fails := range 2 {
+			values := slices.Repeat([]float64{7}, slots.Len())
+			calls := 0
+			err := c.load(slots, values, func(slots *rising.List, values []float64) error {
+				for i := range slots.Len() / 2 {
+					values[i] = 100
+				}
+				if calls++; calls > fails {
+					return lost
+				}
+				return nil
+			})
+			if fails == 1 && slots.Len() == 3 {
+				continue // it is read once
+			}
+			if !errors.Is(err, lost) || slices.ContainsFunc(values, func(v float64) bool { return v != 7 }) {
+				t.Errorf("%d slots, call %d fails: %v, %v", slots.Len(), fails, values, err)
+			}
+		}
+	}
 }
