@@ -100,10 +100,13 @@ func printInspection(w *bytes.Buffer, in store.Inspection) {
 	case name.Archive:
 		fmt.Fprintf(w, "  name    archive of the postmates fork: %s\n", strings.TrimSpace(name.Type.String()+" "+name.Mode.String()))
 	default:
-		fmt.Fprintf(w, "  name    %s of worker %s\n", strings.TrimSpace(name.Type.String()+" "+name.Mode.String()), terminal.Printable(name.ID))
+		fmt.Fprintf(w, "  name    %s of worker %s\n", strings.TrimSpace(name.Type.String()+" "+name.Mode.String()), terminal.Printable(workerOf(name, in)))
 	}
 	fmt.Fprintf(w, "  size    %d bytes, %d used\n", in.Size, in.Used)
 	fmt.Fprintf(w, "  layout  %s\n", layoutName(in.Width))
+	if len(in.Entries) > 0 && store.RubyKey(in.Entries[0].RawKey) {
+		fmt.Fprintf(w, "  client  prometheus-client-mmap, for Ruby: a bucket counts what is in those below it, too\n")
+	}
 	fmt.Fprintf(w, "  entries %d\n", len(in.Entries))
 	for _, e := range in.Entries {
 		fmt.Fprintf(w, "%8d  ", e.Offset)
@@ -121,6 +124,14 @@ func printInspection(w *bytes.Buffer, in store.Inspection) {
 	if in.Damage != nil {
 		fmt.Fprintf(w, "  DAMAGE  %s\n", terminal.Printable(in.Damage.Error()))
 	}
+}
+
+// workerOf is the ID of the worker whose file it is.
+func workerOf(name store.SourceName, in store.Inspection) string {
+	if len(in.Entries) == 0 {
+		return name.ID
+	}
+	return name.WorkerID(in.Entries[0].RawKey)
 }
 
 // layoutName names what follows a key.
@@ -192,7 +203,7 @@ func describe(in store.Inspection) jsonFile {
 	if name, err := store.ParseName(filepath.Base(in.Path)); err != nil {
 		j.NameError = err.Error()
 	} else {
-		j.Type, j.Mode, j.Worker = name.Type.String(), name.Mode.String(), name.ID
+		j.Type, j.Mode, j.Worker = name.Type.String(), name.Mode.String(), workerOf(name, in)
 	}
 	for _, e := range in.Entries {
 		je := jsonEntry{Offset: e.Offset, RawKey: string(e.RawKey), Value: string(metric.AppendValue(nil, e.Value)), Stamp: e.Stamp}

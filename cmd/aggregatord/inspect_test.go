@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"aggregatord/internal/store"
 )
 
 // sourceFile returns the bytes of a good source file of three entries, and where the
@@ -63,6 +65,29 @@ func contains(t *testing.T, text string, parts ...string) {
 		if !strings.Contains(text, part) {
 			t.Errorf("no %q in\n%s", part, text)
 		}
+	}
+}
+
+// TestInspectRuby prints a file of the Ruby client: what is in it, and whose it is.
+func TestInspectRuby(t *testing.T) {
+	path := filepath.Join(sourceDir(t), "histogram_7-0.db")
+	w, err := store.OpenWriter(path, store.WriterOptions{Width: store.Narrow})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, le := range []string{"+Inf", "1"} {
+		slot, err := w.Slot([]byte(`["h","h_bucket",["le"],["` + le + `"]]`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Set(slot, float64(5-i), 0)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	contains(t, must(t, "inspect", path), "histogram of worker 7\n", "for Ruby", `h_bucket{le="+Inf"}  5`+"\n", `h_bucket{le="1"}  4`+"\n")
+	if files := inspectJSON(t, must(t, "inspect", "--json", path)); files[0].Worker != "7" || len(files[0].Entries) != 2 {
+		t.Errorf("%+v", files)
 	}
 }
 
