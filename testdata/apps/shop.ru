@@ -8,7 +8,7 @@ orders = registry.counter(:shop_orders_total, 'Orders by item and size.')
 latency = registry.histogram(:shop_latency_seconds, 'Time to answer.')
 amount = registry.histogram(:shop_amount_euros, 'Amounts.', {}, [1, 2.5, 5, 10, 250, 1e6])
 bytes = registry.summary(:shop_bytes, 'Bytes by item.')
-items = ['tea', 'crème brûlée', 'a "quoted" one', 'back\\slash', "two\nlines", '']
+items = ['tea', "cr\u00e8me br\u00fbl\u00e9e", 'a "quoted" one', 'back\\slash', "two\nlines", '']
 
 run(lambda do |env|
   if (path = env['PATH_INFO'].match(%r{\A/order/(\d+)\z}))
