@@ -62,6 +62,11 @@ func ParseKey(raw []byte) (metric.Key, error) {
 // client/histogram.rb counts an observation in each bucket it is below), Python's do not, so
 // that one must not be taken for the other.
 func RubyKey(raw []byte) bool {
+	// It ends with the values of the labels, which is looked at first because it is cheap and
+	// every key of a histogram is asked about.
+	if !bytes.HasSuffix(raw, []byte("]]")) {
+		return false
+	}
 	rest, ok := bytes.CutPrefix(raw, []byte(`["`))
 	for range 2 { // family and sample
 		i := bytes.IndexByte(rest, '"')
