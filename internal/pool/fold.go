@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -211,8 +212,8 @@ func (d *dir) openArchive(now time.Time) error {
 	if err := d.staging.Prepare(); err != nil || d.archive.Attached() {
 		return err
 	}
-	if err := os.MkdirAll(d.archiveDir, 0o700); err != nil {
-		return fmt.Errorf("make directory for the archive: %w", err)
+	if err := d.makeArchiveDir(); err != nil {
+		return err
 	}
 	err := d.archive.Attach(d.archiveDir)
 	if !errors.Is(err, archive.ErrDamaged) {
@@ -226,6 +227,30 @@ func (d *dir) openArchive(now time.Time) error {
 	d.logger.Error("ARCHIVE IS DAMAGED and was set aside; what it held is missing from the totals, unless it is in memory",
 		zap.String("kept_as", name), zap.Error(err))
 	return d.archive.Attach(d.archiveDir)
+}
+
+// makeArchiveDir makes the directory of the archive, but never the watched one, which is the
+// application's: it may be removing it at this moment, to make it anew with a mode of its own.
+func (d *dir) makeArchiveDir() error {
+	within, err := filepath.Rel(d.spec.Path, d.archiveDir)
+	if err != nil || within == ".." || strings.HasPrefix(within, "../") {
+		err = os.MkdirAll(d.archiveDir, 0o700)
+	} else {
+		path := d.spec.Path
+		for part := range strings.SplitSeq(within, "/") {
+			path = filepath.Join(path, part)
+			if err = os.Mkdir(path, 0o700); errors.Is(err, fs.ErrExist) {
+				err = nil
+			}
+			if err != nil {
+				break
+			}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make directory for the archive: %w", err)
+	}
+	return nil
 }
 
 // readForNow serves what is in an archive that can be read but not opened for writing. It

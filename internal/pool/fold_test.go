@@ -737,6 +737,41 @@ func TestStagingRemoved(t *testing.T) {
 	}
 }
 
+// TestWatchedDirectoryIsNotMade: the archive's directory is made again with what is above it,
+// but for the watched one: whoever has removed that is about to make it himself.
+func TestWatchedDirectoryIsNotMade(t *testing.T) {
+	for name, where := range map[string]func(dir string) string{
+		"usual":     func(string) string { return "" },
+		"within":    func(dir string) string { return filepath.Join(dir, "a", "b") },
+		"elsewhere": func(dir string) string { return filepath.Join(dir, "..", "a", "b") },
+	} {
+		dir := filepath.Join(tmpfs(t), "metrics")
+		archiveDir := where(dir)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		c, err := New(Options{Dirs: []DirSpec{{Path: dir}}, ArchiveDir: archiveDir, Archive: &ArchiveOptions{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := os.Remove(dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.dirs[0].makeArchiveDir(); (err == nil) != (name == "elsewhere") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: the directory was made: %v", name, err)
+		}
+		if name == "elsewhere" {
+			if _, err := os.Stat(archiveDir); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 // TestLongName: a file whose name leaves no room for what a staged one has more keeps no
 // other file from being archived.
 func TestLongName(t *testing.T) {
