@@ -50,13 +50,19 @@ func newCumulative() *cumulative {
 
 // add takes note of the next entry. False leaves it out: the count is the highest bucket, too.
 func (c *cumulative) add(e Entry) bool {
-	key, err := ParseKey(e.Key)
-	if err == nil && key.Series.Sample == key.Family+"_count" {
+	var key metric.Key
+	ruby := RubyKey(e.Key)
+	if ruby {
+		var err error
+		key, err = ParseKey(e.Key)
+		ruby = err == nil
+	}
+	if ruby && key.Series.Sample == key.Family+"_count" {
 		return false
 	}
 	c.slots.Append(e.Slot)
 	c.buckets = append(c.buckets, rubyBucket{})
-	if err != nil || key.Series.Sample != key.Family+"_bucket" {
+	if !ruby || key.Series.Sample != key.Family+"_bucket" {
 		return true // whoever learns it refuses what is wrong
 	}
 	at := slices.IndexFunc(key.Series.Labels, func(l metric.Label) bool { return l.Name == "le" })

@@ -182,8 +182,7 @@ func TestRubyHistograms(t *testing.T) {
 }
 
 // TestRubyHistogramOdd: entries that are no bucket, sum or count of a histogram are yielded as
-// they are, for who learns them to refuse, and a file that spells others as Python does counts
-// them as Python's.
+// they are, for who learns them to refuse, and so are those that are spelled as Python does.
 func TestRubyHistogramOdd(t *testing.T) {
 	m := narrow()
 	for i, key := range []string{
@@ -196,6 +195,7 @@ func TestRubyHistogramOdd(t *testing.T) {
 		`["h",5,[],[]]`,
 		`["h","h_count",[],[]]`,
 		`["q", "q_bucket", {"le": "1.0"}, "H."]`,
+		`["q", "q_bucket", {"le": "2.0"}, "H."]`,
 		`["q", "q_count", {}, "H."]`,
 	} {
 		m.add(key, float64(10+i), 0)
@@ -209,7 +209,7 @@ func TestRubyHistogramOdd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []float64{10, 0, 12, 13, 14, 15, 16, 18}
+	want := []float64{10, 0, 12, 13, 14, 15, 16, 18, 19, 20}
 	got := make([]float64, len(records))
 	if err := f.Load(slotsOf(records), got); err != nil || !slices.Equal(got, want) {
 		t.Errorf("loaded %v, %v, want %v", got, err, want)
