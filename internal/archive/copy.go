@@ -23,8 +23,9 @@ type View struct {
 	// Archive is detached; it has what was in the file.
 	*Archive
 	path string
+	// meta is what the meta pages were, and info whose they are.
 	meta []byte
-	size int64
+	info fs.FileInfo
 }
 
 // Exists reports whether there was an archive.
@@ -34,7 +35,12 @@ func (v *View) Exists() bool { return v.meta != nil }
 func (v *View) Path() string { return v.path }
 
 // SizeBytes returns the size of the file, 0 if there was none.
-func (v *View) SizeBytes() int64 { return v.size }
+func (v *View) SizeBytes() int64 {
+	if v.info == nil {
+		return 0
+	}
+	return v.info.Size()
+}
 
 // Read returns a view of the archive in dir, empty where there is none. For errors see
 // Open; none is ErrLocked, but it may be ErrBusy. There is a view, then an empty one, with
@@ -42,7 +48,8 @@ func (v *View) SizeBytes() int64 { return v.size }
 //
 // It copies the file. bbolt never overwrites a page that the last commit refers to before
 // the next one is done, and each commit changes one of the two meta pages at the front of
-// the file; so a copy with equal meta pages before and after is whole.
+// the file; so a copy with equal meta pages before and after is whole. That holds within one
+// file: Compact puts another one in its place, whose meta pages may be the same.
 func Read(dir string) (*View, error) { return read(dir, false) }
 
 // Verify is Read that has bbolt check its file, too, as far as it can. The error is, or
@@ -114,52 +121,64 @@ func scratch() (*os.File, error) {
 func (v *View) copy(to *os.File) (used int64, err error) {
 	const tries = 200
 	var bad []byte
-	for i := range tries {
-		// One that commits without a pause leaves no gap that is long enough for sure, but
-		// gaps differ.
-		time.Sleep(time.Duration(i) * 50 * time.Microsecond)
-		meta, err := v.readMeta()
-		if meta == nil || err != nil {
-			return 0, err
+	var badIn fs.FileInfo
+	once := func() (done bool, err error) {
+		f, err := openRegular(v.path, os.O_RDONLY)
+		if errors.Is(err, fs.ErrNotExist) {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		// As long as it is open, no other file can be taken for it.
+		defer f.Close() //nolint:errcheck // it was only read
+		info, err := f.Stat()
+		if err != nil {
+			return false, err
+		}
+		meta, err := metaPages(f)
+		if err != nil {
+			return false, err
 		}
 		last, err := lastMeta(bytes.NewReader(meta))
 		if err != nil {
 			// Twice the same is no page that is just being written.
-			if bytes.Equal(meta, bad) {
-				return 0, fmt.Errorf("%w: %w", ErrDamaged, err)
+			if bytes.Equal(meta, bad) && os.SameFile(info, badIn) {
+				return false, fmt.Errorf("%w: %w", ErrDamaged, err)
 			}
-			bad = meta
-			continue
+			bad, badIn = meta, info
+			return false, nil
 		}
-		used, err = v.copyOnce(to, int64(min(last.high, math.MaxInt64/pageBytes))*pageBytes)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
+		used, err = copyOnce(to, f, int64(min(last.high, math.MaxInt64/pageBytes))*pageBytes)
 		if err != nil {
-			return 0, err
+			return false, err
 		}
-		if after, err := v.readMeta(); err != nil {
-			return 0, err
-		} else if bytes.Equal(meta, after) {
-			v.meta = meta
-			return used, nil
+		after, err := metaPages(f)
+		if err != nil || !bytes.Equal(meta, after) {
+			return false, err
+		}
+		if there, err := leadsTo(v.path, f); err != nil || !there {
+			return false, err
+		}
+		v.meta, v.info = meta, info
+		return true, nil
+	}
+	for i := range tries {
+		// One that commits without a pause leaves no gap that is long enough for sure, but
+		// gaps differ.
+		time.Sleep(time.Duration(i) * 50 * time.Microsecond)
+		if done, err := once(); done || err != nil {
+			return used, err
 		}
 	}
 	return 0, ErrBusy
 }
 
 // copyOnce copies so many bytes of the file, or as many as there are.
-func (v *View) copyOnce(to *os.File, bytes int64) (n int64, err error) {
-	from, err := openRegular(v.path, os.O_RDONLY)
-	if err != nil {
+func copyOnce(to, from *os.File, bytes int64) (n int64, err error) {
+	if _, err := from.Seek(0, io.SeekStart); err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, from.Close()) }()
-	info, err := from.Stat()
-	if err != nil {
-		return 0, err
-	}
-	v.size = info.Size()
 	if _, err := to.Seek(0, io.SeekStart); err != nil {
 		return 0, err
 	}
@@ -169,19 +188,11 @@ func (v *View) copyOnce(to *os.File, bytes int64) (n int64, err error) {
 	return io.Copy(to, io.LimitReader(from, bytes))
 }
 
-// readMeta returns the two meta pages, or what is there of them; nil where there is no file.
-func (v *View) readMeta() ([]byte, error) {
-	f, err := openRegular(v.path, os.O_RDONLY)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() //nolint:errcheck // it was only read
+// metaPages returns the two meta pages, or what is there of them.
+func metaPages(f *os.File) ([]byte, error) {
 	meta := make([]byte, 2*pageBytes)
-	n, err := io.ReadFull(f, meta)
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+	n, err := f.ReadAt(meta, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 	return meta[:n], nil
@@ -190,6 +201,15 @@ func (v *View) readMeta() ([]byte, error) {
 // Current reports whether the archive has not changed since Read: whoever has read the
 // source files in between has seen each value either there or in the view, and none twice.
 func (v *View) Current() bool {
-	meta, err := v.readMeta()
+	f, err := openRegular(v.path, os.O_RDONLY)
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist) && v.meta == nil
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	info, err := f.Stat()
+	if err != nil || v.info == nil || !os.SameFile(info, v.info) {
+		return false
+	}
+	meta, err := metaPages(f)
 	return err == nil && bytes.Equal(meta, v.meta)
 }
