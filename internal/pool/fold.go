@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -232,23 +231,19 @@ func (d *dir) openArchive(now time.Time) error {
 // makeArchiveDir makes the directory of the archive, but never the watched one, which is the
 // application's: it may be removing it at this moment, to make it anew with a mode of its own.
 func (d *dir) makeArchiveDir() error {
-	within, err := filepath.Rel(d.spec.Path, d.archiveDir)
-	if err != nil || within == ".." || strings.HasPrefix(within, "../") {
-		err = os.MkdirAll(d.archiveDir, 0o700)
-	} else {
-		path := d.spec.Path
-		for part := range strings.SplitSeq(within, "/") {
-			path = filepath.Join(path, part)
-			if err = os.Mkdir(path, 0o700); errors.Is(err, fs.ErrExist) {
-				err = nil
-			}
-			if err != nil {
-				break
-			}
+	missing := []string{d.archiveDir}
+	mkdir := os.MkdirAll
+	if within, err := filepath.Rel(d.spec.Path, d.archiveDir); err == nil && filepath.IsLocal(within) {
+		missing, mkdir = nil, os.Mkdir
+		for path := d.archiveDir; within != "."; within = filepath.Dir(within) {
+			missing = append(missing, path)
+			path = filepath.Dir(path)
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("make directory for the archive: %w", err)
+	for _, path := range slices.Backward(missing) {
+		if err := mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("make directory for the archive: %w", err)
+		}
 	}
 	return nil
 }

@@ -743,6 +743,7 @@ func TestWatchedDirectoryIsNotMade(t *testing.T) {
 	for name, where := range map[string]func(dir string) string{
 		"usual":     func(string) string { return "" },
 		"within":    func(dir string) string { return filepath.Join(dir, "a", "b") },
+		"same":      func(dir string) string { return dir },
 		"elsewhere": func(dir string) string { return filepath.Join(dir, "..", "a", "b") },
 	} {
 		dir := filepath.Join(tmpfs(t), "metrics")
@@ -758,7 +759,8 @@ func TestWatchedDirectoryIsNotMade(t *testing.T) {
 		if err := os.Remove(dir); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.dirs[0].makeArchiveDir(); (err == nil) != (name == "elsewhere") {
+		// In the watched directory itself there is nothing to be made.
+		if err := c.dirs[0].makeArchiveDir(); (err == nil) != (name == "elsewhere" || name == "same") {
 			t.Errorf("%s: %v", name, err)
 		}
 		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
