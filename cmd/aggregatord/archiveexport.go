@@ -18,6 +18,7 @@ import (
 	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/store"
+	"aggregatord/internal/view"
 )
 
 type archiveExportOptions struct {
@@ -139,7 +140,7 @@ func warnOfStaged(watched string, v *archive.View, logger *zap.Logger) error {
 }
 
 // archiveSnapshot merges the archive alone.
-func archiveSnapshot(poolName string, totals *archive.Totals, logger *zap.Logger) *merge.Snapshot {
+func archiveSnapshot(poolName string, totals *archive.Totals, logger *zap.Logger) *view.Snapshot {
 	index := merge.NewIndex(merge.Options{})
 	for space, table := range totals.Spaces() {
 		source := index.AddFolded(merge.SourceSpec{

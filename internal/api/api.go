@@ -14,11 +14,11 @@ import (
 	"sync"
 	"time"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/selector"
 	"aggregatord/internal/status"
+	"aggregatord/internal/view"
 )
 
 // Options of an API. Collector is needed.
@@ -26,7 +26,7 @@ type Options struct {
 	Collector *pool.Collector
 	// Gather returns what a scrape would be made of: the workers' snapshot, then those of the
 	// daemon's own. Default: the Collector's alone.
-	Gather func(context.Context) ([]*merge.Snapshot, error)
+	Gather func(context.Context) ([]*view.Snapshot, error)
 	Build  status.Build
 	// Started is when the daemon started.
 	Started time.Time
@@ -42,7 +42,7 @@ type API struct {
 	gathering sync.Mutex
 	// mu guards held, heldAt and drop.
 	mu     sync.Mutex
-	held   []*merge.Snapshot
+	held   []*view.Snapshot
 	heldAt time.Time
 	drop   *time.Timer
 }
@@ -62,12 +62,12 @@ const (
 // New returns an API. It starts nothing.
 func New(opts Options) *API {
 	if opts.Gather == nil {
-		opts.Gather = func(ctx context.Context) ([]*merge.Snapshot, error) {
+		opts.Gather = func(ctx context.Context) ([]*view.Snapshot, error) {
 			snap, err := opts.Collector.Gather(ctx)
 			if err != nil {
 				return nil, err
 			}
-			return []*merge.Snapshot{snap}, nil
+			return []*view.Snapshot{snap}, nil
 		}
 	}
 	if opts.Config == nil {
@@ -181,7 +181,7 @@ func (p params) page(otherwise int) (offset, limit int, err error) {
 
 // snapshots returns present values: at most maxAge old, and as old for all who ask meanwhile.
 // The caller releases them.
-func (a *API) snapshots(ctx context.Context) ([]*merge.Snapshot, time.Time, error) {
+func (a *API) snapshots(ctx context.Context) ([]*view.Snapshot, time.Time, error) {
 	if snaps, at := a.recent(); snaps != nil {
 		return snaps, at, nil
 	}
@@ -206,7 +206,7 @@ func (a *API) snapshots(ctx context.Context) ([]*merge.Snapshot, time.Time, erro
 }
 
 // recent returns the values that are held if they are new enough, for the caller to release.
-func (a *API) recent() ([]*merge.Snapshot, time.Time) {
+func (a *API) recent() ([]*view.Snapshot, time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.held == nil || time.Since(a.heldAt) > maxAge {
@@ -223,14 +223,14 @@ func (a *API) forget() {
 	a.held = nil
 }
 
-func retain(snaps []*merge.Snapshot) []*merge.Snapshot {
+func retain(snaps []*view.Snapshot) []*view.Snapshot {
 	for _, s := range snaps {
 		s.Retain()
 	}
 	return slices.Clone(snaps)
 }
 
-func release(snaps []*merge.Snapshot) {
+func release(snaps []*view.Snapshot) {
 	for _, s := range snaps {
 		s.Release()
 	}
@@ -355,7 +355,7 @@ func (a *API) families(ctx context.Context, q params) (any, error) {
 // unixSeconds is a moment as the API gives it.
 func unixSeconds(at time.Time) float64 { return float64(at.UnixMilli()) / 1000 }
 
-func familyOf(snap *merge.Snapshot, fam *merge.Family, own bool) status.Family {
+func familyOf(snap *view.Snapshot, fam *view.Family, own bool) status.Family {
 	out := status.Family{
 		Name: fam.Name, Type: fam.Type.String(), Mode: fam.Mode.String(), Rule: fam.Rule, Unit: fam.Unit, Help: fam.Help,
 		Series: len(fam.Metrics), Samples: fam.Points, Own: own,
@@ -374,8 +374,8 @@ func familyOf(snap *merge.Snapshot, fam *merge.Family, own bool) status.Family {
 	at := fam.First
 	for m := range fam.Metrics {
 		for p, point := range fam.Metrics[m].Points {
-			counts := point.Kind == merge.Total || point.Kind == merge.Count || point.Kind == merge.Value
-			if counts && !merge.IsAbsent(snap.Values[at+p]) {
+			counts := point.Kind == view.Total || point.Kind == view.Count || point.Kind == view.Value
+			if counts && !view.IsAbsent(snap.Values[at+p]) {
 				sum += status.Number(snap.Values[at+p])
 			}
 		}
@@ -411,9 +411,9 @@ func (a *API) series(ctx context.Context, q params) (any, error) {
 	out := status.Samples{Time: unixSeconds(at)}
 	out.Offset, out.Items = offset, []status.Sample{}
 	for _, snap := range snaps {
-		pool.EachSample(snap, sel, func(ref merge.PointRef, value int) {
+		pool.EachSample(snap, sel, func(ref view.PointRef, value int) {
 			fam := &snap.Layout.Families[ref.Family]
-			if q.Has("family") && fam.Name != q.Get("family") || merge.IsAbsent(snap.Values[value]) {
+			if q.Has("family") && fam.Name != q.Get("family") || view.IsAbsent(snap.Values[value]) {
 				return
 			}
 			out.Total++

@@ -21,7 +21,6 @@ import (
 	"github.com/prometheus/prometheus/model/relabel"
 	"go.uber.org/goleak"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/policy"
 	"aggregatord/internal/pool"
@@ -29,6 +28,7 @@ import (
 	"aggregatord/internal/status"
 	"aggregatord/internal/store"
 	"aggregatord/internal/telemetry"
+	"aggregatord/internal/view"
 )
 
 var update = flag.Bool("update", false, "rewrite the expected answers")
@@ -136,12 +136,12 @@ func newHarness(t testing.TB, archived bool) *harness {
 		Config: func() status.Config {
 			return status.Config{Settings: []status.Setting{{Name: "--dir", Value: h.dir}}}
 		},
-		Gather: func(ctx context.Context) ([]*merge.Snapshot, error) {
+		Gather: func(ctx context.Context) ([]*view.Snapshot, error) {
 			snap, err := c.Gather(ctx)
 			if err != nil {
 				return nil, err
 			}
-			return []*merge.Snapshot{snap, set.Snapshot()}, nil
+			return []*view.Snapshot{snap, set.Snapshot()}, nil
 		},
 	})
 	t.Cleanup(func() {
@@ -352,7 +352,7 @@ func TestShared(t *testing.T) {
 	h := newHarness(t, false)
 	var reads int
 	inner := h.opts.Gather
-	h.opts.Gather = func(ctx context.Context) ([]*merge.Snapshot, error) {
+	h.opts.Gather = func(ctx context.Context) ([]*view.Snapshot, error) {
 		reads++ // under gathering
 		return inner(ctx)
 	}
@@ -390,14 +390,14 @@ func TestUnavailable(t *testing.T) {
 		t.Errorf("%d %s", code, body)
 	}
 	c.Tend(true)
-	h.opts.Gather = func(context.Context) ([]*merge.Snapshot, error) { return nil, errors.New("disk on fire") }
+	h.opts.Gather = func(context.Context) ([]*view.Snapshot, error) { return nil, errors.New("disk on fire") }
 	if code, body := h.ask("families"); code != 500 || !strings.Contains(string(body), "disk on fire") {
 		t.Errorf("%d %s", code, body)
 	}
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
-	h.opts.Gather = func(ctx context.Context) ([]*merge.Snapshot, error) { _, err := c.Gather(ctx); return nil, err }
+	h.opts.Gather = func(ctx context.Context) ([]*view.Snapshot, error) { _, err := c.Gather(ctx); return nil, err }
 	if code, body := h.ask("families"); code != 503 {
 		t.Errorf("%d %s", code, body)
 	}

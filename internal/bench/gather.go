@@ -4,10 +4,10 @@ import (
 	"context"
 
 	"aggregatord/internal/exposition"
-	"aggregatord/internal/merge"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/serve"
 	"aggregatord/internal/telemetry"
+	"aggregatord/internal/view"
 )
 
 // A gatherer is the daemon's way from files to snapshots, in this process: for counting
@@ -30,12 +30,12 @@ func newGatherer(dir string) (*gatherer, error) {
 }
 
 // Gather implements serve.Gatherer.
-func (g *gatherer) Gather(ctx context.Context) ([]*merge.Snapshot, error) {
+func (g *gatherer) Gather(ctx context.Context) ([]*view.Snapshot, error) {
 	workers, err := g.collector.Gather(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return []*merge.Snapshot{workers, g.set.Snapshot()}, nil
+	return []*view.Snapshot{workers, g.set.Snapshot()}, nil
 }
 
 func (g *gatherer) close() error { return g.collector.Close() }

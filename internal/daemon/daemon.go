@@ -25,11 +25,11 @@ import (
 
 	"aggregatord/internal/config"
 	"aggregatord/internal/exposition"
-	"aggregatord/internal/merge"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/serve"
 	"aggregatord/internal/status"
 	"aggregatord/internal/telemetry"
+	"aggregatord/internal/view"
 	"aggregatord/internal/watch"
 )
 
@@ -267,12 +267,12 @@ type gatherer struct {
 }
 
 // Gather implements serve.Gatherer.
-func (g gatherer) Gather(ctx context.Context) ([]*merge.Snapshot, error) {
+func (g gatherer) Gather(ctx context.Context) ([]*view.Snapshot, error) {
 	workers, err := g.collector.Gather(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return []*merge.Snapshot{workers, g.set.Snapshot()}, nil
+	return []*view.Snapshot{workers, g.set.Snapshot()}, nil
 }
 
 var _ serve.Gatherer = gatherer{}

@@ -6,8 +6,8 @@ import (
 	"slices"
 	"strings"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // A fam is a family as tests write it down.
@@ -26,7 +26,7 @@ type met struct {
 }
 
 type pt struct {
-	kind  merge.PointKind
+	kind  view.PointKind
 	bound float64
 	value float64
 }
@@ -42,64 +42,64 @@ func labels(pairs ...string) []metric.Label {
 }
 
 // one is a metric with one point.
-func one(kind merge.PointKind, value float64, pairs ...string) met {
+func one(kind view.PointKind, value float64, pairs ...string) met {
 	return met{labels(pairs...), []pt{{kind: kind, value: value}}}
 }
 
-func value(v float64, pairs ...string) met { return one(merge.Value, v, pairs...) }
-func total(v float64, pairs ...string) met { return one(merge.Total, v, pairs...) }
+func value(v float64, pairs ...string) met { return one(view.Value, v, pairs...) }
+func total(v float64, pairs ...string) met { return one(view.Total, v, pairs...) }
 
 // buckets is a histogram metric with bounds 1, 2.5 and +Inf.
 func buckets(b1, b2, inf, sum float64, pairs ...string) met {
 	return met{labels(pairs...), []pt{
-		{merge.Bucket, 1, b1},
-		{merge.Bucket, 2.5, b2},
-		{merge.Bucket, math.Inf(1), inf},
-		{merge.Sum, 0, sum},
-		{merge.Count, 0, inf},
+		{view.Bucket, 1, b1},
+		{view.Bucket, 2.5, b2},
+		{view.Bucket, math.Inf(1), inf},
+		{view.Sum, 0, sum},
+		{view.Count, 0, inf},
 	}}
 }
 
 // summary is a summary metric without quantiles, as the Python client has them.
 func summary(sum, count float64, pairs ...string) met {
-	return met{labels(pairs...), []pt{{merge.Sum, 0, sum}, {merge.Count, 0, count}}}
+	return met{labels(pairs...), []pt{{view.Sum, 0, sum}, {view.Count, 0, count}}}
 }
 
 // created adds a created point to a metric.
 func created(m met, at float64) met {
-	m.points = append(slices.Clone(m.points), pt{merge.Created, 0, at})
+	m.points = append(slices.Clone(m.points), pt{view.Created, 0, at})
 	return m
 }
 
 // snapshot builds a snapshot the way package merge promises to: families sorted by name,
 // metrics by labels, equal point lists shared.
-func snapshot(fams ...fam) *merge.Snapshot {
+func snapshot(fams ...fam) *view.Snapshot {
 	fams = slices.Clone(fams)
 	slices.SortFunc(fams, func(a, b fam) int { return strings.Compare(a.name, b.name) })
-	layout := &merge.Layout{}
-	s := &merge.Snapshot{Layout: layout}
+	layout := &view.Layout{}
+	s := &view.Snapshot{Layout: layout}
 	for _, f := range fams {
 		help := f.help
 		if help == "" {
 			help = "Help of " + f.name + "."
 		}
-		out := merge.Family{Name: f.name, Type: f.typ, Help: help, Sparse: f.sparse, First: len(s.Values)}
+		out := view.Family{Name: f.name, Type: f.typ, Help: help, Sparse: f.sparse, First: len(s.Values)}
 		metrics := slices.Clone(f.metrics)
 		slices.SortFunc(metrics, func(a, b met) int { return metric.CompareLabels(a.labels, b.labels) })
-		var shared []merge.Point
+		var shared []view.Point
 		for _, m := range metrics {
-			var points []merge.Point
+			var points []view.Point
 			for _, p := range m.points {
-				points = append(points, merge.Point{Kind: p.kind, Bound: p.bound})
+				points = append(points, view.Point{Kind: p.kind, Bound: p.bound})
 				s.Values = append(s.Values, p.value)
 			}
-			if slices.EqualFunc(points, shared, func(a, b merge.Point) bool {
+			if slices.EqualFunc(points, shared, func(a, b view.Point) bool {
 				return a.Kind == b.Kind && cmp.Compare(a.Bound, b.Bound) == 0
 			}) {
 				points = shared
 			}
 			shared = points
-			out.Metrics = append(out.Metrics, merge.Metric{Labels: m.labels, Points: points})
+			out.Metrics = append(out.Metrics, view.Metric{Labels: m.labels, Points: points})
 		}
 		out.Points = len(s.Values) - out.First
 		layout.Families = append(layout.Families, out)
@@ -109,7 +109,7 @@ func snapshot(fams ...fam) *merge.Snapshot {
 }
 
 // encode returns the exposition of snapshots by a new encoder, and its report.
-func encode(f Format, snaps ...*merge.Snapshot) (string, []Omission) {
+func encode(f Format, snaps ...*view.Snapshot) (string, []Omission) {
 	var omissions []Omission
 	e := &Encoder{OnReport: func(r Report) { omissions = r.Omissions }}
 	return string(e.Append(nil, f, Filter{}, snaps...)), omissions

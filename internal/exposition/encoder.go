@@ -7,7 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"aggregatord/internal/merge"
+	"aggregatord/internal/view"
 )
 
 // Reason says why something was left out of an exposition. It is short and constant, for
@@ -83,10 +83,10 @@ type Encoder struct {
 	// mu guards what follows. It is held while a new layout is rendered, so that scrapes
 	// that arrive together render it once.
 	mu    sync.Mutex
-	plans []*plan // all for the same layouts, newest first
-	views []*view // of those layouts, newest first
+	plans []*plan     // all for the same layouts, newest first
+	views []*rendered // of those layouts, newest first
 	// stale are the views of the layouts before those, until they are rendered anew.
-	stale []*view
+	stale []*rendered
 	// reported is what OnReport was told last.
 	reported map[Format][]Omission
 
@@ -103,8 +103,8 @@ const maxPlans = 4
 // order. It never changes once built.
 type plan struct {
 	format    Format // canonical
-	layouts   []*merge.Layout
-	views     []*view // one for each layout
+	layouts   []*view.Layout
+	views     []*rendered // one for each layout
 	parts     []part
 	omissions []Omission
 	// size is the length in bytes of the last whole output, a hint for the next.
@@ -123,7 +123,7 @@ type part struct {
 // whatever the workers call theirs), then earlier families.
 //
 // It does not allocate if dst has room and the layouts are those of the last call.
-func (e *Encoder) Append(dst []byte, f Format, sel Filter, snaps ...*merge.Snapshot) []byte {
+func (e *Encoder) Append(dst []byte, f Format, sel Filter, snaps ...*view.Snapshot) []byte {
 	return e.append(dst, nil, f, sel, snaps)
 }
 
@@ -131,11 +131,11 @@ func (e *Encoder) Append(dst []byte, f Format, sel Filter, snaps ...*merge.Snaps
 // the output ends, in bytes from where the output begins; what is behind the last of them
 // belongs to no section. As long as the layouts are the same, there are as many sections,
 // with the same families in the same order.
-func (e *Encoder) AppendSections(dst []byte, ends *[]int, f Format, snaps ...*merge.Snapshot) []byte {
+func (e *Encoder) AppendSections(dst []byte, ends *[]int, f Format, snaps ...*view.Snapshot) []byte {
 	return e.append(dst, ends, f, Filter{}, snaps)
 }
 
-func (e *Encoder) append(dst []byte, ends *[]int, f Format, sel Filter, snaps []*merge.Snapshot) []byte {
+func (e *Encoder) append(dst []byte, ends *[]int, f Format, sel Filter, snaps []*view.Snapshot) []byte {
 	p := e.plan(f.canonical(), snaps)
 	if hint := int(p.size.Load()); cap(dst)-len(dst) < hint && sel.All() {
 		dst = slices.Grow(dst, hint+hint/16)
@@ -180,7 +180,7 @@ func (e *Encoder) append(dst []byte, ends *[]int, f Format, sel Filter, snaps []
 
 // plan returns the plan for the layouts of the snapshots, the one of the last call if it
 // still fits.
-func (e *Encoder) plan(f Format, snaps []*merge.Snapshot) *plan {
+func (e *Encoder) plan(f Format, snaps []*view.Snapshot) *plan {
 	p, fresh := e.lookup(f, snaps)
 	if fresh && e.OnReport != nil {
 		e.report()
@@ -188,15 +188,15 @@ func (e *Encoder) plan(f Format, snaps []*merge.Snapshot) *plan {
 	return p
 }
 
-func (e *Encoder) lookup(f Format, snaps []*merge.Snapshot) (p *plan, fresh bool) {
+func (e *Encoder) lookup(f Format, snaps []*view.Snapshot) (p *plan, fresh bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.plans) > 0 && !e.plans[0].of(snaps) {
 		// Views of layouts that are served again are kept. The others help to make their
 		// successors, and are garbage at the latest when the layouts change again.
 		e.plans, e.stale = nil, nil
-		e.views = slices.DeleteFunc(e.views, func(v *view) bool {
-			again := slices.ContainsFunc(snaps, func(s *merge.Snapshot) bool { return s.Layout == v.layout })
+		e.views = slices.DeleteFunc(e.views, func(v *rendered) bool {
+			again := slices.ContainsFunc(snaps, func(s *view.Snapshot) bool { return s.Layout == v.layout })
 			if !again {
 				e.stale = append(e.stale, v)
 			}
@@ -213,32 +213,32 @@ func (e *Encoder) lookup(f Format, snaps []*merge.Snapshot) (p *plan, fresh bool
 	p = &plan{format: f}
 	for _, s := range snaps {
 		p.layouts = append(p.layouts, s.Layout)
-		p.views = append(p.views, e.viewLocked(s.Layout, f))
+		p.views = append(p.views, e.renderedLocked(s.Layout, f))
 	}
 	p.arrange()
 	e.plans = slices.Insert(e.plans, 0, p)
 	if len(e.plans) > maxPlans {
 		dropped := e.plans[maxPlans].format
 		e.plans = slices.Delete(e.plans, maxPlans, maxPlans+1)
-		e.views = slices.DeleteFunc(e.views, func(v *view) bool { return v.format == dropped })
+		e.views = slices.DeleteFunc(e.views, func(v *rendered) bool { return v.format == dropped })
 	}
 	return p, true
 }
 
-// viewLocked returns the view of a layout in a format.
-func (e *Encoder) viewLocked(layout *merge.Layout, f Format) *view {
+// renderedLocked returns the view of a layout in a format.
+func (e *Encoder) renderedLocked(layout *view.Layout, f Format) *rendered {
 	for _, v := range e.views {
 		if v.layout == layout && v.format == f {
 			return v
 		}
 	}
-	var earlier *view
+	var earlier *rendered
 	// A daemon serves few layouts at once, of which mostly one has changed.
-	if i := slices.IndexFunc(e.stale, func(v *view) bool { return v.format == f }); i >= 0 {
+	if i := slices.IndexFunc(e.stale, func(v *rendered) bool { return v.format == f }); i >= 0 {
 		earlier = e.stale[i]
 		e.stale = slices.Delete(e.stale, i, i+1)
 	}
-	v := newView(layout, f, earlier)
+	v := newRendered(layout, f, earlier)
 	e.views = append(e.views, v)
 	return v
 }
@@ -272,7 +272,7 @@ func (e *Encoder) changed() []Report {
 }
 
 // of reports whether the plan is for the layouts of these snapshots.
-func (p *plan) of(snaps []*merge.Snapshot) bool {
+func (p *plan) of(snaps []*view.Snapshot) bool {
 	if len(p.layouts) != len(snaps) {
 		return false
 	}

@@ -12,8 +12,8 @@ import (
 	"time"
 	"weak"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // typeLines returns the names and types of an exposition's families in order.
@@ -45,11 +45,11 @@ func TestCollisions(t *testing.T) {
 	}
 	text, om := Format{}, Format{Kind: OpenMetrics100}
 	utf8 := Format{Text100, AllowUTF8}
-	snaps := func(s ...*merge.Snapshot) []*merge.Snapshot { return s }
+	snaps := func(s ...*view.Snapshot) []*view.Snapshot { return s }
 	tests := []struct {
 		name   string
 		format Format
-		snaps  []*merge.Snapshot
+		snaps  []*view.Snapshot
 		want   []string // TYPE lines
 		lost   []string // omissions
 	}{
@@ -160,7 +160,7 @@ func TestCollisions(t *testing.T) {
 			[]string{`1 points of "g": bad_point`},
 		},
 		{"bound_that_is_no_number", text, snaps(snapshot(fam{name: "h", typ: metric.Histogram, metrics: []met{{nil, []pt{
-			{merge.Bucket, math.NaN(), 1}, {merge.Bucket, math.Inf(1), 1}, {merge.Sum, 0, 1}, {merge.Count, 0, 1},
+			{view.Bucket, math.NaN(), 1}, {view.Bucket, math.Inf(1), 1}, {view.Sum, 0, 1}, {view.Count, 0, 1},
 		}}}})), []string{"h histogram"}, []string{`1 points of "h": bad_point`}},
 	}
 	for _, test := range tests {
@@ -181,14 +181,14 @@ func TestCollisions(t *testing.T) {
 }
 
 func TestLabelCollisions(t *testing.T) {
-	gauge := func(metrics ...met) *merge.Snapshot {
+	gauge := func(metrics ...met) *view.Snapshot {
 		return snapshot(fam{name: "g", typ: metric.Gauge, metrics: metrics})
 	}
 	text := Format{}
 	tests := []struct {
 		name    string
 		format  Format
-		snap    *merge.Snapshot
+		snap    *view.Snapshot
 		want    []string // sample lines
 		omitted int
 	}{
@@ -236,8 +236,8 @@ func TestLabelCollisions(t *testing.T) {
 		},
 		{"colon_quoted", Format{Text100, AllowUTF8}, gauge(value(1, "a:b", "x")), []string{`g{"a:b"="x"} 1`}, 0},
 		{"le_of_a_histogram", text, snapshot(fam{name: "h", typ: metric.Histogram, metrics: []met{
-			{labels("le", "7"), []pt{{merge.Bucket, math.Inf(1), 1}, {merge.Sum, 0, 1}, {merge.Count, 0, 1}}},
-			{labels("lf", "7"), []pt{{merge.Bucket, math.Inf(1), 1}, {merge.Sum, 0, 1}, {merge.Count, 0, 1}}},
+			{labels("le", "7"), []pt{{view.Bucket, math.Inf(1), 1}, {view.Sum, 0, 1}, {view.Count, 0, 1}}},
+			{labels("lf", "7"), []pt{{view.Bucket, math.Inf(1), 1}, {view.Sum, 0, 1}, {view.Count, 0, 1}}},
 		}}), []string{`h_bucket{lf="7",le="+Inf"} 1`, `h_sum{lf="7"} 1`, `h_count{lf="7"} 1`}, 1},
 		{"le_of_a_gauge", text, gauge(value(1, "le", "7")), []string{`g{le="7"} 1`}, 0},
 		{"protobuf_and_json_too", Format{Kind: JSON}, gauge(value(1, "a", "\xff"), value(2, "a", "\xfe")), nil, 1},
@@ -343,7 +343,7 @@ func TestFilter(t *testing.T) {
 }
 
 // wide is a snapshot of many series: half counters, half histograms.
-func wide(series int) *merge.Snapshot {
+func wide(series int) *view.Snapshot {
 	var fams []fam
 	const perFamily = 100
 	for f := 0; f*perFamily < series; f++ {
@@ -389,7 +389,7 @@ func TestAppendKeepsWhatIsThere(t *testing.T) {
 
 func TestOldLayoutsAreCollectable(t *testing.T) {
 	e := new(Encoder)
-	layouts := make([]weak.Pointer[merge.Layout], 10)
+	layouts := make([]weak.Pointer[view.Layout], 10)
 	own := everything()
 	for i := range layouts {
 		snap := wide(100)
@@ -447,7 +447,7 @@ func TestOnReportTellsChangesOnce(t *testing.T) {
 		return ns
 	}
 	steps := []struct {
-		snap *merge.Snapshot
+		snap *view.Snapshot
 		want []int // families left out by each report so far
 	}{
 		{snapshot(gauge("a")), nil},
@@ -469,7 +469,7 @@ func TestOnReportTellsChangesOnce(t *testing.T) {
 // Snapshots of changing layouts in changing formats, by several goroutines on one
 // encoder, must come out as from an encoder of their own.
 func TestConcurrentUse(t *testing.T) {
-	snaps := []*merge.Snapshot{wide(100), wide(200), everything()}
+	snaps := []*view.Snapshot{wide(100), wide(200), everything()}
 	var formats []Format
 	for kind := Text004; kind <= JSON; kind++ {
 		formats = append(formats, Format{Kind: kind})
@@ -530,7 +530,7 @@ func BenchmarkRender(b *testing.B) {
 		b.Run("format="+format.name+"/series=20000", func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				newView(snap.Layout, format.f, nil)
+				newRendered(snap.Layout, format.f, nil)
 			}
 		})
 	}

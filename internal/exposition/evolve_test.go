@@ -9,8 +9,8 @@ import (
 	"slices"
 	"testing"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // TestEvolvingLayouts: what is copied from the view of an earlier layout is what would be
@@ -20,23 +20,23 @@ func TestEvolvingLayouts(t *testing.T) {
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
 	label := []string{"a", "ż", "with space", "__reserved__"}
-	family := func(name string) merge.Family {
-		f := merge.Family{Name: name, Type: metric.Gauge, Help: fmt.Sprint("Help ", r.IntN(2)), Sparse: r.IntN(3) == 0}
-		points := []merge.Point{{Kind: merge.Value}}
+	family := func(name string) view.Family {
+		f := view.Family{Name: name, Type: metric.Gauge, Help: fmt.Sprint("Help ", r.IntN(2)), Sparse: r.IntN(3) == 0}
+		points := []view.Point{{Kind: view.Value}}
 		switch r.IntN(3) {
 		case 0:
-			f.Type, points = metric.Histogram, []merge.Point{{Kind: merge.Bucket, Bound: 1}, {Kind: merge.Sum}, {Kind: merge.Count}, {Kind: merge.Created}}
+			f.Type, points = metric.Histogram, []view.Point{{Kind: view.Bucket, Bound: 1}, {Kind: view.Sum}, {Kind: view.Count}, {Kind: view.Created}}
 		case 1:
-			f.Type, points = metric.Counter, []merge.Point{{Kind: merge.Total}}
+			f.Type, points = metric.Counter, []view.Point{{Kind: view.Total}}
 		}
 		for i := range 1 + r.IntN(4) {
-			f.Metrics = append(f.Metrics, merge.Metric{Labels: []metric.Label{{Name: label[r.IntN(len(label))], Value: fmt.Sprint(i)}}, Points: points})
+			f.Metrics = append(f.Metrics, view.Metric{Labels: []metric.Label{{Name: label[r.IntN(len(label))], Value: fmt.Sprint(i)}}, Points: points})
 			f.Points += len(points)
 		}
 		return f
 	}
-	layoutOf := func(families map[string]merge.Family) *merge.Snapshot {
-		layout := &merge.Layout{}
+	layoutOf := func(families map[string]view.Family) *view.Snapshot {
+		layout := &view.Layout{}
 		for _, name := range slices.Sorted(maps.Keys(families)) {
 			f := families[name]
 			f.First = layout.Points
@@ -47,11 +47,11 @@ func TestEvolvingLayouts(t *testing.T) {
 		for i := range values {
 			values[i] = float64(r.IntN(100))
 		}
-		return &merge.Snapshot{Layout: layout, Values: values}
+		return &view.Snapshot{Layout: layout, Values: values}
 	}
 	formats := []Format{{}, {Kind: OpenMetrics100}, {Kind: Protobuf}, {Kind: JSON}, {Kind: Text004, Escaping: Values}}
-	families := map[string]merge.Family{"": family(""), "a:b": family("a:b"), "a b": family("a b")}
-	own := layoutOf(map[string]merge.Family{"own": family("own")})
+	families := map[string]view.Family{"": family(""), "a:b": family("a:b"), "a b": family("a b")}
+	own := layoutOf(map[string]view.Family{"own": family("own")})
 	e := new(Encoder)
 	for round := range 300 {
 		name := fmt.Sprintf("family%d", r.IntN(12))
@@ -60,7 +60,7 @@ func TestEvolvingLayouts(t *testing.T) {
 		} else {
 			families[name] = family(name)
 		}
-		snaps := []*merge.Snapshot{layoutOf(families), own}
+		snaps := []*view.Snapshot{layoutOf(families), own}
 		for _, f := range formats {
 			if r.IntN(4) == 0 {
 				continue // not every scraper comes each time
@@ -77,12 +77,12 @@ func TestEvolvingLayouts(t *testing.T) {
 // all others.
 func TestUnchangedFamiliesAreCopied(t *testing.T) {
 	old := wide(20000).Layout
-	changed := &merge.Layout{Families: append(slices.Clone(old.Families), merge.Family{Name: "zz", Type: metric.Gauge, Metrics: []merge.Metric{{Points: []merge.Point{{}}}}, First: old.Points, Points: 1}), Points: old.Points + 1}
-	earlier := newView(old, Format{}, nil)
-	allocated := func(earlier *view) uint64 {
+	changed := &view.Layout{Families: append(slices.Clone(old.Families), view.Family{Name: "zz", Type: metric.Gauge, Metrics: []view.Metric{{Points: []view.Point{{}}}}, First: old.Points, Points: 1}), Points: old.Points + 1}
+	earlier := newRendered(old, Format{}, nil)
+	allocated := func(earlier *rendered) uint64 {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		newView(changed, Format{}, earlier)
+		newRendered(changed, Format{}, earlier)
 		runtime.ReadMemStats(&after)
 		return after.TotalAlloc - before.TotalAlloc
 	}

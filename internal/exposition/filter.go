@@ -1,6 +1,6 @@
 package exposition
 
-import "aggregatord/internal/merge"
+import "aggregatord/internal/view"
 
 // A Filter selects part of an exposition by name, as the parameter name[] of a scrape
 // does. The zero value selects everything. It may be used by several goroutines.
@@ -39,7 +39,7 @@ func (f Filter) has(name string) bool {
 }
 
 // selects returns the kinds of points of a section that the filter lets through.
-func (f Filter) selects(v *view, s *section) kindSet {
+func (f Filter) selects(v *rendered, s *section) kindSet {
 	if f.All() {
 		return s.kinds
 	}
@@ -48,7 +48,7 @@ func (f Filter) selects(v *view, s *section) kindSet {
 		return s.kinds
 	}
 	var selected kindSet
-	for k := merge.Value; k <= merge.Created; k++ {
+	for k := view.Value; k <= view.Created; k++ {
 		if s.kinds.has(k) && (f.has(s.base+k.Suffix()) || f.has(raw+k.Suffix())) {
 			selected |= setOf(k)
 		}

@@ -4,15 +4,15 @@ import (
 	"math"
 	"testing"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // everything is a snapshot with each type, with plain names and values that every parser
 // finds sane.
-func everything() *merge.Snapshot {
+func everything() *view.Snapshot {
 	quantiles := met{labels("path", "/"), []pt{
-		{merge.Quantile, 0.5, 0.25}, {merge.Quantile, 1, 2}, {merge.Sum, 0, 10.5}, {merge.Count, 0, 7},
+		{view.Quantile, 0.5, 0.25}, {view.Quantile, 1, 2}, {view.Sum, 0, 10.5}, {view.Count, 0, 7},
 	}}
 	return snapshot(
 		fam{name: "jobs", typ: metric.Counter, help: `A "job", done\failed` + "\nor not.", metrics: []met{
@@ -32,16 +32,16 @@ func everything() *merge.Snapshot {
 }
 
 func TestGolden(t *testing.T) {
-	dotted := func() *merge.Snapshot {
+	dotted := func() *view.Snapshot {
 		return snapshot(
 			fam{name: "my.jobs", typ: metric.Counter, help: "h", metrics: []met{total(1, "queue.name", "a_b"), total(2, "queue.name", "z")}},
 			fam{name: "my.latency", typ: metric.Histogram, help: "h", metrics: []met{{nil, []pt{
-				{merge.Bucket, math.Inf(1), 3}, {merge.Sum, 0, 1}, {merge.Count, 0, 3},
+				{view.Bucket, math.Inf(1), 3}, {view.Sum, 0, 1}, {view.Count, 0, 3},
 			}}}},
 			fam{name: "my.load", typ: metric.Gauge, help: "h", metrics: []met{value(1)}},
 		)
 	}
-	withCreated := func() *merge.Snapshot {
+	withCreated := func() *view.Snapshot {
 		return snapshot(
 			fam{name: "jobs", typ: metric.Counter, help: "h", metrics: []met{
 				created(total(1, "q", "a"), 1.5e9), created(total(2, "q", "b"), 1500000000.25),
@@ -49,18 +49,18 @@ func TestGolden(t *testing.T) {
 			fam{name: "size", typ: metric.Summary, help: "h", metrics: []met{created(summary(3, 2), 1.5e9)}},
 		)
 	}
-	sparse := func() *merge.Snapshot {
+	sparse := func() *view.Snapshot {
 		return snapshot(
-			fam{name: "all_unset", typ: metric.Gauge, sparse: true, metrics: []met{value(merge.Absent, "a", "1"), value(merge.Absent, "a", "2")}},
+			fam{name: "all_unset", typ: metric.Gauge, sparse: true, metrics: []met{value(view.Absent, "a", "1"), value(view.Absent, "a", "2")}},
 			fam{name: "some_unset", typ: metric.Gauge, help: "h", sparse: true, metrics: []met{
-				value(merge.Absent, "a", "1"), value(math.NaN(), "a", "2"), value(3, "a", "3"), value(merge.Absent, "a", "4"),
+				value(view.Absent, "a", "1"), value(math.NaN(), "a", "2"), value(3, "a", "3"), value(view.Absent, "a", "4"),
 			}},
 		)
 	}
 	tests := []struct {
 		name   string
 		format Format
-		snap   *merge.Snapshot
+		snap   *view.Snapshot
 		want   string
 	}{
 		{"text", Format{}, everything(), `# HELP jobs_total A "job", done\\failed\nor not.
@@ -277,7 +277,7 @@ jobs_total{q="a"} 1
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			var snaps []*merge.Snapshot
+			var snaps []*view.Snapshot
 			if test.snap != nil {
 				snaps = append(snaps, test.snap)
 			}

@@ -4,15 +4,15 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // The shape is that of prom2json: an array of families with name, help, type and
 // metrics; a metric has its labels, if any, and either a value or count and sum with
 // buckets or quantiles. Numbers are strings, since JSON has no NaN and no infinity.
 
-func appendJSONHeader(dst []byte, s *section, fam *merge.Family) []byte {
+func appendJSONHeader(dst []byte, s *section, fam *view.Family) []byte {
 	dst = append(dst, `{"name":`...)
 	dst = appendJSONString(dst, s.base+s.headSuffix)
 	dst = append(dst, `,"help":`...)
@@ -47,7 +47,7 @@ func appendJSONLabels(dst []byte, labels []metric.Label) []byte {
 
 // appendJSON appends a section as an object, after a comma if it is not the first in dst
 // from start on.
-func (v *view) appendJSON(dst []byte, s *section, values []float64, first bool) []byte {
+func (v *rendered) appendJSON(dst []byte, s *section, values []float64, first bool) []byte {
 	fam := &v.layout.Families[s.family]
 	prefixes := v.blob[s.first:]
 	shown := false
@@ -80,9 +80,9 @@ func (v *view) appendJSON(dst []byte, s *section, values []float64, first bool) 
 	return dst
 }
 
-func anyShown(s *section, points []merge.Point, values []float64) bool {
+func anyShown(s *section, points []view.Point, values []float64) bool {
 	for i, p := range points {
-		if showable(p, s.kinds) && !merge.IsAbsent(values[i]) {
+		if showable(p, s.kinds) && !view.IsAbsent(values[i]) {
 			return true
 		}
 	}
@@ -91,7 +91,7 @@ func anyShown(s *section, points []merge.Point, values []float64) bool {
 
 // appendJSONPoints appends the members of a metric that hold its values: buckets and
 // quantiles, which come first, in an object of their own.
-func appendJSONPoints(dst []byte, s *section, points []merge.Point, values []float64) []byte {
+func appendJSONPoints(dst []byte, s *section, points []view.Point, values []float64) []byte {
 	first, open := true, false
 	separate := func() {
 		if !first {
@@ -106,15 +106,15 @@ func appendJSONPoints(dst []byte, s *section, points []merge.Point, values []flo
 		}
 	}
 	for i, p := range points {
-		if !showable(p, s.kinds) || merge.IsAbsent(values[i]) {
+		if !showable(p, s.kinds) || view.IsAbsent(values[i]) {
 			continue
 		}
 		name := "value"
 		switch p.Kind {
-		case merge.Bucket, merge.Quantile:
+		case view.Bucket, view.Quantile:
 			separate()
 			if !open {
-				if p.Kind == merge.Bucket {
+				if p.Kind == view.Bucket {
 					dst = append(dst, `"buckets":{`...)
 				} else {
 					dst = append(dst, `"quantiles":{`...)
@@ -127,9 +127,9 @@ func appendJSONPoints(dst []byte, s *section, points []merge.Point, values []flo
 			dst = metric.AppendValue(dst, values[i])
 			dst = append(dst, '"')
 			continue
-		case merge.Sum:
+		case view.Sum:
 			name = "sum"
-		case merge.Count:
+		case view.Count:
 			name = "count"
 		}
 		leave()

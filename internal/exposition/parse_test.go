@@ -21,8 +21,8 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // samples is a set of samples: name and labels to the value's bits, any NaN being one.
@@ -154,7 +154,7 @@ func decodeProtobuf(t testing.TB, f Format, data string) []*dto.MetricFamily {
 
 // expected returns the samples that an exposition of the snapshots should have if nothing
 // had to be left out, by the plainest possible reading of the rules.
-func expected(t testing.TB, f Format, snaps ...*merge.Snapshot) samples {
+func expected(t testing.TB, f Format, snaps ...*view.Snapshot) samples {
 	t.Helper()
 	f = f.normal()
 	replaced := func(s string) string {
@@ -188,18 +188,18 @@ func expected(t testing.TB, f Format, snaps ...*merge.Snapshot) samples {
 				}
 				for _, p := range m.Points {
 					i++
-					if merge.IsAbsent(snap.Values[i]) {
+					if view.IsAbsent(snap.Values[i]) {
 						continue
 					}
 					name := escape(fam.Name, f.Escaping) + p.Kind.Suffix()
-					if p.Kind == merge.Total {
+					if p.Kind == view.Total {
 						name = escape(fam.Name+"_total", f.Escaping)
 					}
 					ls := slices.Clone(ls)
 					switch p.Kind {
-					case merge.Bucket:
+					case view.Bucket:
 						ls = append(ls, metric.Label{Name: "le", Value: string(metric.AppendBound(nil, p.Bound))})
-					case merge.Quantile:
+					case view.Quantile:
 						ls = append(ls, metric.Label{Name: "quantile", Value: string(metric.AppendBound(nil, p.Bound))})
 					}
 					s[sampleKey(name, ls)] = bits(snap.Values[i])
@@ -276,12 +276,12 @@ func TestProtobufMessages(t *testing.T) {
 			buckets(-1, 0, 3, 0, "p", "y"), buckets(0, 0, 1e20, 0, "p", "z"),
 		}},
 		fam{name: "old", typ: metric.Counter, metrics: []met{value(5)}},
-		fam{name: "size", typ: metric.Summary, metrics: []met{{nil, []pt{{merge.Quantile, 0.5, math.NaN()}, {merge.Sum, 0, 2}, {merge.Count, 0, 200}}}}},
+		fam{name: "size", typ: metric.Summary, metrics: []met{{nil, []pt{{view.Quantile, 0.5, math.NaN()}, {view.Sum, 0, 2}, {view.Count, 0, 200}}}}},
 		fam{name: "sizes", typ: metric.Summary, metrics: []met{
 			created(summary(1, -1, "a", "1"), -5), created(summary(1, math.NaN(), "a", "2"), math.Inf(1)), summary(1, math.Inf(1), "a", "3"), summary(1, 2.9, "a", "4"),
 		}},
-		fam{name: "temp", typ: metric.Gauge, sparse: true, metrics: []met{value(merge.Absent, "r", "1"), value(math.Inf(-1), "r", "2")}},
-		fam{name: "unset", typ: metric.Gauge, sparse: true, metrics: []met{value(merge.Absent)}},
+		fam{name: "temp", typ: metric.Gauge, sparse: true, metrics: []met{value(view.Absent, "r", "1"), value(math.Inf(-1), "r", "2")}},
+		fam{name: "unset", typ: metric.Gauge, sparse: true, metrics: []met{value(view.Absent)}},
 		fam{name: "what", typ: metric.Unknown, metrics: []met{value(0)}},
 	)
 	out, _ := encode(Format{Kind: Protobuf}, snap)
@@ -575,9 +575,9 @@ func (g *generator) points(typ metric.Type, old bool) []pt {
 	switch typ {
 	case metric.Counter:
 		if old {
-			return []pt{{merge.Value, 0, g.counterValue()}}
+			return []pt{{view.Value, 0, g.counterValue()}}
 		}
-		return []pt{{merge.Total, 0, g.counterValue()}}
+		return []pt{{view.Total, 0, g.counterValue()}}
 	case metric.Histogram:
 		var bounds []float64
 		for range g.IntN(5) {
@@ -590,22 +590,22 @@ func (g *generator) points(typ metric.Type, old bool) []pt {
 		count := 0.0
 		for _, b := range append(bounds, math.Inf(1)) {
 			count += float64(g.Uint64N(1 << g.Uint64N(50)))
-			points = append(points, pt{merge.Bucket, b, count})
+			points = append(points, pt{view.Bucket, b, count})
 		}
-		return append(points, pt{merge.Sum, 0, g.counterValue()}, pt{merge.Count, 0, count})
+		return append(points, pt{view.Sum, 0, g.counterValue()}, pt{view.Count, 0, count})
 	case metric.Summary:
 		var points []pt
 		for q := 0.25; q <= 1; q += 0.25 {
 			if g.IntN(2) == 0 {
-				points = append(points, pt{merge.Quantile, q, g.counterValue()})
+				points = append(points, pt{view.Quantile, q, g.counterValue()})
 			}
 		}
-		return append(points, pt{merge.Sum, 0, g.counterValue()}, pt{merge.Count, 0, float64(g.Uint64N(1 << 53))})
+		return append(points, pt{view.Sum, 0, g.counterValue()}, pt{view.Count, 0, float64(g.Uint64N(1 << 53))})
 	}
-	return []pt{{merge.Value, 0, g.float()}}
+	return []pt{{view.Value, 0, g.float()}}
 }
 
-func (g *generator) snapshot() *merge.Snapshot {
+func (g *generator) snapshot() *view.Snapshot {
 	names := map[string]bool{}
 	for range g.IntN(12) {
 		names[g.name()] = true
@@ -619,7 +619,7 @@ func (g *generator) snapshot() *merge.Snapshot {
 		for range 1 + g.IntN(5) {
 			m := met{g.metricLabels(f.typ), g.points(f.typ, old)}
 			if f.sparse && g.IntN(2) == 0 {
-				m.points[0].value = merge.Absent
+				m.points[0].value = view.Absent
 			}
 			if key := sampleKey("", m.labels); !seen[key] {
 				seen[key] = true
@@ -632,10 +632,10 @@ func (g *generator) snapshot() *merge.Snapshot {
 }
 
 // oldCounters names the families that Python's text parser renames.
-func oldCounters(f Format, snaps ...*merge.Snapshot) (names []string) {
+func oldCounters(f Format, snaps ...*view.Snapshot) (names []string) {
 	for _, s := range snaps {
 		for _, fam := range s.Layout.Families {
-			if fam.Type == metric.Counter && fam.Metrics[0].Points[0].Kind == merge.Value {
+			if fam.Type == metric.Counter && fam.Metrics[0].Points[0].Kind == view.Value {
 				names = append(names, escapeMetricName(fam.Name, f.Escaping))
 			}
 		}
@@ -680,7 +680,7 @@ func TestRandomNamesStayValid(t *testing.T) {
 	leftOut := 0
 	for round := range uint64(60) {
 		g := &generator{Rand: rand.New(rand.NewPCG(s, round)), strict: true}
-		snaps := []*merge.Snapshot{g.snapshot(), g.snapshot()}
+		snaps := []*view.Snapshot{g.snapshot(), g.snapshot()}
 		for _, f := range allFormats {
 			out, omissions := encode(f, snaps...)
 			got := parse(t, f, out)
@@ -704,13 +704,13 @@ func TestRandomNamesStayValid(t *testing.T) {
 
 // checkValues checks parsed samples against the values of the snapshots: as many as there
 // are, without those that were reported left out, and each with a value that one of them has.
-func checkValues(t *testing.T, what string, f Format, got samples, omissions []Omission, snaps []*merge.Snapshot) {
+func checkValues(t *testing.T, what string, f Format, got samples, omissions []Omission, snaps []*view.Snapshot) {
 	t.Helper()
 	values := map[uint64]int{}
 	total, absent := 0, 0
 	for _, s := range snaps {
 		for _, v := range s.Values {
-			if merge.IsAbsent(v) {
+			if view.IsAbsent(v) {
 				absent++
 				continue
 			}

@@ -5,8 +5,8 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // The messages of io/prometheus/client/metrics.proto (prometheus/client_model), as far
@@ -61,7 +61,7 @@ var kindOf = [...]struct {
 	metric.Histogram: {4, 7, 15},
 }
 
-func appendProtobufHeader(dst []byte, s *section, fam *merge.Family) []byte {
+func appendProtobufHeader(dst []byte, s *section, fam *view.Family) []byte {
 	dst = append(dst, tagName)
 	dst = protowire.AppendString(dst, s.base+s.headSuffix)
 	if fam.Help != "" {
@@ -93,7 +93,7 @@ func appendProtobufLabels(dst []byte, labels []metric.Label) []byte {
 // appendProtobuf appends a section as one delimited MetricFamily. Lengths come before
 // what they measure, so it looks at the values twice: once to add up the size, once to
 // append. Neither allocates.
-func (v *view) appendProtobuf(dst []byte, s *section, values []float64) []byte {
+func (v *rendered) appendProtobuf(dst []byte, s *section, values []float64) []byte {
 	fam := &v.layout.Families[s.family]
 	headerSize := s.first - s.header
 	size := headerSize
@@ -144,11 +144,11 @@ func (m measured) fieldSize() int { return 1 + protowire.SizeBytes(m.size) }
 
 // measure looks at the points of a metric that a section shows. Absent values are left
 // out, as are +Inf buckets: the sample count says the same, and client_golang writes none.
-func measure(s *section, points []merge.Point, values []float64) measured {
+func measure(s *section, points []view.Point, values []float64) measured {
 	var m measured
 	if s.typ == metric.Histogram {
 		for i, p := range points {
-			if (p.Kind == merge.Bucket || p.Kind == merge.Count) && !merge.IsAbsent(values[i]) {
+			if (p.Kind == view.Bucket || p.Kind == view.Count) && !view.IsAbsent(values[i]) {
 				if _, ok := integral(values[i]); !ok {
 					m.floats = true
 				}
@@ -156,60 +156,60 @@ func measure(s *section, points []merge.Point, values []float64) measured {
 		}
 	}
 	for i, p := range points {
-		if !showable(p, s.kinds) || merge.IsAbsent(values[i]) {
+		if !showable(p, s.kinds) || view.IsAbsent(values[i]) {
 			continue
 		}
 		switch p.Kind {
-		case merge.Value, merge.Total, merge.Sum:
+		case view.Value, view.Total, view.Sum:
 			m.size += doubleSize
-		case merge.Count:
+		case view.Count:
 			m.size += m.countSize(values[i])
-		case merge.Bucket:
+		case view.Bucket:
 			if !math.IsInf(p.Bound, 1) {
 				m.size += 1 + protowire.SizeBytes(m.countSize(values[i])+doubleSize)
 			}
-		case merge.Quantile:
+		case view.Quantile:
 			m.size += 1 + protowire.SizeBytes(2*doubleSize)
-		case merge.Created:
+		case view.Created:
 			n := timestampSize(values[i])
 			if n == 0 {
 				continue
 			}
 			m.size += 1 + protowire.SizeBytes(n)
 		}
-		m.shown = m.shown || p.Kind != merge.Created
+		m.shown = m.shown || p.Kind != view.Created
 	}
 	return m
 }
 
 // append appends the message that holds a metric's points, as a field of Metric.
-func (m measured) append(dst []byte, s *section, points []merge.Point, values []float64) []byte {
+func (m measured) append(dst []byte, s *section, points []view.Point, values []float64) []byte {
 	dst = append(dst, kindOf[s.typ].field<<3|byte(protowire.BytesType))
 	dst = protowire.AppendVarint(dst, uint64(m.size))
 	for i, p := range points {
 		value := values[i]
-		if !showable(p, s.kinds) || merge.IsAbsent(value) {
+		if !showable(p, s.kinds) || view.IsAbsent(value) {
 			continue
 		}
 		switch p.Kind {
-		case merge.Value, merge.Total:
+		case view.Value, view.Total:
 			dst = appendDouble(dst, tagValue, value)
-		case merge.Sum:
+		case view.Sum:
 			dst = appendDouble(dst, tagSum, value)
-		case merge.Count:
+		case view.Count:
 			dst = m.appendCount(dst, value)
-		case merge.Bucket:
+		case view.Bucket:
 			if !math.IsInf(p.Bound, 1) {
 				dst = append(dst, tagEach)
 				dst = protowire.AppendVarint(dst, uint64(m.countSize(value)+doubleSize))
 				dst = m.appendCount(dst, value)
 				dst = appendDouble(dst, tagUpperBound, p.Bound)
 			}
-		case merge.Quantile:
+		case view.Quantile:
 			dst = append(dst, tagEach, 2*doubleSize)
 			dst = appendDouble(dst, tagQuantile, p.Bound)
 			dst = appendDouble(dst, tagQuantileIs, value)
-		case merge.Created:
+		case view.Created:
 			if n := timestampSize(value); n > 0 {
 				dst = append(dst, kindOf[s.typ].created<<3|byte(protowire.BytesType))
 				dst = protowire.AppendVarint(dst, uint64(n))

@@ -5,13 +5,13 @@ import (
 
 	"github.com/prometheus/common/model"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // appendTextHeader appends the HELP and TYPE lines of a section, and in OpenMetrics the UNIT
 // line. A family without help has no HELP line.
-func appendTextHeader(dst []byte, s *section, fam *merge.Family, f Format) []byte {
+func appendTextHeader(dst []byte, s *section, fam *view.Family, f Format) []byte {
 	name := s.base + s.headSuffix
 	if fam.Help != "" {
 		dst = append(dst, "# HELP "...)
@@ -65,7 +65,7 @@ func appendTextLabels(dst []byte, labels []metric.Label) []byte {
 
 // appendTextPrefix appends all of a sample's line that comes before its value. A sample
 // name outside the classic set goes into the braces, before the labels.
-func appendTextPrefix(dst []byte, s *section, labels []byte, p merge.Point) []byte {
+func appendTextPrefix(dst []byte, s *section, labels []byte, p view.Point) []byte {
 	suffix := p.Kind.Suffix()
 	separator := byte('{')
 	if model.LegacyValidation.IsValidMetricName(s.base) {
@@ -83,9 +83,9 @@ func appendTextPrefix(dst []byte, s *section, labels []byte, p merge.Point) []by
 	}
 	bound := ""
 	switch p.Kind {
-	case merge.Bucket:
+	case view.Bucket:
 		bound = `le="`
-	case merge.Quantile:
+	case view.Quantile:
 		bound = `quantile="`
 	}
 	if bound != "" {
@@ -102,7 +102,7 @@ func appendTextPrefix(dst []byte, s *section, labels []byte, p merge.Point) []by
 }
 
 // appendText appends a section's lines with the family's values.
-func (v *view) appendText(dst []byte, s *section, kinds kindSet, values []float64) []byte {
+func (v *rendered) appendText(dst []byte, s *section, kinds kindSet, values []float64) []byte {
 	header, prefixes, ends := v.blob[s.header:s.first], v.blob[s.first:], s.ends[:len(values)]
 	switch {
 	case kinds != s.kinds:
@@ -111,7 +111,7 @@ func (v *view) appendText(dst []byte, s *section, kinds kindSet, values []float6
 		shown := false
 		start := uint32(0)
 		for i, end := range ends {
-			if start == end || merge.IsAbsent(values[i]) {
+			if start == end || view.IsAbsent(values[i]) {
 				start = end
 				continue
 			}
@@ -139,7 +139,7 @@ func (v *view) appendText(dst []byte, s *section, kinds kindSet, values []float6
 }
 
 // appendTextPart appends those lines of a section whose points are of the given kinds.
-func (v *view) appendTextPart(dst []byte, s *section, kinds kindSet, values []float64) []byte {
+func (v *rendered) appendTextPart(dst []byte, s *section, kinds kindSet, values []float64) []byte {
 	prefixes := v.blob[s.first:]
 	fam := &v.layout.Families[s.family]
 	shown := false
@@ -147,7 +147,7 @@ func (v *view) appendTextPart(dst []byte, s *section, kinds kindSet, values []fl
 	for m := range fam.Metrics {
 		for _, p := range fam.Metrics[m].Points {
 			end, value := s.ends[i], values[i]
-			if start != end && kinds.has(p.Kind) && !merge.IsAbsent(value) {
+			if start != end && kinds.has(p.Kind) && !view.IsAbsent(value) {
 				if !shown {
 					shown = true
 					dst = append(dst, v.blob[s.header:s.first]...)

@@ -5,8 +5,8 @@ import (
 	"strings"
 	"testing"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 func TestUnits(t *testing.T) {
@@ -53,7 +53,7 @@ func TestUnits(t *testing.T) {
 	// A layout in which nothing but the unit has changed is another one.
 	e := &Encoder{}
 	e.Append(nil, Format{Kind: OpenMetrics100}, Filter{}, snap)
-	other := &merge.Snapshot{Layout: &merge.Layout{Families: slices.Clone(snap.Layout.Families), Points: snap.Layout.Points}, Values: snap.Values}
+	other := &view.Snapshot{Layout: &view.Layout{Families: slices.Clone(snap.Layout.Families), Points: snap.Layout.Points}, Values: snap.Values}
 	for i := range other.Layout.Families {
 		other.Layout.Families[i].Unit = ""
 	}
@@ -67,7 +67,7 @@ func TestAbsentMetrics(t *testing.T) {
 	absent := func(m met) met {
 		m.points = slices.Clone(m.points)
 		for i := range m.points {
-			m.points[i].value = merge.Absent
+			m.points[i].value = view.Absent
 		}
 		return m
 	}

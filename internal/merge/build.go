@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // defaultHelp stands where no worker wrote a help text: what prometheus_client's own
@@ -19,7 +20,7 @@ type family struct {
 	groups map[class]*group
 	// dirty says that built and program are out of date.
 	dirty     bool
-	built     Family
+	built     view.Family
 	program   []step
 	conflicts []Conflict
 	// expiry says of each metric of built how long it may stay as it is, if any may not for
@@ -66,7 +67,7 @@ type node struct {
 }
 
 type cellPoint struct {
-	Point
+	view.Point
 	cell uint32
 }
 
@@ -86,7 +87,7 @@ type op uint8
 const (
 	opTotal       op = iota // a sum
 	opPlain                 // the cell as it is
-	opRecent                // the cell, or Absent where no timestamp was seen
+	opRecent                // the cell, or view.Absent where no timestamp was seen
 	opFirstBucket           // begins a histogram
 	opNextBucket            // adds to the buckets below
 	opBuckets               // all buckets together: the +Inf bucket where none is, and the count
@@ -121,12 +122,12 @@ func (x *Index) Conflicts() []Conflict { return x.conflicts }
 
 // Layout returns the layout that a Snapshot would have now. Families in which nothing
 // appeared or went keep their part of the earlier one.
-func (x *Index) Layout() *Layout {
+func (x *Index) Layout() *view.Layout {
 	if x.layout != nil {
 		return x.layout
 	}
 	names := slices.Sorted(maps.Keys(x.families))
-	layout := &Layout{Families: make([]Family, 0, len(names))}
+	layout := &view.Layout{Families: make([]view.Family, 0, len(names))}
 	x.conflicts, x.dropped = nil, 0
 	for _, name := range names {
 		fam := x.families[name]
@@ -152,7 +153,7 @@ func (x *Index) build(fam *family) {
 	groups, conflicts := x.choose(fam)
 	fam.conflicts = conflicts
 	fam.program, fam.expiry = fam.program[:0], nil
-	fam.built = Family{Name: fam.name, Help: defaultHelp}
+	fam.built = view.Family{Name: fam.name, Help: defaultHelp}
 	if len(groups) == 0 {
 		return
 	}
@@ -186,14 +187,14 @@ func (x *Index) build(fam *family) {
 		b.Sparse = true
 	}
 	slices.SortFunc(nodes, func(a, b *node) int { return metric.CompareLabels(a.labels, b.labels) })
-	b.Metrics = make([]Metric, len(nodes))
-	var scratch, shared []Point
+	b.Metrics = make([]view.Metric, len(nodes))
+	var scratch, shared []view.Point
 	for i, n := range nodes {
 		scratch = x.appendPoints(scratch[:0], fam, n)
 		if !slices.Equal(scratch, shared) {
 			shared = slices.Clone(scratch)
 		}
-		b.Metrics[i] = Metric{Labels: n.labels, Points: shared}
+		b.Metrics[i] = view.Metric{Labels: n.labels, Points: shared}
 		if len(after) > 0 {
 			fam.expiry = append(fam.expiry, expiry{n, after[n]})
 		}
@@ -265,16 +266,16 @@ func (x *Index) servedSeries(g *group) (series int) {
 // family's program. A histogram without a +Inf bucket gets one, and every histogram a
 // count: a worker's files have neither where they are cut short, and an exposition
 // without them is invalid.
-func (x *Index) appendPoints(dst []Point, fam *family, n *node) []Point {
+func (x *Index) appendPoints(dst []view.Point, fam *family, n *node) []view.Point {
 	buckets, infinite := 0, false
-	add := func(p Point, s step) {
+	add := func(p view.Point, s step) {
 		dst = append(dst, p)
 		fam.program = append(fam.program, s)
 	}
 	closeBuckets := func() {
 		if buckets > 0 && !infinite {
 			infinite = true
-			add(Point{Kind: Bucket, Bound: math.Inf(1)}, step{op: opBuckets})
+			add(view.Point{Kind: view.Bucket, Bound: math.Inf(1)}, step{op: opBuckets})
 		}
 	}
 	for _, p := range n.points {
@@ -284,16 +285,16 @@ func (x *Index) appendPoints(dst []Point, fam *family, n *node) []Point {
 		s := step{cell: p.cell, op: opTotal}
 		if fam.built.Type == metric.Histogram {
 			switch p.Kind {
-			case Bucket:
+			case view.Bucket:
 				s.op = opNextBucket
 				if buckets == 0 {
 					s.op = opFirstBucket
 				}
 				buckets++
 				infinite = math.IsInf(p.Bound, 1)
-			case Sum:
+			case view.Sum:
 				closeBuckets()
-			case Count:
+			case view.Count:
 				closeBuckets()
 				if buckets > 0 {
 					continue // recomputed below
@@ -312,7 +313,7 @@ func (x *Index) appendPoints(dst []Point, fam *family, n *node) []Point {
 	}
 	if buckets > 0 {
 		closeBuckets()
-		add(Point{Kind: Count}, step{op: opBuckets})
+		add(view.Point{Kind: view.Count}, step{op: opBuckets})
 	}
 	return dst
 }
@@ -332,7 +333,7 @@ func (x *Index) gather(dst []float64) {
 			case opPlain:
 				v = x.hi[s.cell]
 			case opRecent:
-				v = Absent
+				v = view.Absent
 				if x.lo[s.cell] > 0 {
 					v = x.hi[s.cell]
 				}

@@ -1,6 +1,10 @@
 package merge
 
-import "math"
+import (
+	"math"
+
+	"aggregatord/internal/view"
+)
 
 // expire takes the metrics out of a family's values that have not changed for too long. All
 // points of a metric go together, and are back when one of them changes.
@@ -15,7 +19,7 @@ func (x *Index) expire(fam *family, values []float64) {
 		}
 		if e.after > 0 && x.now-e.node.changed > e.after {
 			for k := range points {
-				points[k] = Absent
+				points[k] = view.Absent
 			}
 			x.expired += n
 		}

@@ -4,28 +4,10 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"sort"
 
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
-
-// A PointRef names one point of the present layout: which family, which of its metrics and
-// which of that metric's points.
-type PointRef struct{ Family, Metric, Point int }
-
-// RefAt returns the point that the value with an index is of.
-func (l *Layout) RefAt(value int) PointRef {
-	f := sort.Search(len(l.Families), func(i int) bool { return l.Families[i].First > value }) - 1
-	at := l.Families[f].First
-	for m := range l.Families[f].Metrics {
-		n := len(l.Families[f].Metrics[m].Points)
-		if value < at+n {
-			return PointRef{f, m, value - at}
-		}
-		at += n
-	}
-	panic("BUG: value of no point")
-}
 
 // An Account says what made the value of a point.
 type Account struct {
@@ -68,7 +50,7 @@ type hit struct {
 // from the same values under the same hold of the lock. It takes time in proportion to all
 // entries, once for all points. A point that the snapshot has as Absent is accounted for as
 // if it were not.
-func (x *Index) Explain(refs []PointRef) []Account {
+func (x *Index) Explain(refs []view.PointRef) []Account {
 	type target struct {
 		class  class
 		ruling *Ruling
@@ -128,12 +110,12 @@ func (x *Index) Explain(refs []PointRef) []Account {
 }
 
 // cellsOf returns the cells that a point's value is made of.
-func (x *Index) cellsOf(n *node, typ metric.Type, point Point) (cells []uint32, cumulative bool) {
-	buckets := slices.ContainsFunc(n.points, func(p cellPoint) bool { return p.Kind == Bucket && x.active[p.cell] > 0 })
-	cumulative = typ == metric.Histogram && buckets && (point.Kind == Bucket || point.Kind == Count)
+func (x *Index) cellsOf(n *node, typ metric.Type, point view.Point) (cells []uint32, cumulative bool) {
+	buckets := slices.ContainsFunc(n.points, func(p cellPoint) bool { return p.Kind == view.Bucket && x.active[p.cell] > 0 })
+	cumulative = typ == metric.Histogram && buckets && (point.Kind == view.Bucket || point.Kind == view.Count)
 	for _, p := range n.points {
 		switch {
-		case cumulative && p.Kind == Bucket && (point.Kind == Count || p.Bound <= point.Bound):
+		case cumulative && p.Kind == view.Bucket && (point.Kind == view.Count || p.Bound <= point.Bound):
 			cells = append(cells, p.cell)
 		case !cumulative && p.Point == point:
 			cells = append(cells, p.cell)

@@ -9,11 +9,12 @@ import (
 	"testing"
 
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // checkAccounts explains every point of a snapshot and checks that what counts adds up to
 // its value. Every dump of the other tests does it, the random ones included.
-func checkAccounts(x *Index, snap *Snapshot) error {
+func checkAccounts(x *Index, snap *view.Snapshot) error {
 	refs, values := everyPoint(snap)
 	var errs []error
 	for i, a := range x.Explain(refs) {
@@ -29,7 +30,7 @@ func checkAccounts(x *Index, snap *Snapshot) error {
 		}
 		want := values[i]
 		switch {
-		case IsAbsent(want):
+		case view.IsAbsent(want):
 		case counting == 0:
 			errs = append(errs, fmt.Errorf("%v: nothing makes %v", refs[i], want))
 		case a.Operation != metric.Sum && counting > 1:
@@ -46,11 +47,11 @@ func near(a, b float64) bool {
 	return a == b || math.IsNaN(a) && math.IsNaN(b) || math.Abs(a-b) <= 1e-9*math.Max(math.Abs(a), math.Abs(b))
 }
 
-func everyPoint(snap *Snapshot) (refs []PointRef, values []float64) {
+func everyPoint(snap *view.Snapshot) (refs []view.PointRef, values []float64) {
 	for f, fam := range snap.Layout.Families {
 		for m := range fam.Metrics {
 			for p := range fam.Metrics[m].Points {
-				refs = append(refs, PointRef{f, m, p})
+				refs = append(refs, view.PointRef{Family: f, Metric: m, Point: p})
 			}
 		}
 	}
@@ -71,7 +72,7 @@ func explain(x *Index) string {
 		for _, l := range m.Labels {
 			fmt.Fprintf(&b, " %s=%s", l.Name, l.Value)
 		}
-		if p.Kind == Bucket {
+		if p.Kind == view.Bucket {
 			fmt.Fprintf(&b, " le=%s", metric.AppendBound(nil, p.Bound))
 		}
 		fmt.Fprintf(&b, " %v: %s", values[i], a.Operation)

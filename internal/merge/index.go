@@ -5,10 +5,10 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"sync"
 
 	"aggregatord/internal/metric"
 	"aggregatord/internal/rising"
+	"aggregatord/internal/view"
 )
 
 // Options of an Index. The zero value is ready for use.
@@ -168,17 +168,17 @@ type Index struct {
 	// unpinned counts the cells with no pins that are not swept up yet.
 	unpinned int
 
-	layout    *Layout
+	layout    *view.Layout
 	conflicts []Conflict
 	keyBuf    []byte
 	ownKey    []byte // what a ruling has made of a raw key
-	snapshots sync.Pool
+	snapshots view.Recycler
 }
 
 type cellDesc struct {
 	group *group
 	node  *node
-	point Point
+	point view.Point
 }
 
 // NewIndex returns an empty index.
@@ -356,7 +356,7 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 	}
 	x.keyBuf = appendLabelsKey(x.keyBuf[:0], id.labels)
 	n := g.nodes[string(x.keyBuf)]
-	point := Point{Kind: id.kind, Bound: id.bound}
+	point := view.Point{Kind: id.kind, Bound: id.bound}
 	held := fam.held[pool]
 	if n != nil {
 		for _, cp := range n.points {
@@ -643,7 +643,7 @@ func (x *Index) Each(s *Source, yield func(raw string, value, stamp float64)) {
 // Snapshot combines the values of all sources. The caller must have filled them and must
 // Release the snapshot; it is the caller's, of any goroutine, until then. A source that
 // could not be read counts with what was last loaded into it.
-func (x *Index) Snapshot() *Snapshot {
+func (x *Index) Snapshot() *view.Snapshot {
 	layout := x.Layout()
 	copy(x.hi, x.init)
 	clear(x.lo)
@@ -658,13 +658,7 @@ func (x *Index) Snapshot() *Snapshot {
 			x.accumulateParts(s)
 		}
 	}
-	snap, _ := x.snapshots.Get().(*Snapshot)
-	if snap == nil {
-		snap = &Snapshot{}
-		snap.release = func(s *Snapshot) { s.Layout = nil; x.snapshots.Put(s) }
-	}
-	snap.Layout = layout
-	snap.Values = slices.Grow(snap.Values[:0], layout.Points)[:layout.Points]
+	snap := x.snapshots.Take(layout)
 	x.gather(snap.Values)
 	return snap
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // parseTestKey reads "family sample help a=b c=d"; a _ stands for no help.
@@ -93,7 +94,7 @@ func dump(x *Index) string {
 			for _, p := range m.Points {
 				v := snap.Values[i]
 				i++
-				if IsAbsent(v) {
+				if view.IsAbsent(v) {
 					if !f.Sparse {
 						b.WriteString("BAD absent value\n")
 					}
@@ -104,9 +105,9 @@ func dump(x *Index) string {
 					b.WriteString(" " + l.Name + "=" + l.Value)
 				}
 				switch p.Kind {
-				case Bucket:
+				case view.Bucket:
 					b.WriteString(" le=" + string(metric.AppendBound(nil, p.Bound)))
-				case Quantile:
+				case view.Quantile:
 					b.WriteString(" quantile=" + string(metric.AppendBound(nil, p.Bound)))
 				}
 				b.WriteString(" " + string(metric.AppendValue(nil, v)) + "\n")

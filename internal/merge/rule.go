@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // Errors of Learn. What they concern costs only the entry they are about.
@@ -49,7 +50,7 @@ func limited(limit error, family, format string, args ...any) error {
 // le and quantile.
 type identity struct {
 	family string
-	kind   PointKind
+	kind   view.PointKind
 	bound  float64
 	labels []metric.Label
 }
@@ -69,27 +70,27 @@ func identify(key metric.Key, spec *SourceSpec) (identity, error) {
 		id.family = FamilyOf(key, spec.Type)
 		switch {
 		case suffix == "_total":
-			id.kind = Total
+			id.kind = view.Total
 		case suffix == "" && id.family != key.Family:
-			id.kind = Total
+			id.kind = view.Total
 		case suffix == "":
-			id.kind = Value
+			id.kind = view.Value
 		default:
 			ok = false
 		}
 	case metric.Gauge:
-		id.kind = Value
+		id.kind = view.Value
 		ok = suffix == ""
 	case metric.Histogram, metric.Summary:
 		switch {
 		case suffix == "_sum":
-			id.kind = Sum
+			id.kind = view.Sum
 		case suffix == "_count":
-			id.kind = Count
+			id.kind = view.Count
 		case suffix == "_bucket" && spec.Type == metric.Histogram:
-			id.kind, boundLabel = Bucket, "le"
+			id.kind, boundLabel = view.Bucket, "le"
 		case suffix == "" && spec.Type == metric.Summary:
-			id.kind, boundLabel = Quantile, "quantile"
+			id.kind, boundLabel = view.Quantile, "quantile"
 		default:
 			ok = false
 		}

@@ -11,6 +11,7 @@ import (
 
 	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // A Relabeler applies metric_relabel_configs to layouts. It belongs to one goroutine at a
@@ -25,13 +26,13 @@ import (
 type Relabeler struct {
 	configs  []*relabel.Config
 	families map[familyID][]relabeledMetric
-	in       *merge.Layout
+	in       *view.Layout
 	out      *Relabeled
 }
 
 // Relabeled is what became of a layout. It never changes.
 type Relabeled struct {
-	Layout *merge.Layout
+	Layout *view.Layout
 	// From says which value of the layout that was relabelled is that of a point of this one.
 	From []uint32
 	// Dropped and Equal count the samples left out: by the rules, or because of another one
@@ -44,7 +45,7 @@ type Relabeled struct {
 // familyID tells whether a family of a layout is the one that it was before.
 type familyID struct {
 	name  string
-	first *merge.Metric
+	first *view.Metric
 	n     int
 }
 
@@ -55,7 +56,7 @@ type relabeledMetric struct {
 	whole  bool
 	family string
 	labels []metric.Label
-	points []merge.Point
+	points []view.Point
 	from   []uint32
 	// loose is what is left if not.
 	loose []looseSample
@@ -79,7 +80,7 @@ func (p *Policy) Relabeler() *Relabeler {
 }
 
 // Apply returns what becomes of a layout: of the same layout always the same.
-func (r *Relabeler) Apply(in *merge.Layout) *Relabeled {
+func (r *Relabeler) Apply(in *view.Layout) *Relabeled {
 	if in == r.in {
 		return r.out
 	}
@@ -99,7 +100,7 @@ func (r *Relabeler) Apply(in *merge.Layout) *Relabeled {
 	return r.out
 }
 
-func (r *Relabeler) relabelFamily(b *labels.Builder, f *merge.Family) []relabeledMetric {
+func (r *Relabeler) relabelFamily(b *labels.Builder, f *view.Family) []relabeledMetric {
 	out := make([]relabeledMetric, len(f.Metrics))
 	var sb labels.ScratchBuilder
 	for i := range f.Metrics {
@@ -108,7 +109,7 @@ func (r *Relabeler) relabelFamily(b *labels.Builder, f *merge.Family) []relabele
 	return out
 }
 
-func (r *Relabeler) relabelMetric(b *labels.Builder, sb *labels.ScratchBuilder, f *merge.Family, m *merge.Metric) relabeledMetric {
+func (r *Relabeler) relabelMetric(b *labels.Builder, sb *labels.ScratchBuilder, f *view.Family, m *view.Metric) relabeledMetric {
 	out := relabeledMetric{whole: true}
 	for i, p := range m.Points {
 		sb.Reset()
@@ -152,11 +153,11 @@ func (r *Relabeler) relabelMetric(b *labels.Builder, sb *labels.ScratchBuilder, 
 }
 
 // boundLabel is the label that tells the points of this kind apart.
-func boundLabel(k merge.PointKind) string {
+func boundLabel(k view.PointKind) string {
 	switch k {
-	case merge.Bucket:
+	case view.Bucket:
 		return "le"
-	case merge.Quantile:
+	case view.Quantile:
 		return "quantile"
 	}
 	return ""
@@ -164,7 +165,7 @@ func boundLabel(k merge.PointKind) string {
 
 // assemble puts the samples that are left of a metric together again, and reports whether
 // they are a metric of its type.
-func (m *relabeledMetric) assemble(f *merge.Family, was *merge.Metric) bool {
+func (m *relabeledMetric) assemble(f *view.Family, was *view.Metric) bool {
 	if len(m.loose) == 0 {
 		return true
 	}
@@ -174,24 +175,24 @@ func (m *relabeledMetric) assemble(f *merge.Family, was *merge.Metric) bool {
 		family, ok := strings.CutSuffix(s.name, p.Kind.Suffix())
 		own := s.labels
 		switch p.Kind {
-		case merge.Bucket, merge.Quantile:
+		case view.Bucket, view.Quantile:
 			bound := boundLabel(p.Kind)
 			at := slices.IndexFunc(s.labels, func(l metric.Label) bool { return l.Name == bound })
 			if at < 0 || s.labels[at].Value != string(metric.AppendBound(nil, p.Bound)) {
 				return false
 			}
 			own = slices.Delete(slices.Clone(s.labels), at, at+1)
-			last = last || p.Kind == merge.Bucket && p.Bound > maxBound
-		case merge.Sum:
+			last = last || p.Kind == view.Bucket && p.Bound > maxBound
+		case view.Sum:
 			sum = true
-		case merge.Count:
+		case view.Count:
 			count = true
-		case merge.Total, merge.Value:
+		case view.Total, view.Value:
 			if f.Type == metric.Counter {
 				// A counter may get or lose its _total.
-				p.Kind, family, ok = merge.Value, s.name, true
+				p.Kind, family, ok = view.Value, s.name, true
 				if base := merge.FamilyName(s.name, metric.Counter); base != s.name {
-					p.Kind, family = merge.Total, base
+					p.Kind, family = view.Total, base
 				}
 			}
 		}
@@ -209,30 +210,30 @@ func (m *relabeledMetric) assemble(f *merge.Family, was *merge.Metric) bool {
 	if f.Type != metric.Histogram {
 		return true
 	}
-	had := func(k merge.PointKind) bool {
-		return slices.ContainsFunc(was.Points, func(p merge.Point) bool { return p.Kind == k })
+	had := func(k view.PointKind) bool {
+		return slices.ContainsFunc(was.Points, func(p view.Point) bool { return p.Kind == k })
 	}
-	return last == had(merge.Bucket) && sum == had(merge.Sum) && count == had(merge.Count)
+	return last == had(view.Bucket) && sum == had(view.Sum) && count == had(view.Count)
 }
 
 const maxBound = 1.7976931348623157e308 // the greatest finite one
 
 // arranged is a family of the output that is being put together.
 type arranged struct {
-	merge.Family
+	view.Family
 	order   int // of the first family that it has anything of
 	metrics []arrangedMetric
 }
 
 type arrangedMetric struct {
-	merge.Metric
+	view.Metric
 	from []uint32
 	of   int // family of the input
 }
 
 // arrange makes a layout of what became of the families of in.
-func (r *Relabeler) arrange(in *merge.Layout) *Relabeled {
-	out := &Relabeled{Layout: &merge.Layout{}}
+func (r *Relabeler) arrange(in *view.Layout) *Relabeled {
+	out := &Relabeled{Layout: &view.Layout{}}
 	loose := map[string]bool{} // families of the output that are served sample by sample
 	for settled := false; !settled; {
 		settled = r.settle(in, loose)
@@ -254,13 +255,13 @@ func (r *Relabeler) arrange(in *merge.Layout) *Relabeled {
 		f.Sparse = f.Sparse || in.Families[i].Sparse
 		return f
 	}
-	value := []merge.Point{{Kind: merge.Value}}
+	value := []view.Point{{Kind: view.Value}}
 	for i := range in.Families {
 		f := &in.Families[i]
 		first := uint32(f.First)
 		single := func(name string, labels []metric.Label, from uint32) {
 			to := family(name, i, metric.Unknown)
-			to.metrics = append(to.metrics, arrangedMetric{merge.Metric{Labels: labels, Points: value}, []uint32{from}, i})
+			to.metrics = append(to.metrics, arrangedMetric{view.Metric{Labels: labels, Points: value}, []uint32{from}, i})
 		}
 		for k, m := range r.families[familyID{f.Name, &f.Metrics[0], len(f.Metrics)}] {
 			out.Dropped += m.dropped
@@ -285,7 +286,7 @@ func (r *Relabeler) arrange(in *merge.Layout) *Relabeled {
 				for j, p := range m.from {
 					from[j] = first + p
 				}
-				to.metrics = append(to.metrics, arrangedMetric{merge.Metric{Labels: m.labels, Points: m.points}, from, i})
+				to.metrics = append(to.metrics, arrangedMetric{view.Metric{Labels: m.labels, Points: m.points}, from, i})
 			}
 			first += uint32(len(f.Metrics[k].Points))
 		}
@@ -302,7 +303,7 @@ func (r *Relabeler) arrange(in *merge.Layout) *Relabeled {
 			return cmp.Or(metric.CompareLabels(a.Labels, b.Labels), cmp.Compare(a.of, b.of))
 		})
 		f.First = len(out.From)
-		var shared []merge.Point
+		var shared []view.Point
 		for i, m := range f.metrics {
 			if i > 0 && slices.Equal(f.metrics[i-1].Labels, m.Labels) {
 				out.Equal += len(m.Points)
@@ -312,7 +313,7 @@ func (r *Relabeler) arrange(in *merge.Layout) *Relabeled {
 			if !slices.Equal(shared, m.Points) {
 				shared = m.Points
 			}
-			f.Metrics = append(f.Metrics, merge.Metric{Labels: m.Labels, Points: shared})
+			f.Metrics = append(f.Metrics, view.Metric{Labels: m.Labels, Points: shared})
 			out.From = append(out.From, m.from...)
 		}
 		f.Points = len(out.From) - f.First
@@ -328,7 +329,7 @@ func (r *Relabeler) arrange(in *merge.Layout) *Relabeled {
 
 // settle adds to loose the families whose names mean something else elsewhere, too: as
 // another type, or as a sample by itself. It reports whether there were none.
-func (r *Relabeler) settle(in *merge.Layout, loose map[string]bool) bool {
+func (r *Relabeler) settle(in *view.Layout, loose map[string]bool) bool {
 	type claim struct {
 		family string // "" for a sample by itself
 		typ    metric.Type

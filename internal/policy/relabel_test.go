@@ -12,27 +12,27 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/relabel"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // layout makes a layout of families that it is told as "TYPE NAME", and lines of labels.
-func layout(families ...[]string) *merge.Layout {
-	out := &merge.Layout{}
+func layout(families ...[]string) *view.Layout {
+	out := &view.Layout{}
 	for _, lines := range families {
 		typ, name, _ := strings.Cut(lines[0], " ")
-		f := merge.Family{Name: name, Help: "H", First: out.Points}
+		f := view.Family{Name: name, Help: "H", First: out.Points}
 		f.Type, _ = metric.ParseType(typ)
 		if f.Type == metric.Gauge {
 			f.Mode = metric.Max
 		}
-		points := map[metric.Type][]merge.Point{
-			metric.Counter: {{Kind: merge.Total}}, metric.Gauge: {{}},
-			metric.Histogram: {{Kind: merge.Bucket, Bound: 1}, {Kind: merge.Bucket, Bound: 2.5}, {Kind: merge.Bucket, Bound: math.Inf(1)}, {Kind: merge.Sum}, {Kind: merge.Count}},
-			metric.Summary:   {{Kind: merge.Quantile, Bound: 0.5}, {Kind: merge.Sum}, {Kind: merge.Count}},
+		points := map[metric.Type][]view.Point{
+			metric.Counter: {{Kind: view.Total}}, metric.Gauge: {{}},
+			metric.Histogram: {{Kind: view.Bucket, Bound: 1}, {Kind: view.Bucket, Bound: 2.5}, {Kind: view.Bucket, Bound: math.Inf(1)}, {Kind: view.Sum}, {Kind: view.Count}},
+			metric.Summary:   {{Kind: view.Quantile, Bound: 0.5}, {Kind: view.Sum}, {Kind: view.Count}},
 		}[f.Type]
 		for _, line := range lines[1:] {
-			m := merge.Metric{Points: points}
+			m := view.Metric{Points: points}
 			for l := range strings.FieldsSeq(line) {
 				k, v, _ := strings.Cut(l, "=")
 				m.Labels = append(m.Labels, metric.Label{Name: k, Value: v})
@@ -41,7 +41,7 @@ func layout(families ...[]string) *merge.Layout {
 			f.Metrics = append(f.Metrics, m)
 			f.Points += len(points)
 		}
-		slices.SortFunc(f.Metrics, func(a, b merge.Metric) int { return metric.CompareLabels(a.Labels, b.Labels) })
+		slices.SortFunc(f.Metrics, func(a, b view.Metric) int { return metric.CompareLabels(a.Labels, b.Labels) })
 		out.Points += f.Points
 		out.Families = append(out.Families, f)
 	}
@@ -49,7 +49,7 @@ func layout(families ...[]string) *merge.Layout {
 }
 
 // show writes a layout, and of each point which one it was.
-func show(t *testing.T, l *merge.Layout, from []uint32) string {
+func show(t *testing.T, l *view.Layout, from []uint32) string {
 	t.Helper()
 	var b strings.Builder
 	i := 0
@@ -122,7 +122,7 @@ func TestRelabel(t *testing.T) {
 	histogram := []string{"histogram h", "a=1"}
 	whole := "# histogram h\nh_bucket{a=1 le=1.0 } 0\nh_bucket{a=1 le=2.5 } 1\nh_bucket{a=1 le=+Inf } 2\nh_sum{a=1 } 3\nh_count{a=1 } 4\n"
 	for name, c := range map[string]struct {
-		in             *merge.Layout
+		in             *view.Layout
 		configs        []*relabel.Config
 		want           string
 		dropped, equal int
@@ -320,7 +320,7 @@ func validated(configs []*relabel.Config) []*relabel.Config {
 	return out
 }
 
-func samples(l *merge.Layout) []labels.Labels {
+func samples(l *view.Layout) []labels.Labels {
 	var out []labels.Labels
 	for _, f := range l.Families {
 		for _, m := range f.Metrics {

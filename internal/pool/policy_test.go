@@ -17,9 +17,9 @@ import (
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/relabel"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/policy"
+	"aggregatord/internal/view"
 )
 
 func compile(t testing.TB, spec policy.Spec) *policy.Policy {
@@ -643,7 +643,7 @@ func TestSteadyUnderPolicy(t *testing.T) {
 	}
 	defer c.Close()
 	c.Tend(true)
-	gather := func() *merge.Snapshot {
+	gather := func() *view.Snapshot {
 		snap, err := c.Gather(context.Background())
 		if err != nil {
 			t.Fatal(err)

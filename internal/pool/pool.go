@@ -34,6 +34,7 @@ import (
 	"aggregatord/internal/policy"
 	"aggregatord/internal/store"
 	"aggregatord/internal/telemetry"
+	"aggregatord/internal/view"
 )
 
 // DirSpec names one directory.
@@ -258,14 +259,14 @@ func (c *Collector) Err() error {
 type flight struct {
 	done    chan struct{}
 	waiters int // guarded by Collector.nextMu
-	snap    *merge.Snapshot
+	snap    *view.Snapshot
 	err     error
 }
 
 // Gather merges what the files hold now. Calls that arrive while a pass is running share
 // the next one, so that each answer is at least as new as its question and the work does
 // not grow with the scrapers. The caller must Release the snapshot.
-func (c *Collector) Gather(ctx context.Context) (*merge.Snapshot, error) {
+func (c *Collector) Gather(ctx context.Context) (*view.Snapshot, error) {
 	c.nextMu.Lock()
 	f := c.next
 	leader := f == nil
@@ -325,7 +326,7 @@ func (c *Collector) fly(f *flight) {
 }
 
 // passLocked reads all files and merges them.
-func (c *Collector) passLocked() (*merge.Snapshot, error) {
+func (c *Collector) passLocked() (*view.Snapshot, error) {
 	if c.closed {
 		return nil, ErrClosed
 	}

@@ -16,10 +16,10 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/store"
 	"aggregatord/internal/telemetry"
+	"aggregatord/internal/view"
 )
 
 // worker is a process of the test's own that writes one source file.
@@ -130,7 +130,7 @@ func (h *harness) view() string {
 	return text(snap)
 }
 
-func text(snap *merge.Snapshot) string {
+func text(snap *view.Snapshot) string {
 	var b strings.Builder
 	i := 0
 	for _, f := range snap.Layout.Families {

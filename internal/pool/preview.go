@@ -6,9 +6,9 @@ import (
 	"slices"
 	"strings"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/policy"
+	"aggregatord/internal/view"
 )
 
 // An Effect is what a policy does to one family of one pool.
@@ -70,11 +70,11 @@ func PreviewPolicy(ctx context.Context, opts Options, p *policy.Policy) (*Previe
 type effectID struct{ pool, family string }
 
 // preview compares a layout without a policy with what there is by one.
-func (c *Collector) preview(p *policy.Policy, before *merge.Layout, after *merge.Snapshot) *Preview {
+func (c *Collector) preview(p *policy.Policy, before *view.Layout, after *view.Snapshot) *Preview {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	effects := map[effectID]*Effect{}
-	each := func(layout *merge.Layout, f func(e *Effect, fam *merge.Family, points []int)) {
+	each := func(layout *view.Layout, f func(e *Effect, fam *view.Family, points []int)) {
 		i := 0
 		for k := range layout.Families {
 			fam := &layout.Families[k]
@@ -94,7 +94,7 @@ func (c *Collector) preview(p *policy.Policy, before *merge.Layout, after *merge
 			}
 		}
 	}
-	each(before, func(e *Effect, fam *merge.Family, points []int) {
+	each(before, func(e *Effect, fam *view.Family, points []int) {
 		e.FileMode, e.Mode = fam.Mode, fam.Mode
 		e.Before += len(points)
 	})
@@ -114,7 +114,7 @@ func (c *Collector) preview(p *policy.Policy, before *merge.Layout, after *merge
 			}
 		}
 	}
-	each(ruled, func(e *Effect, fam *merge.Family, points []int) {
+	each(ruled, func(e *Effect, fam *view.Family, points []int) {
 		e.Mode = fam.Mode
 		e.Ruled += len(points)
 		for _, i := range points {
@@ -151,7 +151,7 @@ func (c *Collector) preview(p *policy.Policy, before *merge.Layout, after *merge
 }
 
 // poolOf tells which pool a metric is of, by the label that it has been given.
-func (c *Collector) poolOf(m merge.Metric) string {
+func (c *Collector) poolOf(m view.Metric) string {
 	for _, l := range m.Labels {
 		if l.Name == "pool" && slices.ContainsFunc(c.dirs, func(d *dir) bool { return d.spec.Pool == l.Value }) {
 			return l.Value

@@ -10,13 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aggregatord/internal/archive"
-	"aggregatord/internal/merge"
 	"aggregatord/internal/store"
+	"aggregatord/internal/view"
 )
 
 // A View is what Read has found.
 type View struct {
-	*merge.Snapshot
+	*view.Snapshot
 	// Collector has the files that were read open, for looking closer.
 	Collector *Collector
 }

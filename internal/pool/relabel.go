@@ -5,8 +5,8 @@ import (
 
 	"go.uber.org/zap"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/policy"
+	"aggregatord/internal/view"
 )
 
 // relabeling is what becomes of merged samples, and what was told of it.
@@ -25,7 +25,7 @@ func newRelabeling(p *policy.Policy) *relabeling {
 
 // relabelLocked returns the snapshot as it is to be served. Collisions are logged when they
 // change.
-func (c *Collector) relabelLocked(snap *merge.Snapshot) *merge.Snapshot {
+func (c *Collector) relabelLocked(snap *view.Snapshot) *view.Snapshot {
 	if c.relabel == nil {
 		c.metrics.relabelDropped.Set(0)
 		c.metrics.relabelEqual.Set(0)

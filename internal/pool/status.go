@@ -15,6 +15,7 @@ import (
 	"aggregatord/internal/metric"
 	"aggregatord/internal/selector"
 	"aggregatord/internal/status"
+	"aggregatord/internal/view"
 	"aggregatord/internal/watch"
 )
 
@@ -373,8 +374,8 @@ func (c *Collector) Explain(sel selector.Selector, limit int) (status.Explanatio
 		snap = snap.Map(relabeled.Layout, from)
 	}
 	defer snap.Release()
-	var refs []merge.PointRef // in merged
-	EachSample(snap, sel, func(ref merge.PointRef, value int) {
+	var refs []view.PointRef // in merged
+	EachSample(snap, sel, func(ref view.PointRef, value int) {
 		out.Matching++
 		if len(refs) == limit {
 			return
@@ -383,7 +384,7 @@ func (c *Collector) Explain(sel selector.Selector, limit int) (status.Explanatio
 		e := status.Explanation{
 			Sample: SampleAt(snap, ref, value), Family: fam.Name, Type: fam.Type.String(), Help: fam.Help, Contributions: []status.Contribution{},
 		}
-		if merge.IsAbsent(snap.Values[value]) {
+		if view.IsAbsent(snap.Values[value]) {
 			e.Value, e.Absent = 0, "it was never set, or has not changed for longer than a rule allows"
 		}
 		if from != nil {
@@ -467,14 +468,14 @@ func contributionOf(p place, s *merge.Source) status.Contribution {
 
 // EachSample calls yield for the samples of a snapshot that are meant, in output order, the
 // absent ones too, with the index of the value.
-func EachSample(snap *merge.Snapshot, sel selector.Selector, yield func(ref merge.PointRef, value int)) {
+func EachSample(snap *view.Snapshot, sel selector.Selector, yield func(ref view.PointRef, value int)) {
 	for f := range snap.Layout.Families {
 		fam := &snap.Layout.Families[f]
 		if sel.Name != "" && !strings.HasPrefix(sel.Name, fam.Name) {
 			continue
 		}
 		at := fam.First
-		var names [merge.Created + 1]string // by kind, once for each family
+		var names [view.Created + 1]string // by kind, once for each family
 		for m := range fam.Metrics {
 			points := fam.Metrics[m].Points
 			for p, point := range points {
@@ -487,7 +488,7 @@ func EachSample(snap *merge.Snapshot, sel selector.Selector, yield func(ref merg
 				}
 				boundLabel, bound := boundOf(point)
 				if sel.Matches(name, fam.Metrics[m].Labels, boundLabel, bound) {
-					yield(merge.PointRef{Family: f, Metric: m, Point: p}, at+p)
+					yield(view.PointRef{Family: f, Metric: m, Point: p}, at+p)
 				}
 			}
 			at += len(points)
@@ -496,7 +497,7 @@ func EachSample(snap *merge.Snapshot, sel selector.Selector, yield func(ref merg
 }
 
 // SampleAt returns one sample of a snapshot, as EachSample names it.
-func SampleAt(snap *merge.Snapshot, ref merge.PointRef, value int) status.Sample {
+func SampleAt(snap *view.Snapshot, ref view.PointRef, value int) status.Sample {
 	fam := &snap.Layout.Families[ref.Family]
 	labels, point := fam.Metrics[ref.Metric].Labels, fam.Metrics[ref.Metric].Points[ref.Point]
 	boundLabel, bound := boundOf(point)
@@ -514,7 +515,7 @@ func SampleAt(snap *merge.Snapshot, ref merge.PointRef, value int) status.Sample
 }
 
 // seriesAt spells the series of a point.
-func seriesAt(l *merge.Layout, ref merge.PointRef) string {
+func seriesAt(l *view.Layout, ref view.PointRef) string {
 	fam := &l.Families[ref.Family]
 	point := fam.Metrics[ref.Metric].Points[ref.Point]
 	boundLabel, bound := boundOf(point)
@@ -522,11 +523,11 @@ func seriesAt(l *merge.Layout, ref merge.PointRef) string {
 }
 
 // boundOf returns the label that tells a bucket or quantile from the others.
-func boundOf(p merge.Point) (label, value string) {
+func boundOf(p view.Point) (label, value string) {
 	switch p.Kind {
-	case merge.Bucket:
+	case view.Bucket:
 		return "le", string(metric.AppendBound(nil, p.Bound))
-	case merge.Quantile:
+	case view.Quantile:
 		return "quantile", string(metric.AppendBound(nil, p.Bound))
 	}
 	return "", ""

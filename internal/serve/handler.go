@@ -13,7 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"aggregatord/internal/exposition"
-	"aggregatord/internal/merge"
+	"aggregatord/internal/view"
 )
 
 // timeoutHeader carries the scraper's patience, in seconds. Prometheus sends it with
@@ -207,7 +207,7 @@ func (s *Server) scrape(w *response, r *http.Request, info *ScrapeInfo) error {
 // encode gathers and appends the exposition to the rendering's buffer. If there is a
 // packer, it is told of the sections.
 func (s *Server) encode(r *rendering, p *packer) error {
-	var snaps []*merge.Snapshot
+	var snaps []*view.Snapshot
 	if s.opts.Gatherer != nil {
 		var err error
 		snaps, err = s.opts.Gatherer.Gather(r.ctx)

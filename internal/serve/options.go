@@ -9,7 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"aggregatord/internal/exposition"
-	"aggregatord/internal/merge"
+	"aggregatord/internal/view"
 )
 
 // A Gatherer makes the snapshots of one scrape.
@@ -18,7 +18,7 @@ type Gatherer interface {
 	// see exposition.Encoder. The caller releases the snapshots. It should return early
 	// when ctx is done, with an error that wraps ctx.Err(); nothing else ends it early, and
 	// a scrape that it keeps waiting holds one of the places in MaxScrapesInFlight.
-	Gather(ctx context.Context) ([]*merge.Snapshot, error)
+	Gather(ctx context.Context) ([]*view.Snapshot, error)
 }
 
 // Options of a Server. The zero value of every field is usable.

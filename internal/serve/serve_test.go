@@ -24,34 +24,35 @@ import (
 	"aggregatord/internal/exposition"
 	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // gatherFunc is a Gatherer from a function.
-type gatherFunc func(ctx context.Context) ([]*merge.Snapshot, error)
+type gatherFunc func(ctx context.Context) ([]*view.Snapshot, error)
 
-func (f gatherFunc) Gather(ctx context.Context) ([]*merge.Snapshot, error) { return f(ctx) }
+func (f gatherFunc) Gather(ctx context.Context) ([]*view.Snapshot, error) { return f(ctx) }
 
 // pool is a snapshot of a small pool of workers.
-func pool() *merge.Snapshot {
-	points := []merge.Point{{Kind: merge.Total}}
-	jobs := merge.Family{Name: "jobs", Type: metric.Counter, Help: "Jobs.", Points: 50}
+func pool() *view.Snapshot {
+	points := []view.Point{{Kind: view.Total}}
+	jobs := view.Family{Name: "jobs", Type: metric.Counter, Help: "Jobs.", Points: 50}
 	for i := range jobs.Points {
-		jobs.Metrics = append(jobs.Metrics, merge.Metric{Labels: []metric.Label{{Name: "queue", Value: fmt.Sprintf("q%02d", i)}}, Points: points})
+		jobs.Metrics = append(jobs.Metrics, view.Metric{Labels: []metric.Label{{Name: "queue", Value: fmt.Sprintf("q%02d", i)}}, Points: points})
 	}
-	load := merge.Family{
+	load := view.Family{
 		Name: "my.load", Type: metric.Gauge, Help: "Load.", First: 50, Points: 1,
-		Metrics: []merge.Metric{{Points: []merge.Point{{Kind: merge.Value}}}},
+		Metrics: []view.Metric{{Points: []view.Point{{Kind: view.Value}}}},
 	}
-	return &merge.Snapshot{
-		Layout: &merge.Layout{Families: []merge.Family{jobs, load}, Points: 51},
+	return &view.Snapshot{
+		Layout: &view.Layout{Families: []view.Family{jobs, load}, Points: 51},
 		Values: slices.Repeat([]float64{7}, 51),
 	}
 }
 
-func static(snaps ...*merge.Snapshot) Gatherer {
-	return gatherFunc(func(context.Context) ([]*merge.Snapshot, error) { return snaps, nil })
+func static(snaps ...*view.Snapshot) Gatherer {
+	return gatherFunc(func(context.Context) ([]*view.Snapshot, error) { return snaps, nil })
 }
 
 // plain is the exposition of the pool in a format.
@@ -303,12 +304,12 @@ func TestTimeout(t *testing.T) {
 	var slow atomic.Bool
 	slow.Store(true)
 	h := New(Options{
-		Gatherer: gatherFunc(func(ctx context.Context) ([]*merge.Snapshot, error) {
+		Gatherer: gatherFunc(func(ctx context.Context) ([]*view.Snapshot, error) {
 			if slow.Load() {
 				<-ctx.Done()
 				return nil, fmt.Errorf("wait for the merge: %w", ctx.Err())
 			}
-			return []*merge.Snapshot{pool()}, nil
+			return []*view.Snapshot{pool()}, nil
 		}),
 		Observe: func(i ScrapeInfo) { infos = append(infos, i) },
 	})
@@ -328,9 +329,9 @@ func TestTimeout(t *testing.T) {
 
 // A Gatherer that pays no heed to its context, and is too late, changes nothing.
 func TestTimeoutThatTheGathererOverlooks(t *testing.T) {
-	h := New(Options{Gatherer: gatherFunc(func(ctx context.Context) ([]*merge.Snapshot, error) {
+	h := New(Options{Gatherer: gatherFunc(func(ctx context.Context) ([]*view.Snapshot, error) {
 		<-ctx.Done()
-		return []*merge.Snapshot{pool()}, nil
+		return []*view.Snapshot{pool()}, nil
 	})})
 	if resp := do(h, "GET", "/metrics", timeoutHeader, "0.01"); resp.StatusCode != 503 {
 		t.Errorf("status %d, want 503", resp.StatusCode)
@@ -341,7 +342,7 @@ func TestObserve(t *testing.T) {
 	var infos []ScrapeInfo
 	gatherErr := error(nil)
 	h := New(Options{
-		Gatherer: gatherFunc(func(context.Context) ([]*merge.Snapshot, error) { return []*merge.Snapshot{pool()}, gatherErr }),
+		Gatherer: gatherFunc(func(context.Context) ([]*view.Snapshot, error) { return []*view.Snapshot{pool()}, gatherErr }),
 		Observe:  func(i ScrapeInfo) { i.Duration = 0; infos = append(infos, i) },
 	})
 	size := len(plain(exposition.Format{}))
@@ -378,11 +379,11 @@ func TestObserve(t *testing.T) {
 
 // Snapshots go back to where they came from, also when the scrape fails.
 func TestSnapshotsAreReleased(t *testing.T) {
-	var taken []*merge.Snapshot
+	var taken []*view.Snapshot
 	index := merge.NewIndex(merge.Options{})
 	fail := false
-	h := New(Options{Gatherer: gatherFunc(func(context.Context) ([]*merge.Snapshot, error) {
-		taken = []*merge.Snapshot{index.Snapshot()}
+	h := New(Options{Gatherer: gatherFunc(func(context.Context) ([]*view.Snapshot, error) {
+		taken = []*view.Snapshot{index.Snapshot()}
 		if fail {
 			return taken, errors.New("too late")
 		}
@@ -401,7 +402,7 @@ func TestPanics(t *testing.T) {
 	core, logs := observer.New(zap.DebugLevel)
 	var infos []ScrapeInfo
 	h := New(Options{
-		Gatherer: gatherFunc(func(context.Context) ([]*merge.Snapshot, error) { panic("oops") }),
+		Gatherer: gatherFunc(func(context.Context) ([]*view.Snapshot, error) { panic("oops") }),
 		Ready:    func() bool { return true },
 		Home:     http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { sendLine(w, http.StatusOK, "half"); panic("oops") }),
 		Logger:   zap.New(core),
@@ -440,7 +441,7 @@ func TestFailuresAreLoggedOnceForEachChange(t *testing.T) {
 	core, logs := observer.New(zap.DebugLevel)
 	var err error
 	h := New(Options{
-		Gatherer: gatherFunc(func(context.Context) ([]*merge.Snapshot, error) { return nil, err }),
+		Gatherer: gatherFunc(func(context.Context) ([]*view.Snapshot, error) { return nil, err }),
 		Logger:   zap.New(core),
 	})
 	for _, err = range []error{nil, nil, errors.New("a"), errors.New("b"), nil, nil, errors.New("c")} {
@@ -540,10 +541,10 @@ func TestScrapesInFlight(t *testing.T) {
 	outcomes := map[Outcome]int{}
 	s := start(t, Options{
 		MaxScrapesInFlight: 2,
-		Gatherer: gatherFunc(func(context.Context) ([]*merge.Snapshot, error) {
+		Gatherer: gatherFunc(func(context.Context) ([]*view.Snapshot, error) {
 			arrived <- struct{}{}
 			<-leave
-			return []*merge.Snapshot{pool()}, nil
+			return []*view.Snapshot{pool()}, nil
 		}),
 		Observe: func(i ScrapeInfo) {
 			mu.Lock()
@@ -584,10 +585,10 @@ func TestScrapesInFlight(t *testing.T) {
 // Stopping waits for a scrape in flight, is not ready meanwhile, and accepts nobody new.
 func TestStopFinishesScrapes(t *testing.T) {
 	arrived, leave := make(chan struct{}), make(chan struct{})
-	s := start(t, Options{Gatherer: gatherFunc(func(ctx context.Context) ([]*merge.Snapshot, error) {
+	s := start(t, Options{Gatherer: gatherFunc(func(ctx context.Context) ([]*view.Snapshot, error) {
 		close(arrived)
 		<-leave
-		return []*merge.Snapshot{pool()}, ctx.Err()
+		return []*view.Snapshot{pool()}, ctx.Err()
 	})})
 	unused, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
 	if err != nil {
@@ -639,7 +640,7 @@ func TestStopCutsOffWhatTakesTooLong(t *testing.T) {
 	left := false
 	s := start(t, Options{
 		ShutdownTimeout: 20 * time.Millisecond,
-		Gatherer: gatherFunc(func(ctx context.Context) ([]*merge.Snapshot, error) {
+		Gatherer: gatherFunc(func(ctx context.Context) ([]*view.Snapshot, error) {
 			close(arrived)
 			<-ctx.Done()
 			left = true
@@ -671,7 +672,7 @@ func TestClientThatGoesAway(t *testing.T) {
 	arrived := make(chan struct{})
 	observed := make(chan ScrapeInfo, 1)
 	s := start(t, Options{
-		Gatherer: gatherFunc(func(ctx context.Context) ([]*merge.Snapshot, error) {
+		Gatherer: gatherFunc(func(ctx context.Context) ([]*view.Snapshot, error) {
 			close(arrived)
 			<-ctx.Done()
 			return nil, ctx.Err()

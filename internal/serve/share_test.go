@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"aggregatord/internal/exposition"
-	"aggregatord/internal/merge"
+	"aggregatord/internal/view"
 )
 
 // Scrapes that arrive while a response is made share the next one; each is as new as its
@@ -25,10 +25,10 @@ func TestShare(t *testing.T) {
 		leave := make(chan struct{})
 		var shared atomic.Int64
 		h := New(Options{
-			Gatherer: gatherFunc(func(context.Context) ([]*merge.Snapshot, error) {
+			Gatherer: gatherFunc(func(context.Context) ([]*view.Snapshot, error) {
 				gathered.Add(1)
 				<-leave
-				return []*merge.Snapshot{pool()}, nil
+				return []*view.Snapshot{pool()}, nil
 			}),
 			Observe: func(i ScrapeInfo) {
 				if i.Shared {
@@ -77,11 +77,11 @@ func TestShareOutlivesItsFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		leave := make(chan struct{})
 		var gathered, ended atomic.Int64
-		h := New(Options{Gatherer: gatherFunc(func(ctx context.Context) ([]*merge.Snapshot, error) {
+		h := New(Options{Gatherer: gatherFunc(func(ctx context.Context) ([]*view.Snapshot, error) {
 			gathered.Add(1)
 			select {
 			case <-leave:
-				return []*merge.Snapshot{pool()}, nil
+				return []*view.Snapshot{pool()}, nil
 			case <-ctx.Done():
 				ended.Add(1)
 				return nil, ctx.Err()
@@ -121,13 +121,13 @@ func TestSharePanic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		leave := make(chan struct{})
 		var gathered atomic.Int64
-		h := New(Options{Gatherer: gatherFunc(func(context.Context) ([]*merge.Snapshot, error) {
+		h := New(Options{Gatherer: gatherFunc(func(context.Context) ([]*view.Snapshot, error) {
 			n := gathered.Add(1)
 			<-leave
 			if n == 2 {
 				panic("at the disco")
 			}
-			return []*merge.Snapshot{pool()}, nil
+			return []*view.Snapshot{pool()}, nil
 		})})
 		var codes [5]int
 		var all sync.WaitGroup
@@ -150,11 +150,11 @@ func TestSharePanic(t *testing.T) {
 // every response is whole.
 func TestShareAtRandom(t *testing.T) {
 	var n atomic.Int64
-	h := New(Options{Gatherer: gatherFunc(func(context.Context) ([]*merge.Snapshot, error) {
+	h := New(Options{Gatherer: gatherFunc(func(context.Context) ([]*view.Snapshot, error) {
 		if n.Add(1)%7 == 0 {
 			return nil, fmt.Errorf("no luck")
 		}
-		return []*merge.Snapshot{pool()}, nil
+		return []*view.Snapshot{pool()}, nil
 	}), MaxScrapesInFlight: -1})
 	want := plain(exposition.Format{})
 	var all sync.WaitGroup

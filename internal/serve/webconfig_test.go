@@ -29,8 +29,8 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"aggregatord/internal/exposition"
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // authority signs certificates for one test.
@@ -332,10 +332,10 @@ func TestCheckWebConfig(t *testing.T) {
 // place among the scrapes in flight.
 func TestSlowReader(t *testing.T) {
 	// More than the buffers of two sockets hold.
-	big := &merge.Snapshot{
-		Layout: &merge.Layout{Points: 1, Families: []merge.Family{{
+	big := &view.Snapshot{
+		Layout: &view.Layout{Points: 1, Families: []view.Family{{
 			Name: "a", Type: metric.Gauge, Help: strings.Repeat("x", 32<<20), Points: 1,
-			Metrics: []merge.Metric{{Points: []merge.Point{{Kind: merge.Value}}}},
+			Metrics: []view.Metric{{Points: []view.Point{{Kind: view.Value}}}},
 		}}},
 		Values: []float64{1},
 	}

@@ -12,8 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // Prefix begins the name of every family of a Set.
@@ -26,11 +26,11 @@ type Set struct {
 	// mu guards everything below, and the children of every family.
 	mu       sync.Mutex
 	families []*family
-	layout   *merge.Layout // nil when a family or child was added since
+	layout   *view.Layout // nil when a family or child was added since
 }
 
 type family struct {
-	merge.Family
+	view.Family
 	labels   []string
 	buckets  []float64
 	children map[string]*child
@@ -59,7 +59,7 @@ func (s *Set) newFamily(name, help string, typ metric.Type, buckets []float64, l
 	}
 	name = base
 	f := &family{
-		Family: merge.Family{Name: name, Help: help, Type: typ}, labels: labels, buckets: buckets,
+		Family: view.Family{Name: name, Help: help, Type: typ}, labels: labels, buckets: buckets,
 		children: map[string]*child{},
 	}
 	s.mu.Lock()
@@ -74,18 +74,18 @@ func (s *Set) newFamily(name, help string, typ metric.Type, buckets []float64, l
 }
 
 // points is the shape of every metric of the family.
-func (f *family) points() []merge.Point {
+func (f *family) points() []view.Point {
 	switch f.Type {
 	case metric.Counter:
-		return []merge.Point{{Kind: merge.Total}}
+		return []view.Point{{Kind: view.Total}}
 	case metric.Histogram:
-		var p []merge.Point
+		var p []view.Point
 		for _, b := range f.buckets {
-			p = append(p, merge.Point{Kind: merge.Bucket, Bound: b})
+			p = append(p, view.Point{Kind: view.Bucket, Bound: b})
 		}
-		return append(p, merge.Point{Kind: merge.Bucket, Bound: math.Inf(1)}, merge.Point{Kind: merge.Sum}, merge.Point{Kind: merge.Count})
+		return append(p, view.Point{Kind: view.Bucket, Bound: math.Inf(1)}, view.Point{Kind: view.Sum}, view.Point{Kind: view.Count})
 	default:
-		return []merge.Point{{Kind: merge.Value}}
+		return []view.Point{{Kind: view.Value}}
 	}
 }
 
@@ -217,7 +217,7 @@ func (v GaugeVec) Remove(values ...string) { v.set.remove(v.f, values) }
 
 // Snapshot shows the set as it is now. The layout is the same one until a family or child
 // is added or removed.
-func (s *Set) Snapshot() *merge.Snapshot {
+func (s *Set) Snapshot() *view.Snapshot {
 	for _, f := range s.collect {
 		f()
 	}
@@ -226,7 +226,7 @@ func (s *Set) Snapshot() *merge.Snapshot {
 	if s.layout == nil {
 		s.build()
 	}
-	snap := &merge.Snapshot{Layout: s.layout, Values: make([]float64, 0, s.layout.Points)}
+	snap := &view.Snapshot{Layout: s.layout, Values: make([]float64, 0, s.layout.Points)}
 	i := 0
 	for _, f := range s.families {
 		if len(f.children) == 0 {
@@ -271,7 +271,7 @@ func (c *child) append(dst []float64, typ metric.Type) []float64 {
 }
 
 func (s *Set) build() {
-	s.layout = &merge.Layout{}
+	s.layout = &view.Layout{}
 	for _, f := range s.families {
 		if len(f.children) == 0 {
 			continue
@@ -279,9 +279,9 @@ func (s *Set) build() {
 		b := f.Family
 		points := f.points()
 		for _, c := range f.children {
-			b.Metrics = append(b.Metrics, merge.Metric{Labels: c.labels, Points: points})
+			b.Metrics = append(b.Metrics, view.Metric{Labels: c.labels, Points: points})
 		}
-		slices.SortFunc(b.Metrics, func(x, y merge.Metric) int { return metric.CompareLabels(x.Labels, y.Labels) })
+		slices.SortFunc(b.Metrics, func(x, y view.Metric) int { return metric.CompareLabels(x.Labels, y.Labels) })
 		b.First, b.Points = s.layout.Points, len(points)*len(b.Metrics)
 		s.layout.Points += b.Points
 		s.layout.Families = append(s.layout.Families, b)

@@ -5,14 +5,14 @@ import (
 	"math"
 	"strings"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // kindSet is a set of point kinds.
 type kindSet uint16
 
-func setOf(kinds ...merge.PointKind) kindSet {
+func setOf(kinds ...view.PointKind) kindSet {
 	var s kindSet
 	for _, k := range kinds {
 		s |= 1 << k
@@ -20,12 +20,12 @@ func setOf(kinds ...merge.PointKind) kindSet {
 	return s
 }
 
-func (s kindSet) has(k merge.PointKind) bool { return s&(1<<k) != 0 }
+func (s kindSet) has(k view.PointKind) bool { return s&(1<<k) != 0 }
 
-// A view is what one format makes of one layout: every byte of the output that does not
+// A rendered layout is what one format makes of one layout: every byte of the output that does not
 // depend on values. It never changes once built.
-type view struct {
-	layout   *merge.Layout
+type rendered struct {
+	layout   *view.Layout
 	format   Format // canonical
 	blob     []byte
 	sections []section // in the order of the layout's families
@@ -73,7 +73,7 @@ func (f Format) perMetric() bool { return f.Kind == Protobuf || f.Kind == JSON }
 // summaries claim what parsers would take for their samples.
 func (s *section) claims(f Format) []string {
 	names := []string{s.base + s.headSuffix}
-	suffixes := func(kinds ...merge.PointKind) {
+	suffixes := func(kinds ...view.PointKind) {
 		for _, k := range kinds {
 			names = append(names, s.base+k.Suffix())
 		}
@@ -81,85 +81,85 @@ func (s *section) claims(f Format) []string {
 	switch s.typ {
 	case metric.Counter:
 		if f.openMetrics() {
-			suffixes(merge.Total, merge.Created)
+			suffixes(view.Total, view.Created)
 		}
 	case metric.Histogram:
-		suffixes(merge.Bucket, merge.Sum, merge.Count)
+		suffixes(view.Bucket, view.Sum, view.Count)
 		if f.openMetrics() {
-			suffixes(merge.Created)
+			suffixes(view.Created)
 		}
 	case metric.Summary:
-		suffixes(merge.Sum, merge.Count)
+		suffixes(view.Sum, view.Count)
 		if f.openMetrics() {
-			suffixes(merge.Created)
+			suffixes(view.Created)
 		}
 	}
 	return names
 }
 
 // split returns the sections of a family, given the kinds of points it has.
-func split(fam *merge.Family, has kindSet, f Format) []section {
+func split(fam *view.Family, has kindSet, f Format) []section {
 	name := func(suffix string) string { return escapeMetricName(fam.Name+suffix, f.Escaping) }
 	// Counters are escaped with their suffix, as client_golang does it, which is also the
 	// only spelling from which Prometheus can get the name back.
 	counterBase := func() string { return strings.TrimSuffix(name("_total"), "_total") }
 	var sections []section
-	add := func(typ metric.Type, base string, head merge.PointKind, kinds kindSet) {
+	add := func(typ metric.Type, base string, head view.PointKind, kinds kindSet) {
 		if kinds &= has; kinds != 0 {
 			sections = append(sections, section{typ: typ, base: base, headSuffix: head.Suffix(), kinds: kinds})
 		}
 	}
-	whole := merge.Value // a head without a suffix
+	whole := view.Value // a head without a suffix
 	createdBase := name("")
 	switch fam.Type {
 	case metric.Counter:
 		createdBase = counterBase()
-		total := setOf(merge.Total)
+		total := setOf(view.Total)
 		switch {
-		case f.openMetrics() && has.has(merge.Total):
-			add(metric.Counter, counterBase(), whole, total|setOf(merge.Created))
+		case f.openMetrics() && has.has(view.Total):
+			add(metric.Counter, counterBase(), whole, total|setOf(view.Created))
 		case f.openMetrics():
 			// A counter must have _total, so a family without is of no known type.
-			add(metric.Unknown, name(""), whole, setOf(merge.Value))
+			add(metric.Unknown, name(""), whole, setOf(view.Value))
 		default:
 			if f.Kind == Protobuf {
-				total |= setOf(merge.Created)
+				total |= setOf(view.Created)
 			}
-			if has.has(merge.Total) {
-				add(metric.Counter, counterBase(), merge.Total, total)
+			if has.has(view.Total) {
+				add(metric.Counter, counterBase(), view.Total, total)
 			}
-			add(metric.Counter, name(""), whole, setOf(merge.Value))
+			add(metric.Counter, name(""), whole, setOf(view.Value))
 		}
 	case metric.Histogram:
-		kinds := setOf(merge.Bucket, merge.Sum, merge.Count)
+		kinds := setOf(view.Bucket, view.Sum, view.Count)
 		if !f.text() && f.Kind != JSON {
-			kinds |= setOf(merge.Created)
+			kinds |= setOf(view.Created)
 		}
 		add(metric.Histogram, name(""), whole, kinds)
 	case metric.Summary:
-		kinds := setOf(merge.Quantile, merge.Sum, merge.Count)
+		kinds := setOf(view.Quantile, view.Sum, view.Count)
 		if !f.text() && f.Kind != JSON {
-			kinds |= setOf(merge.Created)
+			kinds |= setOf(view.Created)
 		}
 		add(metric.Summary, name(""), whole, kinds)
 	default:
-		add(fam.Type, name(""), whole, setOf(merge.Value))
+		add(fam.Type, name(""), whole, setOf(view.Value))
 		return sections
 	}
 	if f.text() {
 		// As client_python's generate_latest: a gauge of its own, after the family.
-		add(metric.Gauge, createdBase, merge.Created, setOf(merge.Created))
+		add(metric.Gauge, createdBase, view.Created, setOf(view.Created))
 	}
 	return sections
 }
 
-// newView renders a layout in a canonical format. Families that are the same in the layout
+// newRendered renders a layout in a canonical format. Families that are the same in the layout
 // of an earlier view of that format, which may be nil, are copied from there.
-func newView(layout *merge.Layout, f Format, earlier *view) *view {
-	v := &view{layout: layout, format: f, firstSection: make([]int, 0, len(layout.Families)+1)}
+func newRendered(layout *view.Layout, f Format, earlier *rendered) *rendered {
+	v := &rendered{layout: layout, format: f, firstSection: make([]int, 0, len(layout.Families)+1)}
 	speller := &labelSpeller{escaping: f.Escaping, names: make(map[string]spelledName)}
 	if earlier == nil {
-		earlier = &view{layout: &merge.Layout{}}
+		earlier = &rendered{layout: &view.Layout{}}
 	}
 	v.blob = make([]byte, 0, len(earlier.blob)+len(earlier.blob)/64)
 	old := 0
@@ -184,7 +184,7 @@ func newView(layout *merge.Layout, f Format, earlier *view) *view {
 
 // sameFamily reports whether two layouts have the very same family: the index keeps the
 // metrics of a family in which nothing appeared or went.
-func sameFamily(a, b *merge.Family) bool {
+func sameFamily(a, b *view.Family) bool {
 	if a.Name != b.Name || a.Type != b.Type || a.Mode != b.Mode || a.Help != b.Help || a.Unit != b.Unit || a.Sparse != b.Sparse || a.Points != b.Points {
 		return false
 	}
@@ -192,7 +192,7 @@ func sameFamily(a, b *merge.Family) bool {
 }
 
 // copyFamily is addFamily for a family that is the same as the old one of an earlier view.
-func (v *view) copyFamily(index int, earlier *view, old int) {
+func (v *rendered) copyFamily(index int, earlier *rendered, old int) {
 	if o := earlier.omissions[old]; o != nil {
 		v.omit(index, o...)
 	}
@@ -209,11 +209,11 @@ func (v *view) copyFamily(index int, earlier *view, old int) {
 }
 
 // sectionsOf returns the sections of a family of the layout.
-func (v *view) sectionsOf(family int) []section {
+func (v *rendered) sectionsOf(family int) []section {
 	return v.sections[v.firstSection[family]:v.firstSection[family+1]]
 }
 
-func (v *view) addFamily(index int, speller *labelSpeller) {
+func (v *rendered) addFamily(index int, speller *labelSpeller) {
 	fam := &v.layout.Families[index]
 	if fam.Name == "" {
 		v.omit(index, Omission{Family: fam.Name, Reason: BadName})
@@ -221,7 +221,7 @@ func (v *view) addFamily(index int, speller *labelSpeller) {
 	}
 	var has kindSet
 	var changes bool
-	var seen []merge.Point
+	var seen []view.Point
 	for i := range fam.Metrics {
 		m := &fam.Metrics[i]
 		if !sameSlice(m.Points, seen) {
@@ -251,12 +251,12 @@ func (v *view) addFamily(index int, speller *labelSpeller) {
 }
 
 // sameSlice reports whether two slices are the same piece of memory.
-func sameSlice(a, b []merge.Point) bool {
+func sameSlice(a, b []view.Point) bool {
 	return len(a) == len(b) && len(a) > 0 && &a[0] == &b[0]
 }
 
 // countPoints counts the points that no section shows.
-func countPoints(fam *merge.Family, shown kindSet) int {
+func countPoints(fam *view.Family, shown kindSet) int {
 	n := 0
 	for i := range fam.Metrics {
 		for _, p := range fam.Metrics[i].Points {
@@ -270,7 +270,7 @@ func countPoints(fam *merge.Family, shown kindSet) int {
 
 // showable reports whether a point can be shown: it is of a kind that fits, and its
 // bound is a number.
-func showable(p merge.Point, kinds kindSet) bool {
+func showable(p view.Point, kinds kindSet) bool {
 	return kinds.has(p.Kind) && !math.IsNaN(p.Bound)
 }
 
@@ -293,7 +293,7 @@ func (s *spelledLabels) of(metric int) (labels []byte, ok bool) {
 // and counts those that cannot be shown: with a label name that is illegal or occurs
 // twice, or with the same labels as an earlier one. The second can only happen where
 // spelling changes something, so only then is it looked for.
-func (v *view) spellMetrics(fam *merge.Family, speller *labelSpeller, changes bool) (spelled *spelledLabels, omitted int) {
+func (v *rendered) spellMetrics(fam *view.Family, speller *labelSpeller, changes bool) (spelled *spelledLabels, omitted int) {
 	reserved := ""
 	switch fam.Type {
 	case metric.Histogram:
@@ -337,7 +337,7 @@ func (f Format) appendLabels(dst []byte, labels []metric.Label) []byte {
 }
 
 // addSection renders the header and the prefixes of a section.
-func (v *view) addSection(s section, labels *spelledLabels) {
+func (v *rendered) addSection(s section, labels *spelledLabels) {
 	fam := &v.layout.Families[s.family]
 	s.header = len(v.blob)
 	switch v.format.Kind {
@@ -385,7 +385,7 @@ func (v *view) addSection(s section, labels *spelledLabels) {
 	v.blob = v.blob[:s.header]
 }
 
-func (v *view) omit(family int, o ...Omission) {
+func (v *rendered) omit(family int, o ...Omission) {
 	if v.omissions == nil {
 		v.omissions = make(map[int][]Omission)
 	}

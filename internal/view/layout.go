@@ -1,8 +1,9 @@
-package merge
+package view
 
 import (
 	"math"
 	"slices"
+	"sort"
 	"sync"
 	"sync/atomic"
 
@@ -119,21 +120,50 @@ var Absent = math.Float64frombits(absentBits)
 // IsAbsent reports whether v is Absent.
 func IsAbsent(v float64) bool { return math.Float64bits(v) == absentBits }
 
+// A Recycler makes snapshots out of the memory of released ones. The zero value is ready for
+// use, by any number of goroutines.
+type Recycler struct{ pool sync.Pool }
+
+// Take returns a snapshot of a layout with room for its values, which the caller fills
+// before anybody else sees them. The caller is its first holder.
+func (r *Recycler) Take(layout *Layout) *Snapshot {
+	s, _ := r.pool.Get().(*Snapshot)
+	if s == nil {
+		s = &Snapshot{release: func(s *Snapshot) { s.Layout = nil; r.pool.Put(s) }}
+	}
+	s.Layout = layout
+	s.Values = slices.Grow(s.Values[:0], layout.Points)[:layout.Points]
+	return s
+}
+
 // mapped are snapshots that Map has made and nobody holds any more.
-var mapped sync.Pool
+var mapped Recycler
 
 // Map returns a snapshot of another layout, whose values are those of this one that from
 // names, in its order; and releases this one.
 func (s *Snapshot) Map(layout *Layout, from []uint32) *Snapshot {
-	out, _ := mapped.Get().(*Snapshot)
-	if out == nil {
-		out = &Snapshot{release: func(s *Snapshot) { s.Layout = nil; mapped.Put(s) }}
-	}
-	out.Layout = layout
-	out.Values = slices.Grow(out.Values[:0], len(from))[:len(from)]
+	out := mapped.Take(layout)
 	for i, at := range from {
 		out.Values[i] = s.Values[at]
 	}
 	s.Release()
 	return out
+}
+
+// A PointRef names one point of a layout: which family, which of its metrics and which of
+// that metric's points.
+type PointRef struct{ Family, Metric, Point int }
+
+// RefAt returns the point that the value with an index is of.
+func (l *Layout) RefAt(value int) PointRef {
+	f := sort.Search(len(l.Families), func(i int) bool { return l.Families[i].First > value }) - 1
+	at := l.Families[f].First
+	for m := range l.Families[f].Metrics {
+		n := len(l.Families[f].Metrics[m].Points)
+		if value < at+n {
+			return PointRef{f, m, value - at}
+		}
+		at += n
+	}
+	panic("BUG: value of no point")
 }
