@@ -54,10 +54,35 @@ type Family struct {
 type Metric struct {
 	// Labels are sorted by name; no name occurs twice.
 	Labels []metric.Label
+	// Extra are labels beside those, such as the name of the pool; sorted by name, and none
+	// has a name that is in Labels. Metrics usually share one slice, so that what many pools
+	// have in common is kept once. Read both through AllLabels or AppendLabels.
+	Extra []metric.Label
 	// Points holds buckets in rising order (+Inf last, and always there), then sum, then
 	// count; quantiles, then sum and count; or one Total or Value. Metrics of a family
 	// usually share one slice.
 	Points []Point
+}
+
+// AllLabels returns Labels and Extra in one list, sorted by name. The caller must not change
+// it: without Extra it is Labels itself.
+func (m *Metric) AllLabels() []metric.Label {
+	if len(m.Extra) == 0 {
+		return m.Labels
+	}
+	return m.AppendLabels(make([]metric.Label, 0, len(m.Labels)+len(m.Extra)))
+}
+
+// AppendLabels appends Labels and Extra to dst, sorted by name.
+func (m *Metric) AppendLabels(dst []metric.Label) []metric.Label {
+	own := m.Labels
+	for _, l := range m.Extra {
+		for len(own) > 0 && own[0].Name < l.Name {
+			dst, own = append(dst, own[0]), own[1:]
+		}
+		dst = append(dst, l)
+	}
+	return append(dst, own...)
 }
 
 // PointKind tells what a point is, and with that the end of its sample name.
