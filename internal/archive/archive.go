@@ -392,6 +392,13 @@ func (b *Batch) File(space Space, baseline []float64, size int64) *FoldedFile {
 	return &FoldedFile{batch: b, space: space, baseline: baseline}
 }
 
+// Since says what of the file is archived already: baseline is what Archive.Baseline said, or
+// nil.
+func (f *FoldedFile) Since(baseline []float64) { f.baseline = baseline }
+
+// Values returns what the entries added so far were, as Archive.Baseline would.
+func (f *FoldedFile) Values() []float64 { return f.values }
+
 // Part begins what a file has gained so far that goes on. It counts as no file.
 func (b *Batch) Part(space Space) *FoldedFile { return &FoldedFile{batch: b, space: space} }
 

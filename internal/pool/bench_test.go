@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"context"
 	"fmt"
 	"path/filepath"
 	"runtime"
@@ -58,15 +57,12 @@ func BenchmarkGather(b *testing.B) {
 		b.Run(fmt.Sprintf("files=%d/series=%d", shape.files, shape.series), func(b *testing.B) {
 			dir, release := benchPool(b, shape.files, shape.series)
 			defer release()
-			c, err := New(Options{Dirs: []DirSpec{{Path: dir}}, Archive: &ArchiveOptions{}})
-			if err != nil {
-				b.Fatal(err)
-			}
+			c := New(Spec{Path: dir}, Options{Archive: &ArchiveOptions{Rest: -1}})
 			defer c.Close()
 			c.Tend(true)
 			b.ReportAllocs()
 			for b.Loop() {
-				snap, err := c.Gather(context.Background())
+				snap, err := c.Gather()
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -83,12 +79,9 @@ func BenchmarkFirstGather(b *testing.B) {
 	defer release()
 	b.ReportAllocs()
 	for b.Loop() {
-		c, err := New(Options{Dirs: []DirSpec{{Path: dir}}})
-		if err != nil {
-			b.Fatal(err)
-		}
+		c := New(Spec{Path: dir}, Options{})
 		c.Tend(true)
-		snap, err := c.Gather(context.Background())
+		snap, err := c.Gather()
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -106,10 +99,7 @@ func BenchmarkFold(b *testing.B) {
 		b.StopTimer()
 		dir, release := benchPool(b, files, 500)
 		release()
-		c, err := New(Options{Dirs: []DirSpec{{Path: dir}}, Archive: &ArchiveOptions{}})
-		if err != nil {
-			b.Fatal(err)
-		}
+		c := New(Spec{Path: dir}, Options{Archive: &ArchiveOptions{Rest: -1}})
 		c.Tend(true)
 		b.StartTimer()
 		for c.Fold() {
@@ -135,15 +125,12 @@ func TestGatherAllocations(t *testing.T) {
 			}
 			defer w.die()
 		}
-		c, err := New(Options{Dirs: []DirSpec{{Path: dir}}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := New(Spec{Path: dir}, Options{})
 		defer c.Close()
 		time.Sleep(30 * time.Millisecond) // until the directory's last change is surely past
 		c.Tend(true)
 		return testing.AllocsPerRun(50, func() {
-			snap, err := c.Gather(context.Background())
+			snap, err := c.Gather()
 			if err != nil {
 				t.Fatal(err)
 			}

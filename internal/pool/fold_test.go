@@ -23,8 +23,10 @@ import (
 	"go.uber.org/goleak"
 
 	"aggregatord/internal/archive"
+	"aggregatord/internal/fold"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/policy"
+	"aggregatord/internal/view"
 )
 
 // childEnv makes the test binary fold a directory and kill itself: see foldAndDie.
@@ -46,9 +48,8 @@ type order struct {
 	Ruled bool
 }
 
-// compactAlways is a dir's spare with which the archive is written anew as soon as all is
-// folded.
-const compactAlways = -1 << 40
+// compactAtOnce has the archive written anew as soon as all is folded.
+func compactAtOnce(p *Pool) { p.folder.SetSpare(-1 << 40) }
 
 // foldAndDie folds until the step, then dies as by SIGKILL. It exits with 0 if there was
 // no such step any more.
@@ -57,17 +58,14 @@ func foldAndDie(text string) {
 	if err := json.Unmarshal([]byte(text), &o); err != nil {
 		panic(err)
 	}
-	opts := Options{Dirs: []DirSpec{{Path: o.Dir}}, Archive: &ArchiveOptions{}}
+	opts := Options{Archive: &ArchiveOptions{Rest: -1}}
 	if o.Ruled {
 		opts.Policy = ruledDead()
 	}
-	c, err := New(opts)
-	if err != nil {
-		panic(err)
-	}
+	c := New(Spec{Path: o.Dir}, opts)
 	n := 0
-	c.dirs[0].spare = compactAlways
-	c.dirs[0].step = func(string) error {
+	compactAtOnce(c)
+	c.folder.Step = func(string) error {
 		if n == o.Step {
 			syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			select {}
@@ -83,16 +81,15 @@ func foldAndDie(text string) {
 }
 
 // foldAll archives what is dead and removes what is archived.
-func foldAll(c *Collector) {
+func foldAll(c *Pool) {
 	for deadline := time.Now().Add(5 * time.Second); ; {
 		c.Tend(true)
 		for c.Fold() {
 			c.Tend(true)
 		}
-		d := c.dirs[0]
-		busy := len(d.staged)+len(d.removing) > 0 || d.archive.Pending()
-		for _, t := range d.files {
-			busy = busy || !t.alive
+		busy := len(c.staged) > 0 || c.folder.Busy()
+		for _, t := range c.files {
+			busy = busy || !t.isAlive()
 		}
 		if !busy || time.Now().After(deadline) {
 			return
@@ -103,14 +100,14 @@ func foldAll(c *Collector) {
 }
 
 // advance moves the collector's clock past every time to wait.
-func advance(c *Collector) {
+func advance(c *Pool) {
 	later := c.now().Add(10 * time.Second)
 	c.now = func() time.Time { return later }
 }
 
-// dead writes what dead workers left, of every kind that is kept, and returns the view
+// leftBehind writes what dead workers left, of every kind that is kept, and returns the view
 // that must be served from then on. Its sums are not exact in floats.
-func dead(t *testing.T, dir string) []string {
+func leftBehind(t *testing.T, dir string) []string {
 	t.Helper()
 	for i := 1; i <= 3; i++ {
 		id := strconv.Itoa(i)
@@ -170,7 +167,7 @@ func bothWays(t *testing.T, test func(t *testing.T, p *policy.Policy)) {
 func waiting(t *testing.T, dir string) (paths []string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err == nil && !e.IsDir() && e.Name() != archive.FileName && e.Name() != "owner" && e.Name() != ballastName {
+		if err == nil && !e.IsDir() && e.Name() != archive.FileName && e.Name() != "owner" && e.Name() != "ballast" {
 			paths = append(paths, path)
 		}
 		return err
@@ -206,8 +203,8 @@ func (h *harness) wantFolded(dir string) {
 
 func TestFold(t *testing.T) {
 	dir := tmpfs(t)
-	want := dead(t, dir)
-	h := collect(t, DirSpec{Path: dir})
+	want := leftBehind(t, dir)
+	h := collect(t, Spec{Path: dir})
 	h.want(want...)
 	h.fold()
 	h.want(want...)
@@ -229,7 +226,7 @@ func TestFold(t *testing.T) {
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	collect(t, DirSpec{Path: dir}).want(want...)
+	collect(t, Spec{Path: dir}).want(want...)
 }
 
 // TestKilledAtEachStep kills a process that folds before its first step, its second, and
@@ -242,7 +239,7 @@ func TestKilledAtEachStep(t *testing.T) {
 func killedAtEachStep(t *testing.T, p *policy.Policy) {
 	for step := 0; ; step++ {
 		dir := tmpfs(t)
-		want := dead(t, dir)
+		want := leftBehind(t, dir)
 		if p != nil {
 			want = wantRuled
 		}
@@ -264,7 +261,7 @@ func killedAtEachStep(t *testing.T, p *policy.Policy) {
 		if after := tree(t, dir); after != before {
 			t.Fatalf("step %d: looking changed the directory from\n%s to\n%s", step, before, after)
 		}
-		h := collect(t, DirSpec{Path: dir})
+		h := collect(t, Spec{Path: dir})
 		h.force(p)
 		h.want(want...)
 		h.fold()
@@ -322,15 +319,15 @@ func failsAtEachStep(t *testing.T, p *policy.Policy) {
 	for _, lasting := range []bool{false, true} {
 		for step := 0; ; step++ {
 			dir := tmpfs(t)
-			want := dead(t, dir)
-			h := collect(t, DirSpec{Path: dir})
+			want := leftBehind(t, dir)
+			h := collect(t, Spec{Path: dir})
 			if p != nil {
 				want = wantRuled
 				h.force(p)
 			}
 			n, failed := 0, ""
-			h.dirs[0].spare = compactAlways
-			h.dirs[0].step = func(name string) error {
+			compactAtOnce(h.Pool)
+			h.folder.Step = func(name string) error {
 				n++
 				if n-1 == step || lasting && n-1 > step && n-1 < step+5 {
 					failed = name
@@ -342,7 +339,7 @@ func failsAtEachStep(t *testing.T, p *policy.Policy) {
 				h.Tend(true)
 				h.Fold()
 				h.want(want...)
-				advance(h.Collector)
+				advance(h.Pool)
 			}
 			h.wantFolded(dir)
 			if t.Failed() {
@@ -378,8 +375,8 @@ func TestOpenedAtEachStep(t *testing.T) {
 func openedAtEachStep(t *testing.T, p *policy.Policy) {
 	for step := 0; ; step++ {
 		dir := tmpfs(t)
-		want := dead(t, dir)
-		h := collect(t, DirSpec{Path: dir})
+		want := leftBehind(t, dir)
+		h := collect(t, Spec{Path: dir})
 		hits := 2 // which of want they are
 		if p != nil {
 			want, hits = slices.Clone(wantRuled), slices.Index(wantRuled, "hits_total 6.6")
@@ -395,7 +392,7 @@ func openedAtEachStep(t *testing.T, p *policy.Policy) {
 		opened := make(chan *os.File, 1)
 		n := 0
 		removed := false
-		h.dirs[0].step = func(string) error {
+		h.folder.Step = func(string) error {
 			if n == step {
 				// Who comes after the file was removed has looked its name up more than a second
 				// ago, and could not be helped.
@@ -421,7 +418,7 @@ func openedAtEachStep(t *testing.T, p *policy.Policy) {
 			for h.Fold() {
 				h.Tend(true)
 			}
-			advance(h.Collector)
+			advance(h.Pool)
 		}
 		for n <= step && n >= 0 {
 			before := n
@@ -465,7 +462,7 @@ func openedAtEachStep(t *testing.T, p *policy.Policy) {
 		if err := h.Close(); err != nil {
 			t.Fatal(err)
 		}
-		h = collect(t, DirSpec{Path: dir})
+		h = collect(t, Spec{Path: dir})
 		h.force(p)
 		h.want(want...)
 		if n < 0 {
@@ -525,7 +522,7 @@ func TestFoldEqualsMerge(t *testing.T) {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 3))
 			dir := tmpfs(t)
-			var alive []*worker
+			var alive []*process
 			for id := range 20 {
 				for _, kind := range []string{"counter", "summary", "gauge_sum", "gauge_max", "gauge_min", "gauge_all"} {
 					sample := map[string]string{"counter": "c_total", "summary": "s_sum", "gauge_sum": "g"}[kind]
@@ -539,7 +536,7 @@ func TestFoldEqualsMerge(t *testing.T) {
 					alive = append(alive, w)
 				}
 			}
-			h := collect(t, DirSpec{Path: dir})
+			h := collect(t, Spec{Path: dir})
 			want := h.view()
 			r.Shuffle(len(alive), func(i, j int) { alive[i], alive[j] = alive[j], alive[i] })
 			for len(alive) > 0 {
@@ -556,7 +553,7 @@ func TestFoldEqualsMerge(t *testing.T) {
 					if err := h.Close(); err != nil {
 						t.Fatal(err)
 					}
-					h = collect(t, DirSpec{Path: dir})
+					h = collect(t, Spec{Path: dir})
 					if got := h.view(); got != want {
 						t.Fatalf("after a restart: got\n%s\nwant\n%s", got, want)
 					}
@@ -573,8 +570,8 @@ func TestGaugeRetention(t *testing.T) {
 		write(t, dir, fmt.Sprintf("gauge_all_%d.db", i)).set("temp", float64(i)).die()
 	}
 	write(t, dir, "gauge_max_1.db").set("peak", 1).die()
-	h := collect(t, DirSpec{Path: dir})
-	h.opts.GaugeWorkers = 3
+	h := collect(t, Spec{Path: dir})
+	h.archiving.GaugeWorkers = 3
 	at := time.Now()
 	h.now = func() time.Time { return at }
 	h.Tend(true)
@@ -583,7 +580,7 @@ func TestGaugeRetention(t *testing.T) {
 	if got := strings.Count(h.view(), "temp pid="); got != 3 {
 		t.Errorf("%d dead workers' gauges are served, want 3:\n%s", got, h.view())
 	}
-	at = at.Add(h.opts.GaugeRetention - time.Minute)
+	at = at.Add(h.archiving.GaugeRetention - time.Minute)
 	h.Fold()
 	if got := strings.Count(h.view(), "temp pid="); got != 3 {
 		t.Errorf("before their time: %d dead workers' gauges are served, want 3", got)
@@ -597,18 +594,18 @@ func TestGaugeRetention(t *testing.T) {
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	collect(t, DirSpec{Path: dir}).want("peak 1")
+	collect(t, Spec{Path: dir}).want("peak 1")
 }
 
 // TestLastOfAnID folds the gauges of several workers that had one ID, the last one first.
 func TestLastOfAnID(t *testing.T) {
 	dir := tmpfs(t)
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	path := filepath.Join(dir, "gauge_all_1.db")
 	first := write(t, dir, "gauge_all_1.db").set("temp", 1).set("only_first", 7)
 	h.Tend(true)
 	// It is moved to where a crash leaves such files, still open, so that it is folded last.
-	if err := os.Rename(path, h.dirs[0].staging.Path(h.dirs[0].staging.NewName("gauge_all_1.db"))); err != nil {
+	if err := os.Rename(path, h.folder.Path("gauge_all_1.db.earlier-1")); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(20 * time.Millisecond) // the clock of file systems ticks that slowly
@@ -616,7 +613,7 @@ func TestLastOfAnID(t *testing.T) {
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	h = collect(t, DirSpec{Path: dir})
+	h = collect(t, Spec{Path: dir})
 	h.want("only_first pid=1 7", "temp pid=1 2")
 	h.Fold()
 	h.want("only_first pid=1 7", "temp pid=1 1") // what lives replaces what the dead left
@@ -633,7 +630,7 @@ func TestWiped(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, dir, "counter_1.db").set("hits_total", 5).die()
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.fold()
 	write(t, dir, "counter_2.db").set("hits_total", 6).die()
 	h.want("hits_total 11")
@@ -656,7 +653,7 @@ func TestWiped(t *testing.T) {
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	collect(t, DirSpec{Path: dir}).want("hits_total 311")
+	collect(t, Spec{Path: dir}).want("hits_total 311")
 }
 
 // TestFewDescriptors folds more files than may be open at once.
@@ -665,12 +662,9 @@ func TestFewDescriptors(t *testing.T) {
 	for i := range 100 {
 		write(t, dir, fmt.Sprintf("counter_%d.db", i)).set("hits_total", 1).die()
 	}
-	c, err := New(Options{Dirs: []DirSpec{{Path: dir}}, Archive: &ArchiveOptions{}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.maxFiles = 30
-	h := &harness{Collector: c, t: t}
+	c := New(Spec{Path: dir}, Options{Archive: &ArchiveOptions{Rest: -1}})
+	c.descriptors.max = 30
+	h := &harness{Pool: c, t: t}
 	h.Tend(true)
 	if h.Ready() {
 		t.Error("ready without most of the files")
@@ -691,13 +685,10 @@ func TestFewDescriptors(t *testing.T) {
 func TestSecondDaemon(t *testing.T) {
 	dir := tmpfs(t)
 	write(t, dir, "counter_1.db").set("hits_total", 5).die()
-	h := collect(t, DirSpec{Path: dir})
-	second, err := New(Options{Dirs: []DirSpec{{Path: dir}}, Archive: &ArchiveOptions{}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = second.Open()
-	if !errors.Is(err, archive.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d", os.Getpid())) {
+	h := collect(t, Spec{Path: dir})
+	second := New(Spec{Path: dir}, Options{Archive: &ArchiveOptions{Rest: -1}})
+	err := second.Open()
+	if !errors.Is(err, archive.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
 		t.Errorf("a second daemon: %v", err)
 	}
 	if err := second.Close(); err != nil {
@@ -710,77 +701,51 @@ func TestSecondDaemon(t *testing.T) {
 // readOnly checks what one who only looks sees.
 func readOnly(t *testing.T, dir string, p *policy.Policy, want ...string) {
 	t.Helper()
-	err := Read(t.Context(), Options{Dirs: []DirSpec{{Path: dir}}, Policy: p}, func(v View) error {
-		if got := strings.Split(strings.TrimSuffix(text(v.Snapshot), "\n"), "\n"); !slices.Equal(got, want) {
-			t.Errorf("read only: got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-		}
-		return nil
-	})
-	if err != nil {
-		t.Error(err)
-	}
-}
-
-// TestStagingRemoved: the directory for staged files alone is removed, as it is when the
-// archive lies elsewhere and a script empties the watched directory.
-func TestStagingRemoved(t *testing.T) {
-	dir := tmpfs(t)
-	h := collect(t, DirSpec{Path: dir})
-	for n := range 3 {
-		write(t, dir, fmt.Sprintf("counter_%d.db", n)).set("hits_total", 5).die()
-		if err := os.RemoveAll(h.dirs[0].staging.Dir()); err != nil {
-			t.Fatal(err)
-		}
-		h.want(fmt.Sprintf("hits_total %d", 5*(n+1)))
-		h.wantFolded(dir)
-		h.want(fmt.Sprintf("hits_total %d", 5*(n+1)))
-	}
-}
-
-// TestWatchedDirectoryIsNotMade: the archive's directory is made again with what is above it,
-// but for the watched one: whoever has removed that is about to make it himself.
-func TestWatchedDirectoryIsNotMade(t *testing.T) {
-	for name, where := range map[string]func(dir string) string{
-		"usual":     func(string) string { return "" },
-		"within":    func(dir string) string { return filepath.Join(dir, "a", "b") },
-		"same":      func(dir string) string { return dir },
-		"elsewhere": func(dir string) string { return filepath.Join(dir, "..", "a", "b") },
-	} {
-		dir := filepath.Join(tmpfs(t), "metrics")
-		archiveDir := where(dir)
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		c, err := New(Options{Dirs: []DirSpec{{Path: dir}}, ArchiveDir: archiveDir, Archive: &ArchiveOptions{}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		if err := os.Remove(dir); err != nil {
-			t.Fatal(err)
-		}
-		// In the watched directory itself there is nothing to be made.
-		if err := c.dirs[0].makeArchiveDir(); (err == nil) != (name == "elsewhere" || name == "same") {
-			t.Errorf("%s: %v", name, err)
-		}
-		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s: the directory was made: %v", name, err)
-		}
-		if name == "elsewhere" {
-			if _, err := os.Stat(archiveDir); err != nil {
-				t.Error(err)
+	for {
+		c := New(Spec{Path: dir}, Options{Policy: p})
+		err := c.ReadOnce()
+		var got []string
+		if err == nil {
+			var snap *view.Snapshot
+			if snap, err = c.Gather(); err == nil {
+				got = strings.Split(strings.TrimSuffix(text(snap), "\n"), "\n")
+				snap.Release()
+				err = c.Moved()
 			}
 		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if errors.Is(err, ErrAgain) {
+			continue
+		}
+		if err != nil {
+			t.Error(err)
+		} else if !slices.Equal(got, want) {
+			t.Errorf("read only: got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+		return
 	}
 }
 
 // TestLongName: a file whose name leaves no room for what a staged one has more keeps no
 // other file from being archived.
+// stagedNames lists the staged files.
+func stagedNames(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	for _, path := range waiting(t, dir) {
+		if _, ok := fold.RecordOf(filepath.Base(path)); ok {
+			names = append(names, filepath.Base(path))
+		}
+	}
+	return names
+}
+
 func TestLongName(t *testing.T) {
 	dir := tmpfs(t)
 	long := "counter_" + strings.Repeat("x", 244) + ".db"
 	write(t, dir, long).set("hits_total", 5).die()
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	for n := range 20 {
 		write(t, dir, fmt.Sprintf("counter_%d.db", n)).set("hits_total", 1).die()
 	}
@@ -798,7 +763,7 @@ func TestLongName(t *testing.T) {
 func TestRemovedWhileAlive(t *testing.T) {
 	dir := tmpfs(t)
 	w := write(t, dir, "counter_1.db").set("hits_total", 5)
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.want("hits_total 5")
 	if err := os.Remove(filepath.Join(dir, "counter_1.db")); err != nil {
 		t.Fatal(err)
@@ -816,13 +781,13 @@ func TestRemovedWhileAlive(t *testing.T) {
 	w.die()
 	h.fold()
 	h.want("hits_total 8", "others_total 3")
-	if n := len(h.dirs[0].orphans); n != 0 {
+	if n := len(h.orphans); n != 0 {
 		t.Errorf("%d files without a name are open still", n)
 	}
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	collect(t, DirSpec{Path: dir}).want("hits_total 8", "others_total 3")
+	collect(t, Spec{Path: dir}).want("hits_total 8", "others_total 3")
 }
 
 // TestWrittenBeforeRemoval: a worker that opened a folded file late, added to it and was
@@ -830,18 +795,18 @@ func TestRemovedWhileAlive(t *testing.T) {
 func TestWrittenBeforeRemoval(t *testing.T) {
 	dir := tmpfs(t)
 	write(t, dir, "counter_1.db").set("hits_total", 5).die()
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.Fold()
-	d := h.dirs[0]
-	if len(d.removing) != 1 {
-		t.Fatalf("%d files wait to be removed", len(d.removing))
+	names := stagedNames(t, dir)
+	if len(names) != 1 || h.folder.RemovingFiles() != 1 {
+		t.Fatalf("%v, of which %d wait to be removed", names, h.folder.RemovingFiles())
 	}
-	for name := range d.removing {
-		late := write(t, d.staging.Dir(), name)
+	for _, name := range names {
+		late := write(t, dir, name)
 		late.set("hits_total", 7)
 		late.die()
 	}
-	advance(h.Collector)
+	advance(h.Pool)
 	h.Tend(true)
 	h.Fold()
 	h.want("hits_total 7")
@@ -858,7 +823,7 @@ func TestWrittenAfterRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.die()
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.want()
 	write(t, dir, "counter_1.db").set("hits_total", 5).die()
 	h.want("hits_total 5")
@@ -870,31 +835,25 @@ func TestStagedWhileReading(t *testing.T) {
 	for _, base := range []string{"counter_1.db", "gauge_max_1.db"} {
 		dir := tmpfs(t)
 		write(t, dir, base).set("x", 1).die()
-		staging := archive.NewStaging(dir)
-		if err := staging.Prepare(); err != nil {
+		place := fold.NewPlace(dir)
+		if err := place.Take(); err != nil {
 			t.Fatal(err)
 		}
-		defer staging.Close()
-		c, err := New(Options{Dirs: []DirSpec{{Path: dir}}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		defer place.Close()
+		c := New(Spec{Path: dir}, Options{})
 		defer c.Close()
 		c.Tend(true)
-		if err := staging.Stage(filepath.Join(dir, base), staging.NewName(base)); err != nil {
+		if err := place.Stage(base, place.NewName(base)); err != nil {
 			t.Fatal(err)
 		}
-		d := c.dirs[0]
-		d.takeStaged()
-		snap, err := c.Gather(t.Context())
+		snap, err := c.Gather()
 		if err != nil {
 			t.Fatal(err)
 		}
 		seen := text(snap) == "x 1\n"
 		snap.Release()
-		missed, err := d.missed()
-		if err != nil || seen == missed {
-			t.Errorf("%s: seen %v, missed %v, %v", base, seen, missed, err)
+		if err := c.Moved(); err == nil != seen {
+			t.Errorf("%s: seen %v, %v", base, seen, err)
 		}
 		readOnly(t, dir, nil, "x 1")
 	}

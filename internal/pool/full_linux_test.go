@@ -24,16 +24,16 @@ func TestBallastOnWords(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	h := collect(t, DirSpec{Path: dir})
-	d := h.dirs[0]
-	if _, err := os.Stat(d.ballastPath()); err != nil {
+	h := collect(t, Spec{Path: dir})
+	ballast := filepath.Join(dir, ".aggregatord", "ballast")
+	if _, err := os.Stat(ballast); err != nil {
 		t.Fatal(err)
 	}
 	write(t, dir, "counter_1.db").set("hits_total", 5).die()
 	h.Tend(true)
 	fail := errors.New("file resize error: no space left on device")
 	failed := 0
-	d.step = func(name string) error {
+	h.folder.Step = func(name string) error {
 		if name == "commit" && fail != nil {
 			failed++
 			return fail
@@ -42,22 +42,22 @@ func TestBallastOnWords(t *testing.T) {
 	}
 	// With room the error is that of something else.
 	h.Fold()
-	if _, err := os.Stat(d.ballastPath()); err != nil || failed != 1 {
+	if _, err := os.Stat(ballast); err != nil || failed != 1 {
 		t.Fatalf("after %d failures: %v", failed, err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "other"), make([]byte, 64<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
 		t.Fatal(err)
 	}
-	advance(h.Collector)
+	advance(h.Pool)
 	h.Tend(false)
 	h.Fold()
-	if _, err := os.Stat(d.ballastPath()); err == nil || failed != 2 {
+	if _, err := os.Stat(ballast); err == nil || failed != 2 {
 		t.Errorf("after %d failures the reserve is still there: %v", failed, err)
 	}
 	fail = nil
 	h.Tend(false)
-	if h.Fold(); failed != 2 || d.foldErr != nil {
-		t.Errorf("%v", d.foldErr)
+	if h.Fold(); failed != 2 || h.folder.State().Err != nil {
+		t.Errorf("%v", h.folder.State().Err)
 	}
 	if err := os.Remove(filepath.Join(dir, "other")); err != nil {
 		t.Fatal(err)

@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/relabel"
 
 	"aggregatord/internal/metric"
@@ -58,11 +56,11 @@ func TestEveryModeByEveryMode(t *testing.T) {
 			t.Run(file.String()+" as "+force.String(), func(t *testing.T) {
 				dir := tmpfs(t)
 				first := write(t, dir, "gauge_"+file.String()+"_1.db").set("g", 5)
-				h := collect(t, DirSpec{Path: dir})
+				h := collect(t, Spec{Path: dir})
 				h.force(rules(t, policy.Rule{Match: "g", GaugeMode: force}))
 				h.Tend(true)
 				h.view()
-				advance(h.Collector)
+				advance(h.Pool)
 				write(t, dir, "gauge_"+file.String()+"_2.db").set("g", 2)
 				both := map[metric.Mode][]string{
 					metric.All: {"g pid=1 5", "g pid=2 2"}, metric.Sum: {"g 7"}, metric.Max: {"g 5"}, metric.Min: {"g 2"},
@@ -87,13 +85,13 @@ func TestEveryModeByEveryMode(t *testing.T) {
 				h.want(left...)
 				foldOf(h, 1)
 				h.want(left...)
-				if got := len(h.dirs[0].files); got != 1 {
+				if got := len(h.files); got != 1 {
 					t.Errorf("%d files are left, want that of the living", got)
 				}
 				if err := h.Close(); err != nil {
 					t.Fatal(err)
 				}
-				h = collect(t, DirSpec{Path: dir})
+				h = collect(t, Spec{Path: dir})
 				h.force(rules(t, policy.Rule{Match: "g", GaugeMode: force}))
 				h.Tend(true)
 				h.want(left...)
@@ -109,11 +107,10 @@ func foldOf(h *harness, worker int) {
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
 		h.Tend(true)
 		h.Fold()
-		advance(h.Collector)
+		advance(h.Pool)
 		h.Fold()
-		d := h.dirs[0]
-		busy := len(d.staged)+len(d.removing) > 0
-		for _, t := range d.files {
+		busy := len(h.staged)+h.folder.RemovingFiles() > 0
+		for _, t := range h.files {
 			busy = busy || t.name.ID == id
 		}
 		if !busy {
@@ -128,13 +125,13 @@ func foldOf(h *harness, worker int) {
 func TestPolicyChanges(t *testing.T) {
 	dir := tmpfs(t)
 	web := write(t, dir, "counter_1.db").set("hits_total", 3, "path", "/", "user", "a").set("hits_total", 4, "path", "/", "user", "b").set("noise_total", 9)
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	plain := []string{"hits_total path=/ user=a 3", "hits_total path=/ user=b 4", "noise_total 9"}
 	h.want(plain...)
 	ruled := rules(t, policy.Rule{Match: "hits_total", DropLabels: []string{"user"}}, policy.Rule{Match: "noise", Drop: true})
 	h.force(ruled)
 	h.want("hits_total path=/ 7")
-	if got := h.own("aggregatord_rule_dropped_series"); got != 1 {
+	if got := h.State().Dropped; got != 1 {
 		t.Errorf("%v series dropped, want 1", got)
 	}
 	h.force(nil)
@@ -158,8 +155,8 @@ func TestPolicyChanges(t *testing.T) {
 // TestPolicyFoldedBefore has rules for what was folded without them.
 func TestPolicyFoldedBefore(t *testing.T) {
 	dir := tmpfs(t)
-	dead(t, dir)
-	h := collect(t, DirSpec{Path: dir})
+	leftBehind(t, dir)
+	h := collect(t, Spec{Path: dir})
 	h.fold()
 	h.force(rules(t, policy.Rule{Match: "temp", GaugeMode: metric.Max}, policy.Rule{Match: "peak", GaugeMode: metric.LiveMax},
 		policy.Rule{Match: "hits", DropLabels: []string{"path"}}, policy.Rule{MatchRE: "size|balance|rate", Drop: true}))
@@ -172,7 +169,7 @@ func TestPolicyFoldedBefore(t *testing.T) {
 func TestPolicyOnGains(t *testing.T) {
 	dir := tmpfs(t)
 	w := write(t, dir, "counter_1.db").set("hits_total", 3, "user", "a")
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	if err := os.Remove(filepath.Join(dir, "counter_1.db")); err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +200,7 @@ func TestPolicyOnGains(t *testing.T) {
 func TestPolicyUnreadable(t *testing.T) {
 	dir := tmpfs(t)
 	write(t, dir, "counter_1.db").set("hits_total", 3, "user", "a").set("hits_total", 4, "user", "b")
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.want("hits_total user=a 3", "hits_total user=b 4")
 	if err := os.Truncate(filepath.Join(dir, "counter_1.db"), 4); err != nil {
 		t.Fatal(err)
@@ -213,34 +210,9 @@ func TestPolicyUnreadable(t *testing.T) {
 	h.want("hits_total 7")
 }
 
-func TestInfoAndLabels(t *testing.T) {
-	web, jobs := tmpfs(t), tmpfs(t)
-	write(t, web, "counter_1.db").set("hits_total", 1, "region", "own", "env", "mine")
-	write(t, jobs, "counter_1.db").set("hits_total", 2)
-	h := collect(t, DirSpec{Pool: "jobs", Path: jobs}, DirSpec{Pool: "web", Path: web})
-	h.force(compile(t, policy.Spec{
-		ExternalLabels: map[string]string{"region": "eu"},
-		Pools:          map[string]policy.PoolSpec{"web": {Labels: map[string]string{"env": "prod"}, Rules: []policy.Rule{{Match: "hits", Help: "Web."}}}},
-		Info:           []policy.InfoSeries{{Name: "build_info", Help: "Build.", Labels: map[string]string{"version": "7"}}},
-	}))
-	h.want("build_info region=eu version=7 1", "hits_total env=prod exported_env=mine pool=web region=own 1", "hits_total pool=jobs region=eu 2")
-}
-
-// TestInfoNamedAsMetric: it is not the files that disagree.
-func TestInfoNamedAsMetric(t *testing.T) {
-	dir := tmpfs(t)
-	write(t, dir, "gauge_max_1.db").set("build_info", 1, "version", "6")
-	h := collect(t, DirSpec{Path: dir})
-	h.force(compile(t, policy.Spec{Info: []policy.InfoSeries{{Name: "build_info", Labels: map[string]string{"version": "7"}}}}))
-	h.want("build_info version=7 1")
-	if told, blamed := h.logged("choose another name", ""), h.logged("files disagree", ""); told != 1 || blamed != 0 {
-		t.Errorf("%d lines tell, %d blame files", told, blamed)
-	}
-}
-
 func TestRetentionByRule(t *testing.T) {
 	dir := tmpfs(t)
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	at := time.Now()
 	h.now = func() time.Time { return at }
 	h.force(rules(t, policy.Rule{Match: "short", Retention: time.Minute}, policy.Rule{Match: "top", Retention: time.Hour},
@@ -262,7 +234,7 @@ func TestRetentionByRule(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := h.policy
-	h = collect(t, DirSpec{Path: dir})
+	h = collect(t, Spec{Path: dir})
 	h.now = func() time.Time { return at }
 	h.force(p)
 	h.want("ever 2", "level 3", "long pid=1 1", "long pid=2 1", "top 2")
@@ -277,7 +249,7 @@ func TestRetentionByRule(t *testing.T) {
 	at = at.Add(2 * time.Hour)
 	h.Fold()
 	h.want("ever 2", "long pid=1 1", "long pid=2 1")
-	at = at.Add(h.opts.GaugeRetention)
+	at = at.Add(h.archiving.GaugeRetention)
 	h.Fold()
 	h.want("ever 2")
 }
@@ -285,7 +257,7 @@ func TestRetentionByRule(t *testing.T) {
 func TestExpireByRule(t *testing.T) {
 	dir := tmpfs(t)
 	w := write(t, dir, "counter_1.db").set("hits_total", 3, "l", "a").set("hits_total", 4, "l", "b")
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	at := time.Now()
 	h.now = func() time.Time { return at }
 	h.force(rules(t, policy.Rule{Match: "hits", ExpireAfter: time.Minute}))
@@ -293,38 +265,15 @@ func TestExpireByRule(t *testing.T) {
 	at = at.Add(time.Minute + time.Second)
 	w.set("hits_total", 5, "l", "b")
 	h.want("hits_total l=a NaN", "hits_total l=b 5")
-	if got := h.own("aggregatord_rule_expired_series"); got != 1 {
+	if got := h.State().Expired; got != 1 {
 		t.Errorf("%v expired, want 1", got)
 	}
 	h.force(rules(t, policy.Rule{Match: "hits", ExpireAfter: time.Minute}, policy.Rule{Match: "x"}))
 	h.want("hits_total l=a NaN", "hits_total l=b 5")
 	w.set("hits_total", 4, "l", "a")
 	h.want("hits_total l=a 4", "hits_total l=b 5")
-	if got := h.own("aggregatord_series"); got != 2 {
+	if got := h.State().Samples; got != 2 {
 		t.Errorf("%v series, want 2", got)
-	}
-}
-
-func TestRelabelInPass(t *testing.T) {
-	dir := tmpfs(t)
-	write(t, dir, "counter_1.db").set("hits_total", 3, "l", "a").set("hits_total", 4, "l", "b").set("go_total", 1)
-	h := collect(t, DirSpec{Path: dir})
-	h.force(compile(t, policy.Spec{MetricRelabelConfigs: []*relabel.Config{
-		{Action: relabel.LabelDrop, Regex: relabel.MustNewRegexp("l"), Separator: ";", Replacement: "$1"},
-		{Action: relabel.Drop, SourceLabels: model.LabelNames{"__name__"}, Separator: ";", Regex: relabel.MustNewRegexp("go_.*")},
-	}}))
-	h.want("hits_total 3")
-	h.want("hits_total 3")
-	if dropped, equal := h.own("aggregatord_relabel_dropped_series"), h.own("aggregatord_relabel_collisions"); dropped != 1 || equal != 1 {
-		t.Errorf("%v dropped and %v equal, want 1 and 1", dropped, equal)
-	}
-	if got := h.logged("make series equal", ""); got != 1 {
-		t.Errorf("logged %d times", got)
-	}
-	h.force(nil)
-	h.want("go_total 1", "hits_total l=a 3", "hits_total l=b 4")
-	if dropped := h.own("aggregatord_relabel_dropped_series"); dropped != 0 {
-		t.Errorf("%v dropped", dropped)
 	}
 }
 
@@ -337,7 +286,7 @@ func TestPolicyUnderScrapes(t *testing.T) {
 		write(t, dir, fmt.Sprintf("counter_%d.db", i)).set("hits_total", 1, "user", strconv.Itoa(i)).set("other_total", 1)
 		write(t, dir, fmt.Sprintf("gauge_all_%d.db", i)).set("level", 2)
 	}
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	policies := []*policy.Policy{
 		nil,
 		rules(t, policy.Rule{Match: "hits", DropLabels: []string{"user"}}, policy.Rule{Match: "level", GaugeMode: metric.Sum}, policy.Rule{Match: "other", Help: "2"}),
@@ -354,7 +303,7 @@ func TestPolicyUnderScrapes(t *testing.T) {
 					return
 				default:
 				}
-				snap, err := h.Gather(context.Background())
+				snap, err := h.Gather()
 				if err != nil {
 					t.Error(err)
 					return
@@ -420,14 +369,14 @@ func TestRandomPolicies(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 4))
 			dir := tmpfs(t)
 			type running struct {
-				*worker
+				*process
 				id     int
 				counts map[string]float64 // by path
 			}
 			var alive []*running
 			totals := map[string]float64{}
 			gauges := map[int]float64{}
-			h := collect(t, DirSpec{Path: dir})
+			h := collect(t, Spec{Path: dir})
 			next := 0
 			for range 60 {
 				switch op := r.IntN(10); {
@@ -451,7 +400,7 @@ func TestRandomPolicies(t *testing.T) {
 					h.Tend(true)
 					h.Fold()
 					if r.IntN(2) == 0 {
-						advance(h.Collector)
+						advance(h.Pool)
 						h.Fold()
 					}
 				case op < 8:
@@ -459,7 +408,7 @@ func TestRandomPolicies(t *testing.T) {
 						t.Fatal(err)
 					}
 					p := h.policy
-					h = collect(t, DirSpec{Path: dir})
+					h = collect(t, Spec{Path: dir})
 					h.force(p)
 				default:
 					rule := policy.Rule{Match: "hits"}
@@ -528,7 +477,7 @@ func TestHostileLabels(t *testing.T) {
 	}
 	dir := tmpfs(t)
 	good := write(t, dir, "counter_1.db").set("good_total", 1)
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.force(compile(t, policy.Spec{Limits: policy.Limits{SeriesPerFamily: 1000, SeriesPerPool: 3000}}))
 	hostile := func(id, n int) {
 		w := write(t, dir, fmt.Sprintf("counter_%d.db", id))
@@ -572,7 +521,7 @@ func TestHostileLabels(t *testing.T) {
 	if grown := int64(heap()) - int64(before); grown > 4<<20 {
 		t.Errorf("%d KiB more memory is in use", grown>>10)
 	}
-	if got := h.dirs[0].archive.Totals().Series(); got != 1001 {
+	if got := h.folder.Archive().Totals().Series(); got != 1001 {
 		t.Errorf("%d keys in the archive, want those that are served", got)
 	}
 	if got := h.own("aggregatord_refused_entries_total", "family", "evil", "reason", "family_limit"); got != float64(values-1000+3*19_000) {
@@ -596,7 +545,7 @@ func TestRefusedFamilies(t *testing.T) {
 	for i := range maxRefusedFamilies + 20 {
 		w.set(fmt.Sprintf("f%03d_total", i), 1, "l", "too long")
 	}
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.force(compile(t, policy.Spec{Limits: policy.Limits{LabelValueLength: 4}}))
 	w.set("more_total", 1, "l", "too long")
 	h.Tend(true)
@@ -606,17 +555,14 @@ func TestRefusedFamilies(t *testing.T) {
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	h = collect(t, DirSpec{Path: dir})
+	h = collect(t, Spec{Path: dir})
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	c, err := New(Options{Dirs: []DirSpec{{Path: dir}}, Policy: compile(t, policy.Spec{Limits: policy.Limits{LabelValueLength: 4}})})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := New(Spec{Path: dir}, Options{Policy: compile(t, policy.Spec{Limits: policy.Limits{LabelValueLength: 4}})})
 	defer c.Close()
 	c.Tend(true)
-	if n := len(c.dirs[0].refusals); n != maxRefusedFamilies+1 {
+	if n := len(c.refusals); n != maxRefusedFamilies+1 {
 		t.Errorf("%d families are counted by name", n)
 	}
 }
@@ -632,19 +578,16 @@ func TestSteadyUnderPolicy(t *testing.T) {
 			g.set("level", 1, "k", strconv.Itoa(k))
 		}
 	}
-	c, err := New(Options{Dirs: []DirSpec{{Path: dir}}, Policy: compile(t, policy.Spec{
+	c := New(Spec{Path: dir}, Options{Policy: compile(t, policy.Spec{
 		Rules: []policy.Rule{{Match: "hits", DropLabels: []string{"user"}, ExpireAfter: time.Hour}, {Match: "level", GaugeMode: metric.MostRecent}},
 		MetricRelabelConfigs: []*relabel.Config{{
 			Action: relabel.Replace, TargetLabel: "new", Replacement: "x", Regex: relabel.MustNewRegexp(".*"), Separator: ";",
 		}},
 	})})
-	if err != nil {
-		t.Fatal(err)
-	}
 	defer c.Close()
 	c.Tend(true)
 	gather := func() *view.Snapshot {
-		snap, err := c.Gather(context.Background())
+		snap, err := c.Gather()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -676,10 +619,7 @@ func BenchmarkSetPolicy(b *testing.B) {
 			const files, series = 64, 5000
 			dir, release := benchPool(b, files, series)
 			defer release()
-			c, err := New(Options{Dirs: []DirSpec{{Path: dir}}})
-			if err != nil {
-				b.Fatal(err)
-			}
+			c := New(Spec{Path: dir}, Options{})
 			defer c.Close()
 			c.Tend(true)
 			p := rules(b, rule)
@@ -706,15 +646,12 @@ func BenchmarkGatherByPolicy(b *testing.B) {
 			const files, series = 16, 5000
 			dir, release := benchPool(b, files, series)
 			defer release()
-			c, err := New(Options{Dirs: []DirSpec{{Path: dir}}, Policy: compile(b, spec)})
-			if err != nil {
-				b.Fatal(err)
-			}
+			c := New(Spec{Path: dir}, Options{Policy: compile(b, spec)})
 			defer c.Close()
 			c.Tend(true)
 			b.ReportAllocs()
 			for b.Loop() {
-				snap, err := c.Gather(context.Background())
+				snap, err := c.Gather()
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -730,7 +667,7 @@ func TestHostileNames(t *testing.T) {
 	dir := tmpfs(t)
 	good := write(t, dir, "counter_1.db").set("good_total", 1)
 	defer good.die()
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.force(compile(t, policy.Spec{Limits: policy.Limits{FamiliesPerPool: 100}}))
 	w := write(t, dir, "counter_2.db")
 	for i := range 100_000 {
@@ -745,7 +682,7 @@ func TestHostileNames(t *testing.T) {
 	if got := h.own("aggregatord_refused_entries_total", "family", otherFamilies, "reason", "families_limit"); got != 99_901-maxRefusedFamilies {
 		t.Errorf("%v refused of other families", got)
 	}
-	if got := h.dirs[0].archive.Totals().Series(); got != 100 {
+	if got := h.folder.Archive().Totals().Series(); got != 100 {
 		t.Errorf("%d keys in the archive", got)
 	}
 }
@@ -789,7 +726,7 @@ func TestFoldEqualsMergeByPolicy(t *testing.T) {
 			}
 			p := rules(t, rs...)
 			dir := tmpfs(t)
-			var alive [][]*worker // the files of each
+			var alive [][]*process // the files of each
 			for id := range 8 {
 				alive = append(alive, nil)
 				for _, kind := range kinds {
@@ -807,7 +744,7 @@ func TestFoldEqualsMergeByPolicy(t *testing.T) {
 					alive[id] = append(alive[id], w)
 				}
 			}
-			h := collect(t, DirSpec{Path: dir})
+			h := collect(t, Spec{Path: dir})
 			h.force(p)
 			want := h.view()
 			if n := h.own("aggregatord_conflicts"); n != 0 {
@@ -832,7 +769,7 @@ func TestFoldEqualsMergeByPolicy(t *testing.T) {
 					if err := h.Close(); err != nil {
 						t.Fatal(err)
 					}
-					h = collect(t, DirSpec{Path: dir})
+					h = collect(t, Spec{Path: dir})
 					h.force(p)
 				}
 				if got := h.view(); got != want {

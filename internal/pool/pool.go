@@ -1,28 +1,10 @@
-// Package pool reads one or several directories of source files into one view: it knows
-// which files there are, keeps them open, tells the merge index of their entries, loads
-// their values for every snapshot and notices when a process is gone. The daemon and the
-// read-only commands use it alike, so there is one way to read a directory.
-//
-// Its invariant: a counter, histogram or summary file that was once read counts until its
-// values are folded, whether it becomes unreadable, is replaced or is removed by somebody
-// else; no total falls for a reason that lies in the file system.
-//
-// What is said of the metrics by a policy is in force from one pass to the next: see
-// Collector.SetPolicy.
-//
-// A Collector that archives folds the files of dead workers: see fold.go for the protocol.
-// One that does not never changes anything in a directory.
 package pool
 
 import (
 	"cmp"
-	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"runtime"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,39 +12,26 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"aggregatord/internal/archive"
+	"aggregatord/internal/fold"
 	"aggregatord/internal/merge"
 	"aggregatord/internal/policy"
 	"aggregatord/internal/store"
 	"aggregatord/internal/telemetry"
 	"aggregatord/internal/view"
+	"aggregatord/internal/watch"
 )
 
-// DirSpec names one directory.
-type DirSpec struct {
-	// Pool is the value of the label pool that its series get; empty: none.
-	Pool string
+// Spec names one pool.
+type Spec struct {
+	// Name tells it from other pools; empty where there is only one.
+	Name string
+	// Path is the directory.
 	Path string
 }
 
-// ParseDirSpec reads what --dir takes: a path, or NAME=PATH.
-func ParseDirSpec(s string) (DirSpec, error) {
-	d := DirSpec{Path: s}
-	if name, path, ok := strings.Cut(s, "="); ok && !strings.Contains(name, "/") {
-		d = DirSpec{Pool: name, Path: path}
-		if name == "" {
-			return d, fmt.Errorf("directory %q: the name before = is empty", s)
-		}
-	}
-	if d.Path == "" {
-		return d, fmt.Errorf("directory %q: the path is empty", s)
-	}
-	return d, nil
-}
-
-// Options of a Collector.
+// Options of a Pool.
 type Options struct {
-	// Dirs are the directories; at least one. If there are several, each has a Pool.
-	Dirs []DirSpec
 	// Limits of what is believed of a source file; zero fields mean the store's defaults.
 	Limits store.Limits
 	// Merge holds the limits of the index.
@@ -73,19 +42,27 @@ type Options struct {
 	// Archive says what becomes of dead workers' files. Nil: nothing, they are only read, and
 	// so is the archive that a daemon keeps or has left.
 	Archive *ArchiveOptions
-	// ArchiveDir is where the archives are, if not in the directories themselves.
+	// ArchiveDir is where the archive is. Default: in the directory itself.
 	ArchiveDir string
-	// OnProgress is called for each file of a directory's first scan that was taken up, if there
-	// are many: how many of them were so far. It must return soon. Default: nothing.
+	// Descriptors is the budget of open files. Default: one of its own.
+	Descriptors *Descriptors
+	// OnProgress is called for each file of the first scan, if there are many: how many of them
+	// are done. It must return soon. Default: nothing.
 	OnProgress func(done, files int)
 	// Logger may be nil.
 	Logger *zap.Logger
 	// Metrics may be nil.
 	Metrics *Metrics
+	// Now is the clock. Default: time.Now.
+	Now func() time.Time
 }
 
 // ArchiveOptions say how the archive is kept. Zero fields mean the defaults given.
 type ArchiveOptions struct {
+	// Rest is how long a worker must be dead before its files are archived: hooks of the
+	// application that run at its death are done by then. Where room is short it is none.
+	// Default: DefaultRest. Negative: none.
+	Rest time.Duration
 	// GaugeRetention is how long the gauges of a dead worker in mode all are served.
 	// Default: DefaultGaugeRetention. Negative: for ever.
 	GaugeRetention time.Duration
@@ -96,259 +73,229 @@ type ArchiveOptions struct {
 
 // Defaults of ArchiveOptions.
 const (
+	DefaultRest           = 5 * time.Second
 	DefaultGaugeRetention = time.Hour
 	DefaultGaugeWorkers   = 1000
 )
 
-// Collector is the merged view of some directories. It is safe for several goroutines.
-// It starts none; Tend must be called now and then, and whenever something may have
-// changed. Close gives up its files.
-type Collector struct {
-	logger  *zap.Logger
-	metrics *Metrics
-	ready   atomic.Bool
-	now     func() time.Time
+func (o ArchiveOptions) withDefaults() ArchiveOptions {
+	o.Rest = max(0, cmp.Or(o.Rest, DefaultRest))
+	o.GaugeRetention = cmp.Or(o.GaugeRetention, DefaultGaugeRetention)
+	o.GaugeWorkers = cmp.Or(o.GaugeWorkers, DefaultGaugeWorkers)
+	return o
+}
 
-	// next is the pass that has not begun yet, for scrapes to join; nil if none waits.
-	nextMu sync.Mutex
-	next   *flight
-
-	// foldMu is held while files are folded, and while the policy changes; it is taken before
-	// mu.
-	foldMu sync.Mutex
-
+// A Pool is the merged view of one directory. It is safe for several goroutines. It starts
+// none; Tend must be called now and then, and whenever something may have changed. Close gives
+// up everything.
+type Pool struct {
+	spec         Spec
+	logger       *zap.Logger
+	metrics      *Metrics
+	folds        *fold.Metrics
+	now          func() time.Time
+	descriptors  *Descriptors
 	fileLimits   store.Limits
 	mergeOptions merge.Options
+	archiving    ArchiveOptions
 	onProgress   func(done, files int)
+	prober       *watch.Prober
+	folder       *fold.Folder
+	ready        atomic.Bool
 
-	// mu guards the index and everything in dirs. To change policy and dir.limits takes both
-	// locks, so each is enough to read them.
-	mu       sync.Mutex
-	policy   *policy.Policy
-	relabel  *relabeling
-	index    *merge.Index
-	dirs     []*dir
-	loads    []*tracked // reused by load
+	// turn is held by whoever tends, folds or changes the policy; it is taken before mu. To change
+	// policy and limits takes both locks, so each is enough to read them.
+	turn sync.Mutex
+
+	// mu guards what follows, and what the fold changes in the archive's memory.
+	mu     sync.Mutex
+	closed bool
+	policy *policy.Policy
+	limits store.Limits
+	index  *merge.Index
+	lister *watch.Dir
+	// method is what the prober chose, once methodKnown.
+	method      watch.Method
+	methodKnown bool
+
+	// files are the source files in the directory, by name; also those that failed.
+	files map[string]*file
+	// staged are the files with a hidden name, by record, and those that are just getting one.
+	staged map[string]*file
+	// orphans are files to which no name in the directory leads.
+	orphans []*file
+	// open finds the open files of all three by what they are.
+	open map[store.Identity]*file
+	// deferred is how many files could not be opened for want of descriptors.
+	deferred int
+	foreign  int
+	listings uint64 // how many there were
+	scanErr  error
+	listed   bool // at least once
+	looks    uint64          // calls of Tend and Gather
+	rounds   uint64          // calls of Tend
+	asked    map[string]bool // workers that are alive, in one round
+	// short says that the file system has little room.
+	short bool
+	room  space
+
+	workers    map[string]worker
+	came, went int // since reportedAt
+	reportedAt time.Time
+
+	// shown are the sources of the index that show the archive's tables, of the archive and
+	// generation given.
+	shown      map[archive.Space]*shown
+	archive    *archive.Archive
+	generation int
+	// forget says that records of files that are gone may be in the archive, and identities that
+	// there are records by identity.
+	forget, identities bool
+
+	gauges   map[fileGauge]bool // that updateMetrics has set
+	refusals map[refusal]bool   // that were told
 	reported map[merge.Conflict]bool
-	closed   bool
-	// openFiles is how many source files are open, maxFiles how many may be.
-	openFiles, maxFiles int
+	loads    []*file // reused by load
 	// lastPass is when the last pass began, and lastPassTook how long it was.
 	lastPass     time.Time
 	lastPassTook time.Duration
 }
 
-// maxOpenFiles returns how many source files may be open: what the process may, less some
-// for connections, the archive and the rest.
-func maxOpenFiles() int {
-	var limit unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
-		return 512
-	}
-	const reserve = 128
-	return max(int(min(limit.Cur, 1<<20))-reserve, int(limit.Cur)/2)
+// space is the room of a file system.
+type space struct {
+	known                                        bool
+	totalBytes, freeBytes, totalNodes, freeNodes uint64
 }
 
-// ErrClosed is the error of a Collector that is closed.
-var ErrClosed = errors.New("collector is closed")
+// ErrClosed is the error of a Pool that is closed.
+var ErrClosed = errors.New("pool is closed")
 
-// New returns a Collector that has not looked at its directories yet.
-func New(opts Options) (*Collector, error) {
+// New returns a Pool that has not looked at its directory yet.
+func New(spec Spec, opts Options) *Pool {
 	if opts.Logger == nil {
 		opts.Logger = zap.NewNop()
 	}
 	if opts.Metrics == nil {
 		opts.Metrics = NewMetrics(telemetry.NewSet())
 	}
+	if opts.Descriptors == nil {
+		opts.Descriptors = NewDescriptors()
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	logger := opts.Logger.With(zap.String("dir", spec.Path))
+	if spec.Name != "" {
+		logger = logger.With(zap.String("pool", spec.Name))
+	}
+	p := &Pool{
+		spec: spec, logger: logger, metrics: opts.Metrics, folds: opts.Metrics.folds.For(spec.Name), now: opts.Now,
+		descriptors: opts.Descriptors, fileLimits: opts.Limits, mergeOptions: opts.Merge, onProgress: opts.OnProgress,
+		prober: watch.NewProber(spec.Path), lister: watch.NewDir(spec.Path),
+		files: map[string]*file{}, staged: map[string]*file{}, open: map[store.Identity]*file{}, asked: map[string]bool{},
+		shown: map[archive.Space]*shown{}, gauges: map[fileGauge]bool{}, refusals: map[refusal]bool{}, reported: map[merge.Conflict]bool{},
+	}
 	if opts.Archive != nil {
-		a := *opts.Archive
-		a.GaugeRetention = cmp.Or(a.GaugeRetention, DefaultGaugeRetention)
-		a.GaugeWorkers = cmp.Or(a.GaugeWorkers, DefaultGaugeWorkers)
-		opts.Archive = &a
+		p.archiving = opts.Archive.withDefaults()
 	}
-	c := &Collector{
-		onProgress: opts.OnProgress,
-		logger:     opts.Logger, metrics: opts.Metrics,
-		now: time.Now, maxFiles: maxOpenFiles(),
-		fileLimits: opts.Limits, mergeOptions: opts.Merge, reported: map[merge.Conflict]bool{},
-	}
-	c.adoptPolicyLocked(opts.Policy)
-	if len(opts.Dirs) == 0 {
-		return nil, errors.New("no directory given")
-	}
-	seen := map[string]bool{}
-	for _, spec := range opts.Dirs {
-		if spec.Pool == "" && len(opts.Dirs) > 1 {
-			return nil, fmt.Errorf("directory %q has no name: with several directories each needs one, as in --dir web=%s", spec.Path, spec.Path)
-		}
-		if seen[spec.Pool] {
-			return nil, fmt.Errorf("two directories have the name %q", spec.Pool)
-		}
-		seen[spec.Pool] = true
-		c.metrics.prepare(spec.Pool)
-		c.dirs = append(c.dirs, newDir(c, spec, &opts))
-	}
-	return c, nil
+	p.folder = fold.New(fold.Options{
+		Dir: spec.Path, ArchiveDir: opts.ArchiveDir, ReadOnly: opts.Archive == nil, Logger: logger, Metrics: p.folds,
+		Now: func() time.Time { return p.now() },
+	})
+	p.folder.Serve(p)
+	p.archive = p.folder.Archive()
+	p.metrics.prepare(spec.Name)
+	p.adoptPolicyLocked(opts.Policy)
+	return p
 }
 
-// Open takes the archives of the directories that are there. An error means that another
-// daemon has one of them, or that a newer program wrote it: then nothing must be served. It
-// is for Collectors that archive, and comes before the first Tend. What else is wrong with
-// an archive is logged, and tried again by Tend.
-func (c *Collector) Open() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var errs []error
-	for _, d := range c.dirs {
-		if err := d.attach(c.now()); fatal(err) {
-			errs = append(errs, err)
-		}
+// Spec returns what New was given.
+func (p *Pool) Spec() Spec { return p.spec }
+
+// Open opens the archive, if the directory is there. An error means that another daemon has
+// the directory, or that a newer program wrote the archive: then nothing must be served. It is
+// for pools that archive, and comes before the first Tend. What else is wrong with an archive
+// is logged, and tried again by Tend.
+func (p *Pool) Open() error {
+	p.turn.Lock()
+	defer p.turn.Unlock()
+	if err := p.folder.Open(true); fold.Fatal(err) {
+		return err
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
-// Tend brings the view up to date with the directories: files that appeared, went or were
-// replaced, processes that died. force lists the directories even if they look unchanged.
+// Tend brings the pool up to date with the directory: files that appeared, went or were
+// replaced, processes that died. force lists the directory even if it looks unchanged.
 // What goes wrong is logged and counted; it never keeps the rest from being looked at.
-func (c *Collector) Tend(force bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
+func (p *Pool) Tend(force bool) {
+	p.turn.Lock()
+	defer p.turn.Unlock()
+	p.folder.Open(false) //nolint:errcheck // logged there
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
 		return
 	}
-	for _, d := range c.dirs {
-		d.attach(c.now()) //nolint:errcheck // logged there
-		d.scan(force)
-		d.probe(false)
-		d.settle()
-		d.countWorkers()
-		// So that no scrape has to wait for many new entries to be learned.
-		for t := range d.all() {
-			if t.file != nil && !t.folding {
-				d.learnNew(t)
-			}
+	p.looks++
+	p.lookAtRoomLocked()
+	p.scanLocked(force)
+	p.probeLocked()
+	p.replaceEmptiedLocked()
+	p.countWorkersLocked()
+	// So that no scrape has to wait for many new entries to be learned.
+	for t := range p.allLocked() {
+		if t.readable() {
+			p.learnNewLocked(t)
 		}
 	}
-	if !c.ready.Load() {
-		c.ready.Store(c.completeLocked())
+	// Until all files were read once, a total could rise later without anything having been
+	// counted.
+	if p.deferred == 0 {
+		p.ready.Store(true)
 	}
+	p.updateMetricsLocked()
 }
 
-// completeLocked reports whether every file that can be read is. Until it once was, a
-// total could rise later without anything having been counted.
-func (c *Collector) completeLocked() bool {
-	return !slices.ContainsFunc(c.dirs, func(d *dir) bool { return d.deferred > 0 })
+// Fold archives dead workers' files: some, to be called again soon as long as it returns true.
+func (p *Pool) Fold() (more bool) {
+	p.turn.Lock()
+	defer p.turn.Unlock()
+	return p.folder.Fold()
 }
 
-// Ready reports whether the first look at all directories is done.
-func (c *Collector) Ready() bool { return c.ready.Load() }
+// Ready reports whether all files were read once.
+func (p *Pool) Ready() bool { return p.ready.Load() }
 
-// Err tells why directories could not be listed when they were last looked at. A daemon
-// goes on and waits for better times; a command that looks once needs to know.
-func (c *Collector) Err() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var errs []error
-	for _, d := range c.dirs {
-		errs = append(errs, d.scanErr)
-	}
-	return errors.Join(errs...)
+// Err tells why the directory could not be listed when it was last looked at. A daemon goes on
+// and waits for better times; a command that looks once needs to know.
+func (p *Pool) Err() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.scanErr
 }
 
-// flight is one pass and those who wait for it.
-type flight struct {
-	done    chan struct{}
-	waiters int // guarded by Collector.nextMu
-	snap    *view.Snapshot
-	err     error
-}
-
-// Gather merges what the files hold now. Calls that arrive while a pass is running share
-// the next one, so that each answer is at least as new as its question and the work does
-// not grow with the scrapers. The caller must Release the snapshot.
-func (c *Collector) Gather(ctx context.Context) (*view.Snapshot, error) {
-	c.nextMu.Lock()
-	f := c.next
-	leader := f == nil
-	if leader {
-		f = &flight{done: make(chan struct{})}
-		c.next = f
-	}
-	f.waiters++
-	c.nextMu.Unlock()
-	if leader {
-		c.fly(f)
-	} else {
-		c.metrics.shared.Inc()
-	}
-	select {
-	case <-f.done:
-	case <-ctx.Done():
-		c.nextMu.Lock()
-		defer c.nextMu.Unlock()
-		select {
-		case <-f.done: // it has counted us
-			if f.snap != nil {
-				f.snap.Release()
-			}
-		default:
-			f.waiters--
-		}
-		return nil, fmt.Errorf("wait for the merge: %w", ctx.Err())
-	}
-	if f.err == nil && ctx.Err() != nil {
-		f.snap.Release()
-		return nil, fmt.Errorf("merge: %w", ctx.Err())
-	}
-	return f.snap, f.err
-}
-
-// fly runs a pass for all who wait for it.
-func (c *Collector) fly(f *flight) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.nextMu.Lock()
-	c.next = nil // who comes now must not see what was read before
-	c.nextMu.Unlock()
-	snap, err := c.passLocked()
-	c.nextMu.Lock()
-	defer c.nextMu.Unlock()
-	f.snap, f.err = snap, err
-	if snap != nil {
-		for range f.waiters - 1 {
-			snap.Retain()
-		}
-		if f.waiters == 0 {
-			snap.Release()
-		}
-	}
-	close(f.done)
-}
-
-// passLocked reads all files and merges them.
-func (c *Collector) passLocked() (*view.Snapshot, error) {
-	if c.closed {
+// Gather merges what the files hold now. The caller must Release the snapshot.
+func (p *Pool) Gather() (*view.Snapshot, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
 		return nil, ErrClosed
 	}
 	start := time.Now()
-	for _, d := range c.dirs {
-		// Directories tell cheaply that nothing has changed, so even the first scrape after
-		// a change sees it, whether or not the watcher has been told yet. The same goes for
-		// the processes behind live gauges: a lease costs about a microsecond to ask for.
-		d.scan(false)
-		d.probe(true)
-	}
-	c.loadLocked()
-	c.index.SetTime(unixSeconds(c.now()))
-	snap := c.index.Snapshot()
-	c.reportConflictsLocked()
-	c.metrics.passes.Inc()
-	c.metrics.series.Set(float64(len(snap.Values) - c.index.Expired()))
-	c.metrics.ruleDropped.Set(float64(c.index.Dropped()))
-	c.metrics.ruleExpired.Set(float64(c.index.Expired()))
-	snap = c.relabelLocked(snap)
-	c.lastPass, c.lastPassTook = c.now(), time.Since(start)
-	c.metrics.passSeconds.Observe(c.lastPassTook.Seconds())
+	p.looks++
+	// A directory tells cheaply that nothing has changed, so even the first scrape after a change
+	// sees it, whether or not the watcher was told yet. The same goes for the processes behind
+	// live gauges: a lease costs about a microsecond to ask for.
+	p.scanLocked(false)
+	p.probeLiveLocked()
+	p.loadLocked()
+	p.index.SetTime(unixSeconds(p.now()))
+	snap := p.index.Snapshot()
+	p.reportConflictsLocked()
+	p.lastPass, p.lastPassTook = p.now(), time.Since(start)
+	p.metrics.passes.Inc()
+	p.metrics.passSeconds.Observe(p.lastPassTook.Seconds())
 	return snap, nil
 }
 
@@ -359,22 +306,17 @@ const parallelEntries = 20_000
 // learned first, one file after the other, because that changes the index; the values
 // of different files are then loaded side by side. Files of the dead are not asked for new
 // entries, since reading their values tells of them; there are few such surprises.
-func (c *Collector) loadLocked() {
-	c.loads = c.loads[:0]
+func (p *Pool) loadLocked() {
+	p.loads = p.loads[:0]
 	entries := 0
-	take := func(d *dir, t *tracked) {
-		if t.file != nil && !t.folding {
-			d.learnNew(t)
-			c.loads = append(c.loads, t)
+	for t := range p.allLocked() {
+		if t.readable() {
+			p.learnNewLocked(t)
+			p.loads = append(p.loads, t)
 			entries += t.source.Entries()
 		}
 	}
-	for _, d := range c.dirs {
-		for t := range d.all() {
-			take(d, t)
-		}
-	}
-	loads := c.loads
+	loads := p.loads
 	var next atomic.Int64
 	work := func() {
 		for i := next.Add(1) - 1; int(i) < len(loads); i = next.Add(1) - 1 {
@@ -394,20 +336,19 @@ func (c *Collector) loadLocked() {
 	}
 	for _, t := range loads {
 		if t.loadErr == nil && t.file.Grown() {
-			t.dir.learn(t)
+			p.learnLocked(t)
 			t.loadErr = t.load()
 		}
-		t.dir.note(t, cmp.Or(t.learnErr, t.loadErr))
+		p.noteLocked(t, cmp.Or(t.learnErr, t.loadErr))
 	}
-	c.metrics.entriesRead.Add(float64(entries))
-	clear(c.loads)
+	p.metrics.entriesRead.Add(float64(entries))
+	clear(p.loads)
 }
 
 // reportConflictsLocked logs each disagreement once, when it begins and when it ends.
-func (c *Collector) reportConflictsLocked() {
-	now := c.index.Conflicts()
-	c.metrics.conflicts.Set(float64(len(now)))
-	if len(now) == 0 && len(c.reported) == 0 {
+func (p *Pool) reportConflictsLocked() {
+	now := p.index.Conflicts()
+	if len(now) == 0 && len(p.reported) == 0 {
 		return
 	}
 	current := make(map[merge.Conflict]bool, len(now))
@@ -415,50 +356,58 @@ func (c *Collector) reportConflictsLocked() {
 		id := k
 		id.Series = 0
 		current[id] = true
-		if !c.reported[id] {
-			msg := "files disagree on a metric; the newest file's samples are served, the others' left out"
-			if k.Winner == merge.Configured {
-				msg = "info of the configuration has the name of a metric in files, whose samples are left out; choose another name"
-			}
-			c.logger.Warn(msg,
-				zap.String("family", k.Family), zap.String("pool", k.Pool), zap.String("served", k.Winner), zap.String("left_out", k.Loser), zap.Int("series", k.Series))
+		if !p.reported[id] {
+			p.logger.Warn("files disagree on a metric; the newest file's samples are served, the others' left out",
+				zap.String("family", k.Family), zap.String("served", k.Winner), zap.String("left_out", k.Loser), zap.Int("series", k.Series))
 		}
 	}
-	for id := range c.reported {
+	for id := range p.reported {
 		if !current[id] {
-			c.logger.Info("files agree on a metric again", zap.String("family", id.Family), zap.String("pool", id.Pool), zap.String("served", id.Winner))
+			p.logger.Info("files agree on a metric again", zap.String("family", id.Family), zap.String("served", id.Winner))
 		}
 	}
-	c.reported = current
+	p.reported = current
 }
 
-// Close gives up all files. Later calls of Gather fail with ErrClosed.
-func (c *Collector) Close() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
+// shortPart is the part of a file system whose rest means that room is short.
+const shortPart = 8
+
+// lookAtRoomLocked finds out how much room the file system has.
+func (p *Pool) lookAtRoomLocked() {
+	var st unix.Statfs_t
+	if unix.Statfs(p.spec.Path, &st) != nil {
+		p.room, p.short = space{}, false
+		return
+	}
+	block := uint64(st.Bsize)
+	p.room = space{true, st.Blocks * block, st.Bavail * block, st.Files, st.Ffree}
+	p.short = p.room.totalBytes > 0 && p.room.freeBytes < p.room.totalBytes/shortPart ||
+		p.room.totalNodes > 0 && p.room.freeNodes < p.room.totalNodes/shortPart
+}
+
+// Close gives up all files, the archive and the lock on the directory. Later calls of Gather
+// fail with ErrClosed.
+func (p *Pool) Close() error {
+	p.turn.Lock()
+	defer p.turn.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
 		return nil
 	}
-	c.closed = true
+	p.closed = true
 	var errs []error
-	for _, d := range c.dirs {
-		for t := range d.all() {
-			if t.file != nil {
-				errs = append(errs, t.file.Close())
-			}
+	for t := range p.allLocked() {
+		if t.file != nil {
+			errs = append(errs, t.file.Close())
+			p.descriptors.Give()
 		}
-		errs = append(errs, d.archive.Detach(), d.staging.Close())
 	}
-	return errors.Join(errs...)
-}
-
-// UpdateMetrics brings the gauges that describe the directories up to date.
-func (c *Collector) UpdateMetrics() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, d := range c.dirs {
-		d.updateMetrics()
-	}
+	p.files, p.staged, p.orphans, p.open, p.loads = nil, nil, nil, nil, nil
+	p.shown = nil
+	p.index = merge.NewIndex(p.mergeOptions)
+	p.metrics.forget(p.spec.Name)
+	return errors.Join(append(errs, p.folder.Close())...)
 }
 
 // missing reports whether an error says that a directory is not there (yet).

@@ -1,8 +1,6 @@
 package pool
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,24 +20,24 @@ import (
 	"aggregatord/internal/view"
 )
 
-// worker is a process of the test's own that writes one source file.
-type worker struct {
+// process is a process of the test's own that writes one source file.
+type process struct {
 	t *testing.T
 	w *store.Writer
 }
 
 // write opens the source file dir/base for writing, as a worker holds it.
-func write(t *testing.T, dir, base string) *worker {
+func write(t *testing.T, dir, base string) *process {
 	t.Helper()
 	w, err := store.OpenWriter(filepath.Join(dir, base), store.WriterOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &worker{t, w}
+	return &process{t, w}
 }
 
 // set stores a value under a sample name, of the family it tells, and labels as name, value.
-func (w *worker) set(sample string, value float64, labels ...string) *worker {
+func (w *process) set(sample string, value float64, labels ...string) *process {
 	w.t.Helper()
 	family := sample
 	for _, suffix := range []string{"_total", "_sum", "_count"} {
@@ -58,7 +56,7 @@ func (w *worker) set(sample string, value float64, labels ...string) *worker {
 }
 
 // die ends the process: nobody has the file open any more.
-func (w *worker) die() {
+func (w *process) die() {
 	w.t.Helper()
 	if err := w.w.Close(); err != nil {
 		w.t.Fatal(err)
@@ -85,44 +83,39 @@ func tmpfs(t testing.TB) string {
 
 // harness is a collector with its logs and metrics.
 type harness struct {
-	*Collector
+	*Pool
 	t    *testing.T
-	opts *ArchiveOptions
 	logs *observer.ObservedLogs
 	set  *telemetry.Set
 }
 
-func collect(t *testing.T, dirs ...DirSpec) *harness {
+func collect(t *testing.T, spec Spec) *harness {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	set := telemetry.NewSet()
-	c, err := New(Options{Dirs: dirs, Logger: zap.New(core), Metrics: NewMetrics(set), Archive: &ArchiveOptions{GaugeRetention: 1000 * time.Hour}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := New(spec, Options{Logger: zap.New(core), Metrics: NewMetrics(set), Archive: &ArchiveOptions{Rest: -1, GaugeRetention: 1000 * time.Hour}})
 	if err := c.Open(); err != nil {
 		t.Fatal(err)
 	}
-	set.OnSnapshot(c.UpdateMetrics)
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
 	})
 	c.Tend(true)
-	return &harness{c, t, c.dirs[0].opts, logs, set}
+	return &harness{c, t, logs, set}
 }
 
 // fold archives all that is dead, and removes all that is archived.
 func (h *harness) fold() {
 	h.t.Helper()
-	foldAll(h.Collector)
+	foldAll(h.Pool)
 }
 
 // view returns the samples as text, one a line.
 func (h *harness) view() string {
 	h.t.Helper()
-	snap, err := h.Gather(context.Background())
+	snap, err := h.Gather()
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -166,6 +159,9 @@ func (h *harness) own(name string, labels ...string) float64 {
 	for i := 0; i < len(labels); i += 2 {
 		line += " " + labels[i] + "=" + labels[i+1]
 	}
+	h.mu.Lock()
+	h.updateMetricsLocked()
+	h.mu.Unlock()
 	for l := range strings.SplitSeq(text(h.set.Snapshot()), "\n") {
 		var v float64
 		if rest, ok := strings.CutPrefix(l, line+" "); ok {
@@ -187,26 +183,11 @@ func (h *harness) logged(msg, path string) int {
 	return n
 }
 
-func TestParseDirSpec(t *testing.T) {
-	for in, want := range map[string]DirSpec{
-		"/a": {"", "/a"}, "web=/a": {"web", "/a"}, "web=a=b": {"web", "a=b"}, "/a=b": {"", "/a=b"}, "./x=y": {"", "./x=y"},
-	} {
-		if got, err := ParseDirSpec(in); err != nil || got != want {
-			t.Errorf("%q: got %v, %v, want %v", in, got, err, want)
-		}
-	}
-	for _, in := range []string{"", "=a", "web="} {
-		if got, err := ParseDirSpec(in); err == nil {
-			t.Errorf("%q: accepted as %v", in, got)
-		}
-	}
-}
-
 func TestWorkersComeAndGo(t *testing.T) {
 	dir := tmpfs(t)
 	a := write(t, dir, "counter_1.db").set("hits_total", 2)
 	ag := write(t, dir, "gauge_livesum_1.db").set("busy", 1)
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.want("busy 1", "hits_total 2")
 
 	// Every scrape is right by itself, without a call of Tend: new values, new entries,
@@ -248,8 +229,8 @@ func TestWorkersComeAndGo(t *testing.T) {
 // those of counters; what is served is right before and after.
 func TestManyAtStart(t *testing.T) {
 	dir := tmpfs(t)
-	const each = patientFiles / 4
-	var counters []*worker
+	const each = unaskedFiles / 4
+	var counters []*process
 	for id := range 2 * each {
 		c := write(t, dir, fmt.Sprintf("counter_%d.db", id)).set("hits_total", 1)
 		g := write(t, dir, fmt.Sprintf("gauge_livesum_%d.db", id)).set("busy", 1)
@@ -260,7 +241,7 @@ func TestManyAtStart(t *testing.T) {
 		c.die()
 		g.die()
 	}
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.want(fmt.Sprint("busy ", each), fmt.Sprint("hits_total ", 2*each))
 	files := func(state string) float64 {
 		return h.own("aggregatord_files", "dialect", "wide", "state", state)
@@ -278,9 +259,9 @@ func TestManyAtStart(t *testing.T) {
 	if alive, dead := files("alive"), files("dead"); alive != 2*each-1 || dead != 2*each+1 {
 		t.Errorf("%v files are alive and %v dead, want %v and %v", alive, dead, 2*each-1, 2*each+1)
 	}
-	for _, f := range h.dirs[0].files {
-		if f.file.Mapped() != f.alive {
-			t.Errorf("%s is mapped: %v, and alive: %v", f.path, f.file.Mapped(), f.alive)
+	for _, f := range h.files {
+		if f.file.Mapped() != f.isAlive() {
+			t.Errorf("%s is mapped: %v, and alive: %v", f.path, f.file.Mapped(), f.isAlive())
 		}
 	}
 	if n := h.logged("worker is dead", ""); n != 0 {
@@ -288,7 +269,7 @@ func TestManyAtStart(t *testing.T) {
 	}
 	h.fold()
 	h.want(fmt.Sprint("busy ", each), fmt.Sprint("hits_total ", 2*each+2), "hits_total path=/ 5")
-	if n := len(h.dirs[0].files); n != 2*each-1 {
+	if n := len(h.files); n != 2*each-1 {
 		t.Errorf("%d files are left, want %d", n, 2*each-1)
 	}
 }
@@ -296,7 +277,7 @@ func TestManyAtStart(t *testing.T) {
 func TestFileGrows(t *testing.T) {
 	dir := tmpfs(t)
 	w := write(t, dir, "counter_1.db")
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.want()
 	sum := 0.0
 	for i := range 3000 { // several times the first size
@@ -305,7 +286,7 @@ func TestFileGrows(t *testing.T) {
 		if i%500 != 0 {
 			continue
 		}
-		snap, err := h.Gather(context.Background())
+		snap, err := h.Gather()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -321,26 +302,13 @@ func TestFileGrows(t *testing.T) {
 	w.die()
 }
 
-func TestSeveralPools(t *testing.T) {
-	web, jobs := tmpfs(t), tmpfs(t)
-	write(t, web, "counter_1.db").set("hits_total", 1).die()
-	write(t, jobs, "counter_1.db").set("hits_total", 2).die()
-	collect(t, DirSpec{"web", web}, DirSpec{"jobs", jobs}).want("hits_total pool=jobs 2", "hits_total pool=web 1")
-	if _, err := New(Options{Dirs: []DirSpec{{"", web}, {"jobs", jobs}}}); err == nil {
-		t.Error("several directories, one without a name: accepted")
-	}
-	if _, err := New(Options{Dirs: []DirSpec{{"a", web}, {"a", jobs}}}); err == nil {
-		t.Error("two directories of one name: accepted")
-	}
-}
-
 func TestRemovedByOthers(t *testing.T) {
 	dir := tmpfs(t)
 	dead := write(t, dir, "counter_1.db").set("hits_total", 2)
 	alive := write(t, dir, "counter_2.db").set("hits_total", 40)
 	gauge := write(t, dir, "gauge_all_2.db").set("temp", 7)
 	dead.die()
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.want("hits_total 42", "temp pid=2 7")
 
 	for _, base := range []string{"counter_1.db", "counter_2.db", "gauge_all_2.db"} {
@@ -369,7 +337,7 @@ func TestRemovedByOthers(t *testing.T) {
 func TestReplaced(t *testing.T) {
 	dir := tmpfs(t)
 	path := filepath.Join(dir, "counter_1.db")
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	total := 0
 	for i := 1; i <= 5; i++ {
 		write(t, dir, "counter_1.db").set("hits_total", float64(i)).die()
@@ -392,7 +360,7 @@ func TestMoved(t *testing.T) {
 	}
 	write(t, dir, "counter_1.db").set("hits_total", 2).die()
 	alive := write(t, dir, "counter_2.db").set("hits_total", 40)
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	rename := func(from, to string) {
 		t.Helper()
 		if err := os.Rename(filepath.Join(parent, from), filepath.Join(parent, to)); err != nil {
@@ -426,7 +394,7 @@ func TestMoved(t *testing.T) {
 func TestSecondName(t *testing.T) {
 	dir := tmpfs(t)
 	write(t, dir, "counter_1.db").set("hits_total", 2).die()
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	if err := os.Link(filepath.Join(dir, "counter_1.db"), filepath.Join(dir, "counter_2.db")); err != nil {
 		t.Fatal(err)
 	}
@@ -439,7 +407,7 @@ func TestSecondName(t *testing.T) {
 func TestDirectoryComesAndGoes(t *testing.T) {
 	parent := tmpfs(t)
 	dir := filepath.Join(parent, "late")
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.want()
 	h.Tend(true)
 	h.Tend(true)
@@ -469,7 +437,7 @@ func TestShrunkAndEmptied(t *testing.T) {
 	dir := tmpfs(t)
 	path := filepath.Join(dir, "counter_1.db")
 	w := write(t, dir, "counter_1.db").set("hits_total", 5)
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.want("hits_total 5")
 	if err := os.Truncate(path, 16); err != nil {
 		t.Fatal(err)
@@ -517,7 +485,7 @@ func TestBadNeighbours(t *testing.T) {
 		t.Fatal(err)
 	}
 	odd.die()
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	for range 3 {
 		h.want("hits_total 5", "x_total 1")
 		h.Tend(true)
@@ -543,7 +511,7 @@ func TestBadNeighbours(t *testing.T) {
 func TestConflictIsLoggedOnce(t *testing.T) {
 	dir := tmpfs(t)
 	old := write(t, dir, "gauge_all_1.db").set("x", 1)
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.want("x pid=1 1")
 	time.Sleep(20 * time.Millisecond) // the clock of file systems ticks that slowly
 	write(t, dir, "gauge_max_2.db").set("x", 2).die()
@@ -553,7 +521,7 @@ func TestConflictIsLoggedOnce(t *testing.T) {
 	if got := h.logged("files disagree on a metric", ""); got != 1 {
 		t.Errorf("logged %d times", got)
 	}
-	if got := h.own("aggregatord_conflicts"); got != 1 {
+	if got := len(h.State().Conflicts); got != 1 {
 		t.Errorf("%v conflicts", got)
 	}
 	old.die()
@@ -566,12 +534,12 @@ func TestConflictIsLoggedOnce(t *testing.T) {
 	}
 }
 
-// TestScrapesShare checks that scrapes that come together cost few passes, and that each
-// sees everything that was counted before it asked.
-func TestScrapesShare(t *testing.T) {
+// TestScrapesTogether checks that each of many scrapes sees everything that was counted before
+// it asked.
+func TestScrapesTogether(t *testing.T) {
 	dir := tmpfs(t)
 	w := write(t, dir, "counter_1.db").set("hits_total", 0)
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	var count atomic.Int64
 	stop := make(chan struct{})
 	var writer, scrapers sync.WaitGroup
@@ -592,7 +560,7 @@ func TestScrapesShare(t *testing.T) {
 			last := 0.0
 			for range each {
 				atLeast := float64(count.Load())
-				snap, err := h.Gather(context.Background())
+				snap, err := h.Gather()
 				if err != nil {
 					t.Error(err)
 					return
@@ -610,49 +578,4 @@ func TestScrapesShare(t *testing.T) {
 	close(stop)
 	writer.Wait()
 	w.die()
-	passes, shared := h.own("aggregatord_merge_passes_total"), h.own("aggregatord_merge_shared_total")
-	if passes+shared != 8*each {
-		t.Errorf("%v passes and %v shared, want %d together", passes, shared, 8*each)
-	}
-}
-
-func TestGatherGivesUp(t *testing.T) {
-	h := collect(t, DirSpec{Path: tmpfs(t)})
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if _, err := h.Gather(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
-	}
-	// One who waits for another's pass may leave alone.
-	h.mu.Lock()
-	done := make(chan error, 1)
-	go func() {
-		snap, err := h.Gather(context.Background())
-		if err == nil {
-			snap.Release()
-		}
-		done <- err
-	}()
-	for {
-		h.nextMu.Lock()
-		waits := h.next != nil
-		h.nextMu.Unlock()
-		if waits {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
-	if _, err := h.Gather(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("waiting and cancelled: %v", err)
-	}
-	h.mu.Unlock()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	if err := h.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := h.Gather(context.Background()); !errors.Is(err, ErrClosed) {
-		t.Errorf("closed: %v", err)
-	}
 }

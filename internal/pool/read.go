@@ -1,115 +1,78 @@
 package pool
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"aggregatord/internal/archive"
-	"aggregatord/internal/store"
-	"aggregatord/internal/view"
+	"aggregatord/internal/fold"
 )
 
-// A View is what Read has found.
-type View struct {
-	*view.Snapshot
-	// Collector has the files that were read open, for looking closer.
-	Collector *Collector
+// ErrAgain says that a daemon archived something while the pool was read, so that what was read
+// is of no moment in time. Make another pool and try again.
+var ErrAgain = errors.New("the directory changed while it was read")
+
+// ReadOnce has a pool that archives nothing read everything once: the directory, what a daemon
+// or a crash left staged, and the archive. It changes nothing in the directory. The error is
+// that of a directory that cannot be listed or an archive that cannot be read.
+//
+// Call it, take a view, and then ask Moved: between the two a daemon may have moved values from
+// where this pool had yet to look to where it had looked already.
+func (p *Pool) ReadOnce() error {
+	p.Tend(true)
+	for !p.Ready() && p.absorbForRoom() {
+		p.Tend(true)
+	}
+	// Once more: what was renamed while the directory was listed.
+	p.Tend(true)
+	if err := p.Err(); err != nil {
+		return err
+	}
+	if !p.Ready() {
+		return fmt.Errorf("%w: raise the limit (ulimit -n) above %d", errTooMany, p.descriptors.Max())
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch err := p.folder.State().Err; {
+	case errors.Is(err, archive.ErrBusy):
+		return fmt.Errorf("%w: %w", ErrAgain, err)
+	default:
+		return err
+	}
 }
 
-// Read merges what is in the directories once, the archive included, changes nothing in
-// them and gives the view to f, which must not keep it. It may run beside a daemon, and on
-// what a crash has left. The error is that of a directory that cannot be listed, of an
-// archive that cannot be read, of ctx or of f.
-func Read(ctx context.Context, opts Options, f func(View) error) error {
-	opts.Archive = nil
-	for {
-		c, err := New(opts)
-		if err != nil {
-			return err
-		}
-		again, err := c.readOnce(ctx, f)
-		if !again {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(archive.ErrBusy, ctx.Err())
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-}
-
-// readOnce is one attempt, which closes the collector. A daemon that archives a file while we look could have moved its
-// values from where we have yet to look to where we have looked; then the archive has
-// changed, and it must be done again.
-func (c *Collector) readOnce(ctx context.Context, f func(View) error) (again bool, err error) {
-	defer func() { err = errors.Join(err, c.Close()) }()
-	c.Tend(true)
-	for !c.Ready() && c.makeRoom() {
-		c.Tend(true)
-	}
-	c.mu.Lock()
-	for _, d := range c.dirs {
-		d.takeStaged() // once more: what was renamed between its listing and the directory's
-	}
-	c.mu.Unlock()
-	if err := c.Err(); err != nil {
-		return false, err
-	}
-	if !c.Ready() {
-		return false, fmt.Errorf("%w: raise the limit (ulimit -n) above %d", errTooMany, c.maxFiles)
-	}
-	snap, err := c.Gather(ctx)
+// Moved returns ErrAgain if a daemon may have moved values since ReadOnce began.
+func (p *Pool) Moved() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	listing, err := p.lister.Scan(true)
 	if err != nil {
-		return false, err
+		return err
 	}
-	defer snap.Release()
-	for _, d := range c.dirs {
-		switch {
-		case errors.Is(d.attachErr, archive.ErrBusy):
-			return true, nil
-		case d.attachErr != nil:
-			return false, d.attachErr
-		}
-		missed, err := d.missed()
-		if err != nil {
-			return false, err
-		}
-		if missed || !d.view.Current() {
-			return true, nil
+	for _, e := range listing.Entries {
+		if record, ok := fold.RecordOf(e.Name); ok && p.missedLocked(record) {
+			return ErrAgain
 		}
 	}
-	return false, f(View{snap, c})
+	if !p.folder.View().Current() {
+		return ErrAgain
+	}
+	return nil
 }
 
-// makeRoom reports whether another file can be opened now.
-func (c *Collector) makeRoom() (room bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, d := range c.dirs {
-		if d.deferred > 0 {
-			room = d.makeRoom() || room
-		}
+// missedLocked reports whether a staged file was neither read as such nor under its own name;
+// or was read under its own name and let go when that was gone, as gauges are.
+func (p *Pool) missedLocked(record string) bool {
+	t := p.staged[record]
+	if t == nil || t.file == nil && t.failure == reasonDuplicate {
+		id, err := identify(p.folder.Path(record))
+		return err != nil || p.open[id] == nil
 	}
-	return room
+	return false
 }
 
-// missed reports whether files are in the staging now that were not found there, nor taken
-// along from the directory; or were found while they were open under their names in the
-// directory, and let go as they were not there any more, as gauges are.
-func (d *dir) missed() (bool, error) {
-	names, err := d.staging.List()
-	return slices.ContainsFunc(names, func(name string) bool {
-		t := d.staged[name]
-		if t == nil || t.failure != reasonDuplicate {
-			return t == nil
-		}
-		var st unix.Stat_t
-		return unix.Lstat(t.path, &st) != nil || d.open[store.Identity{Dev: uint64(st.Dev), Ino: st.Ino}] == nil //nolint:unconvert // Dev is an int32 on macOS
-	}), err
+func (p *Pool) absorbForRoom() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.deferred > 0 && p.absorbForRoomLocked()
 }

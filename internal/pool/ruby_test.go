@@ -10,16 +10,16 @@ import (
 )
 
 // openRuby is write for a file of the Ruby client.
-func openRuby(t *testing.T, dir, base string) *worker {
+func openRuby(t *testing.T, dir, base string) *process {
 	t.Helper()
 	w, err := store.OpenWriter(filepath.Join(dir, base), store.WriterOptions{Width: store.Narrow})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &worker{t, w}
+	return &process{t, w}
 }
 
-func (w *worker) raw(key string, value float64) *worker {
+func (w *process) raw(key string, value float64) *process {
 	w.t.Helper()
 	slot, err := w.w.Slot([]byte(key))
 	if err != nil {
@@ -31,7 +31,7 @@ func (w *worker) raw(key string, value float64) *worker {
 
 // observed sets the histogram h as it is after observations of which so many are up to 1, up
 // to 5, and in all. Each is 2.
-func (w *worker) observed(to1, to5, all float64) *worker {
+func (w *process) observed(to1, to5, all float64) *process {
 	w.t.Helper()
 	return w.raw(`["h","h_sum",[],[]]`, 2*all).raw(`["h","h_count",[],[]]`, all).
 		raw(`["h","h_bucket",["le"],["+Inf"]]`, all).raw(`["h","h_bucket",["le"],["1"]]`, to1).raw(`["h","h_bucket",["le"],["5"]]`, to5)
@@ -50,7 +50,7 @@ func histogram(to1, to5, all int) []string {
 func TestRubyHistogram(t *testing.T) {
 	dir := tmpfs(t)
 	w := openRuby(t, dir, "histogram_7-0.db").observed(1, 3, 4)
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.want(histogram(1, 3, 4)...)
 	readOnly(t, dir, nil, histogram(1, 3, 4)...)
 	w.observed(1, 4, 5)
@@ -64,15 +64,12 @@ func TestRubyHistogram(t *testing.T) {
 	h.Tend(true)
 	h.Fold()
 	h.want(histogram(1, 4, 5)...)
-	d := h.dirs[0]
-	if len(d.removing) != 1 {
-		t.Fatalf("%d files wait to be removed", len(d.removing))
+	names := stagedNames(t, dir)
+	if len(names) != 1 {
+		t.Fatalf("%v wait to be removed", names)
 	}
-	var late *worker
-	for name := range d.removing {
-		late = openRuby(t, d.staging.Dir(), name).observed(2, 5, 6)
-	}
-	advance(h.Collector)
+	late := openRuby(t, dir, names[0]).observed(2, 5, 6)
+	advance(h.Pool)
 	h.Tend(true)
 	h.Fold()
 	h.want(histogram(2, 5, 6)...)
@@ -107,7 +104,7 @@ func TestRubyHistogram(t *testing.T) {
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	h = collect(t, DirSpec{Path: dir})
+	h = collect(t, Spec{Path: dir})
 	want := append(histogram(13, 19, 23)[:3], "h_sum 24", "h_count 23")
 	h.want(want...)
 	h.wantFolded(dir)
@@ -121,7 +118,7 @@ func TestRubyWorkerID(t *testing.T) {
 	w := openRuby(t, dir, "gauge_all_7-0.db").raw(`["g","g",[],[]]`, 1)
 	openRuby(t, dir, "counter_7-0.db").raw(`["c","c",["code"],[200]]`, 5).die()
 	write(t, dir, "gauge_all_web-0.db").set("p", 2)
-	h := collect(t, DirSpec{Path: dir})
+	h := collect(t, Spec{Path: dir})
 	h.want("c code=200 5", "g pid=7 1", "p pid=web-0 2")
 	empty.raw(`["g","g",[],[]]`, 3)
 	h.want("c code=200 5", "g pid=7 1", "g pid=8 3", "p pid=web-0 2")

@@ -19,6 +19,6 @@ func statFile(fd int) (fileInfo, error) {
 		id:      Identity{Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino},
 		mode:    uint32(st.Mode),
 		size:    int64(st.Size),
-		created: time.Unix(st.Btime.Sec, int64(st.Btime.Nsec)),
+		created: time.Unix(st.Btime.Sec, int64(st.Btime.Nsec)), born: true,
 	}, nil
 }

@@ -51,6 +51,7 @@ type File struct {
 	mapper  *os.File // of the same descriptor, for mapping it; nil as long as it is settled
 	id      Identity
 	created time.Time
+	born    bool        // created is the time of birth
 	stat    unix.Stat_t // a buffer for fstat
 	size    int64       // of the file, as last seen
 	// used is the highest count of used bytes that was found right. Entries up to it
@@ -83,7 +84,7 @@ func Open(path string, name SourceName, lim Limits) (*File, error) {
 	}
 	return &File{
 		name: name, path: path, lim: lim, fd: fd,
-		id: info.id, size: info.size, created: info.created, cur: cursor{next: headerBytes},
+		id: info.id, size: info.size, created: info.created, born: info.born, cur: cursor{next: headerBytes},
 	}, nil
 }
 
@@ -93,6 +94,7 @@ type fileInfo struct {
 	mode    uint32
 	size    int64
 	created time.Time
+	born    bool
 }
 
 // openRegular opens a regular file for reading. There may be many thousands, so this is
@@ -180,6 +182,10 @@ func (f *File) Identity() Identity { return f.id }
 // when it was last resized (a store through a mapping need not change the time of
 // modification) as of Open.
 func (f *File) Created() time.Time { return f.created }
+
+// Born reports whether Created is when the file was made, to the nanosecond: together with
+// Identity it then tells the file from all others, for ever.
+func (f *File) Born() bool { return f.born }
 
 // Size returns the size of the file in bytes, as last seen.
 func (f *File) Size() int64 { return f.size }

@@ -121,6 +121,20 @@ func (s *Set) remove(f *family, values []string) {
 	s.layout = nil
 }
 
+// Forget stops serving everything that has a label of this value.
+func (s *Set) Forget(label, value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.families {
+		for id, c := range f.children {
+			if slices.Contains(c.labels, metric.Label{Name: label, Value: value}) {
+				delete(f.children, id)
+				s.layout = nil
+			}
+		}
+	}
+}
+
 func add(v *atomic.Uint64, by float64) {
 	for {
 		old := v.Load()

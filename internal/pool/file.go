@@ -1,0 +1,407 @@
+package pool
+
+import (
+	"errors"
+	"iter"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"aggregatord/internal/archive"
+	"aggregatord/internal/fold"
+	"aggregatord/internal/merge"
+	"aggregatord/internal/metric"
+	"aggregatord/internal/store"
+	"aggregatord/internal/watch"
+)
+
+// A state is what is known of a file and what happens to it: see the package comment.
+type state uint8
+
+const (
+	// closed: it is not open, because it could not be, or holds nothing.
+	closed state = iota
+	// unasked: whether a process may write to it is not known yet. It counts as alive.
+	unasked
+	// alive: a process may write to it, or nobody can tell.
+	alive
+	// dead: nobody can write to it.
+	dead
+	// stuck is dead, but folding it failed in a way that would fail again.
+	stuck
+	// folding: the fold reads it. What is served of it stays as it is.
+	folding
+	// absorbed: what it held is in memory, and it is closed.
+	absorbed
+)
+
+// A place is where a file is.
+type place uint8
+
+const (
+	named  place = iota // under its own name
+	staged              // under a hidden name
+	orphan              // no name in the directory leads to it
+)
+
+// file is one source file. Guarded by Pool.mu.
+type file struct {
+	pool    *Pool
+	name    store.SourceName
+	nameErr error // what is wrong with the name
+	path    string
+	hint    uint64 // the inode number that the listing gives
+	listing uint64 // the last one that has it, of Pool.listings
+	state   state
+	place   place
+	// record is the name of its record in the archive, from when it is offered to be folded.
+	record string
+	file   *store.File   // nil if it is not open
+	source *merge.Source // nil exactly if file is
+	method watch.Method  // by which it is known whether a process may write to it
+	asked  uint64        // when that was asked last, of Pool.looks
+	since  time.Time     // when it was found dead
+	// loaded says that the values in the index were read from the file at least once.
+	loaded bool
+	// baseline is what of the file is archived already, nil for most: see archive.Baseline.
+	// Where there is one, the index has what the file gained: raw holds the stored values, and
+	// base is subtracted from them.
+	baseline  []float64
+	base, raw []float64
+	entries   int // that were learned or refused
+	// failure is why the file cannot be read at present, "" if it can, and failed its error.
+	failure store.Reason
+	failed  error
+	// seen are the reasons for which an entry of the file was left out and logged.
+	seen map[store.Reason]bool
+	// offered is what the fold has of it, while it is folding.
+	offered  *fold.File
+	learnErr error
+	loadErr  error
+	looked   look
+}
+
+// readable reports whether the file is read at a scrape.
+func (t *file) readable() bool { return t.file != nil && t.state != folding }
+
+// isAlive reports whether the file counts as one that a process may write to.
+func (t *file) isAlive() bool { return t.source != nil && t.source.Alive() }
+
+// allLocked iterates over all files, also those that could not be opened.
+func (p *Pool) allLocked() iter.Seq[*file] {
+	return func(yield func(*file) bool) {
+		for _, t := range p.files {
+			if !yield(t) {
+				return
+			}
+		}
+		for _, t := range p.staged {
+			// One that is just being staged is among the files yet.
+			if t.place == staged && !yield(t) {
+				return
+			}
+		}
+		for _, t := range p.orphans {
+			if !yield(t) {
+				return
+			}
+		}
+	}
+}
+
+// is reports whether the name still leads to the file that is open, given the inode
+// number in the listing. Some file systems (overlayfs) list other numbers than stat gives,
+// so a difference is looked into: to take a file for a new one would count it twice.
+func (t *file) is(ino uint64) bool {
+	if ino == t.hint && ino != 0 {
+		return true
+	}
+	if id, err := identify(t.path); err != nil || id != t.file.Identity() {
+		return false
+	}
+	t.hint = ino
+	return true
+}
+
+// identify returns what lies at a path.
+func identify(path string) (store.Identity, error) {
+	var st unix.Stat_t
+	err := unix.Lstat(path, &st)
+	return store.Identity{Dev: uint64(st.Dev), Ino: st.Ino}, err //nolint:unconvert // Dev is an int32 on macOS
+}
+
+// linked reports whether any name leads to the open file. In doubt one does.
+func (t *file) linked() bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(t.file.Fd()), &st) != nil || st.Nlink > 0
+}
+
+// emptied reports whether the open file has no bytes.
+func (t *file) emptied() bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(t.file.Fd()), &st) == nil && st.Size == 0
+}
+
+// space is where the file's values are archived.
+func (t *file) space() archive.Space {
+	s, _ := archive.SpaceOf(t.name.Type, t.name.Mode, t.name.ID)
+	return s
+}
+
+// openLocked opens a file and adds its source to the index.
+func (p *Pool) openLocked(t *file) error {
+	if p.descriptors.Full() {
+		p.deferred++
+		return errTooManyAt(t.path) // the limit is told once, by scan
+	}
+	f, err := store.Open(t.path, t.name, p.limits)
+	if err != nil {
+		return err
+	}
+	return p.adoptLocked(t, f)
+}
+
+// adoptLocked adds the source of an open file to the index. The file is t's from then on, or
+// closed if that is an error.
+func (p *Pool) adoptLocked(t *file, f *store.File) error {
+	if old := p.open[f.Identity()]; old != nil {
+		i := slices.Index(p.orphans, old)
+		if i < 0 || old.state == folding {
+			return errors.Join(duplicateError(t.path, old.path), f.Close())
+		}
+		// It was moved here, or the whole directory was away for a while. Its values are
+		// read again before the next view.
+		t.baseline = old.baseline
+		p.orphans = slices.Delete(p.orphans, i, i+1)
+		p.dropLocked(old)
+	}
+	p.descriptors.Take()
+	if t.baseline == nil {
+		t.baseline = p.baselineOfLocked(t, f)
+	}
+	t.file, t.entries, t.base, t.loaded = f, 0, nil, false
+	t.state = alive
+	t.source = p.index.Add(merge.SourceSpec{
+		Pool: p.spec.Name, Name: t.name.Base, Type: t.name.Type, Mode: t.name.Mode, ID: t.name.ID,
+		Created: f.Created().UnixNano(), ParseKey: t.name.ParseKey,
+	})
+	p.open[f.Identity()] = t
+	return nil
+}
+
+// baselineOfLocked returns what of a file is archived, by the name of its record or by what it
+// is.
+func (p *Pool) baselineOfLocked(t *file, f *store.File) []float64 {
+	a := p.folder.Archive()
+	if t.record != "" {
+		if b, ok := a.Baseline(t.record); ok {
+			return b
+		}
+	}
+	if !p.identities {
+		return nil
+	}
+	b, _ := a.Baseline(fold.IdentityRecord(f.Identity(), f.Created()))
+	return b
+}
+
+// closeLocked closes the file. Its source stays in the index.
+func (p *Pool) closeLocked(t *file) {
+	delete(p.open, t.file.Identity())
+	p.descriptors.Give()
+	if err := t.file.Close(); err != nil {
+		p.logger.Warn("close file", zap.String("path", t.path), zap.Error(err))
+	}
+	t.file, t.source, t.state = nil, nil, closed
+}
+
+// dropLocked closes a file and takes what it counted out of the view.
+func (p *Pool) dropLocked(t *file) {
+	p.index.Remove(t.source)
+	p.closeLocked(t)
+}
+
+// learnLocked tells the index of entries that appeared since the last time.
+func (p *Pool) learnLocked(t *file) {
+	t.learnErr = t.file.Learn(func(e store.Entry) {
+		entry := t.entries
+		if entry == 0 {
+			p.identifyLocked(t, e.Key)
+		}
+		t.entries++
+		if err := p.index.Learn(t.source, e.Key, e.Slot); err != nil {
+			p.refusedLocked(t, e, err)
+			return
+		}
+		t.loaded = false
+		if t.baseline != nil {
+			t.base = append(t.base, p.baselineAtLocked(t, e.Key, entry))
+		}
+	})
+	t.source.Compact()
+}
+
+// identifyLocked gives the file the ID that its first key shows to be the worker's.
+func (p *Pool) identifyLocked(t *file, key []byte) {
+	id := t.name.WorkerID(key)
+	if id == t.name.ID {
+		return
+	}
+	t.name.ID = id
+	spec, live := t.source.Spec(), t.source.Alive()
+	spec.ID = id
+	p.index.Remove(t.source)
+	t.source = p.index.Add(spec)
+	p.index.SetAlive(t.source, live)
+}
+
+// learnNewLocked is learnLocked unless the next load tells whether there is anything to learn.
+// Where nothing is to be loaded, it tells nothing.
+func (p *Pool) learnNewLocked(t *file) {
+	if t.learnErr != nil || !t.file.Complete() || t.source.Entries() == 0 {
+		p.learnLocked(t)
+	}
+}
+
+// load brings the values in the index up to date with the file. It touches nothing but
+// its own file and source, so several may run at once.
+func (t *file) load() error {
+	if t.source.Entries() == 0 {
+		return nil
+	}
+	values := t.source.Values()
+	if t.baseline != nil {
+		t.raw = slices.Grow(t.raw[:0], len(values))[:len(values)]
+		values = t.raw
+	}
+	var err error
+	if stamps := t.source.Stamps(); stamps != nil {
+		err = t.file.LoadStamped(t.source.Slots(), values, stamps)
+	} else {
+		err = t.file.Load(t.source.Slots(), values)
+	}
+	if err != nil {
+		return err
+	}
+	if t.baseline != nil {
+		for i, v := range values {
+			t.source.Values()[i] = archive.Gain(counted, v, t.base[i])
+		}
+	}
+	t.loaded = true
+	return nil
+}
+
+// rebase has a file count with what it gains over what was just archived of it.
+func (t *file) rebase(f *fold.File) {
+	t.baseline = f.Values
+	if t.baseline == nil {
+		t.baseline = []float64{}
+	}
+	values := t.source.Values()
+	t.base = slices.Grow(t.base[:0], len(values))[:len(values)]
+	for i := range values {
+		t.base[i] = f.Served[i]
+		values[i] = 0
+	}
+}
+
+// noteLocked keeps account of whether the file can be read; each change is logged and each
+// failure counted once.
+func (p *Pool) noteLocked(t *file, err error) {
+	if err == nil {
+		if t.failure != "" {
+			t.failure, t.failed = "", nil
+			p.logger.Info("file can be read again", zap.String("path", t.path))
+		}
+		return
+	}
+	reason := reasonOf(err)
+	if reason == store.Gone && t.file == nil && t.place == named {
+		// Removed between the listing and the opening: the next listing will tell.
+		delete(p.files, t.name.Base)
+		return
+	}
+	if reason == t.failure {
+		return
+	}
+	t.failure, t.failed = reason, err
+	p.metrics.fileErrors.With(p.spec.Name, string(reason)).Inc()
+	if reason == reasonTooMany {
+		return
+	}
+	msg := "file cannot be opened; its values are missing"
+	if t.file != nil {
+		msg = "file cannot be read; what was read of it before still counts"
+	}
+	p.logger.Warn(msg, zap.String("path", t.path), zap.String("reason", string(reason)), zap.Error(err))
+}
+
+// refusedLocked counts an entry that is left out and names the first of each file and reason.
+func (p *Pool) refusedLocked(t *file, e store.Entry, err error) {
+	reason := reasonOf(err)
+	p.metrics.entryErrors.With(p.spec.Name, string(reason)).Inc()
+	if limit := asLimit(err); limit != nil {
+		p.limitReachedLocked(t.path, limit)
+		return
+	}
+	if t.seen[reason] {
+		return
+	}
+	if t.seen == nil {
+		t.seen = map[store.Reason]bool{}
+	}
+	t.seen[reason] = true
+	p.logger.Warn("entry left out, and others of this file for the same reason", zap.String("path", t.path),
+		zap.Int64("offset", int64(e.Slot)*8), zap.String("reason", string(reason)), zap.Error(err))
+}
+
+// lostLocked handles a file that is no longer in the directory under its name. Gauges go with
+// it; what else it holds counts on.
+func (p *Pool) lostLocked(t *file) {
+	if t.state == folding {
+		return // the fold has renamed it, or will find it gone
+	}
+	if t.place == staged {
+		delete(p.staged, t.record)
+	} else {
+		delete(p.files, t.name.Base)
+	}
+	switch {
+	case t.file == nil:
+	case t.name.Type == metric.Gauge && t.place == named:
+		p.dropLocked(t)
+	default:
+		t.place, t.record = orphan, ""
+		p.orphans = append(p.orphans, t)
+	}
+}
+
+// replaceEmptiedLocked gives a second life to files that were emptied.
+func (p *Pool) replaceEmptiedLocked() {
+	for _, t := range p.files {
+		// What was read of a file that shrank still counts, and what is in it now may be the
+		// same values or others; only when it was seen empty must all that comes be new.
+		if t.readable() && t.failure == store.Shrunk && t.emptied() {
+			p.logger.Warn("file was emptied by somebody else; its last values still count", zap.String("path", t.path))
+			p.absorbLocked(t)
+			t.failure, t.failed, t.baseline = "", nil, nil
+			p.noteLocked(t, p.openLocked(t))
+		}
+	}
+}
+
+// absorbLocked keeps what a file has counted whose bytes can no longer be read, and closes it.
+func (p *Pool) absorbLocked(t *file) {
+	space, keep := archive.SpaceOf(t.name.Type, t.name.Mode, t.name.ID)
+	if keep && t.name.Type != metric.Gauge && t.source.Entries() > 0 {
+		b := archive.NewBatch(p.now())
+		f := b.File(space, nil, t.file.Size())
+		p.index.Each(t.source, func(raw string, value, stamp float64) { f.Add([]byte(raw), value, stamp, true) })
+		p.folder.Archive().Absorb(b)
+		p.showLocked(space)
+	}
+	p.dropLocked(t)
+}

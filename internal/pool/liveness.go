@@ -1,0 +1,142 @@
+package pool
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+
+	"aggregatord/internal/store"
+	"aggregatord/internal/watch"
+)
+
+// askAllEvery is after how many rounds every file is asked for. In the rounds between, one
+// file stands for its worker as long as it is alive.
+const askAllEvery = 5
+
+// probeLiveLocked asks for the processes that live gauges depend on: a ghost must not be
+// served for a second.
+func (p *Pool) probeLiveLocked() {
+	for t := range p.allLocked() {
+		if t.readable() && t.source.Live() && t.asked != p.looks {
+			p.checkLocked(t)
+		}
+	}
+}
+
+// probeLocked finds out which processes are alive.
+func (p *Pool) probeLocked() {
+	all := p.rounds%askAllEvery == 0
+	clear(p.asked)
+	for t := range p.allLocked() {
+		switch {
+		case !t.readable():
+		case t.asked == p.looks:
+			// A moment ago, when it was opened.
+		case t.state == alive && !all && p.asked[t.name.ID]:
+			// Another file of the worker is held open, so the worker is alive.
+		default:
+			p.checkLocked(t)
+			if t.state == alive && t.method != watch.MethodNone {
+				p.asked[t.name.ID] = true
+			}
+		}
+	}
+	for t := range p.allLocked() {
+		// Where one file tells that a worker is dead, its others are asked now.
+		if t.readable() && t.state == alive && t.asked != p.looks && !p.asked[t.name.ID] {
+			p.checkLocked(t)
+		}
+	}
+	p.rounds++
+}
+
+// checkLocked asks whether anybody can still write to one file. That of a dead process is
+// read on: between two checks another one with the same ID may have counted in it and died.
+func (p *Pool) checkLocked(t *file) {
+	answer, method := p.ask(t, t.file)
+	t.method, t.asked = method, p.looks
+	p.setAliveLocked(t, answer.MayWrite())
+}
+
+// ask is for several goroutines.
+func (p *Pool) ask(t *file, f *store.File) (watch.State, watch.Method) {
+	id := f.Identity()
+	return p.prober.Check(watch.FileRef{Fd: f.Fd(), Dev: id.Dev, Ino: id.Ino, ID: t.name.ID})
+}
+
+func (p *Pool) setAliveLocked(t *file, lives bool) {
+	switch {
+	case lives:
+		t.state = alive
+	case t.state == alive || t.state == unasked:
+		t.state, t.since = dead, p.now()
+	}
+	p.index.SetAlive(t.source, lives)
+	if t.file.Settled() == lives {
+		if err := t.file.SetSettled(!lives); err != nil {
+			p.noteLocked(t, err)
+		}
+	}
+}
+
+// worker is what is known of a worker ID.
+type worker struct {
+	alive bool
+	files int
+}
+
+// workersLocked returns the workers that have a file, by ID. It is the one count of them.
+func (p *Pool) workersLocked() map[string]worker {
+	now := make(map[string]worker, len(p.workers))
+	for t := range p.allLocked() {
+		if t.name.Archive || t.nameErr != nil || t.state == unasked {
+			continue
+		}
+		w := now[t.name.ID]
+		w.files++
+		w.alive = w.alive || t.isAlive()
+		now[t.name.ID] = w
+	}
+	return now
+}
+
+// reportEvery is how often the coming and going of workers is summed up in the log.
+const reportEvery = time.Minute
+
+// countWorkersLocked takes note of which workers came and went since the last time.
+func (p *Pool) countWorkersLocked() {
+	now := p.workersLocked()
+	for id, w := range now {
+		was, known := p.workers[id]
+		switch {
+		case w.alive && !known:
+			p.came++
+			p.logger.Debug("worker found", zap.String("worker", id))
+		case w.alive && !was.alive:
+			p.came++
+			p.logger.Debug("worker writes again to the files of a dead one", zap.String("worker", id))
+		case !w.alive && was.alive:
+			p.went++
+			p.logger.Debug("worker is dead; what it counted stays in the totals", zap.String("worker", id))
+		}
+	}
+	for id, was := range p.workers {
+		if _, there := now[id]; !there && was.alive {
+			p.went++
+		}
+	}
+	p.workers = now
+	if at := p.now(); (p.came > 0 || p.went > 0) && at.Sub(p.reportedAt) >= reportEvery {
+		p.logger.Info("workers started and ended", zap.Int("started", p.came), zap.Int("ended", p.went), zap.Int("alive", p.aliveLocked()))
+		p.came, p.went, p.reportedAt = 0, 0, at
+	}
+}
+
+func (p *Pool) aliveLocked() (n int) {
+	for _, w := range p.workers {
+		if w.alive {
+			n++
+		}
+	}
+	return n
+}
