@@ -306,7 +306,9 @@ func (j *Joiner) build(from []source) *joinedFamily {
 			value += uint32(len(m.Points))
 		}
 	}
-	slices.SortFunc(all, func(a, b placed) int { return cmp.Or(compareMetrics(&a.Metric, &b.Metric), cmp.Compare(a.member, b.member)) })
+	slices.SortFunc(all, func(a, b placed) int {
+		return cmp.Or(compareMetrics(&a.Metric, &b.Metric), cmp.Compare(a.member, b.member))
+	})
 	out.Metrics, out.Points = make([]Metric, 0, n), 0
 	for i := range all {
 		m := &all[i]
