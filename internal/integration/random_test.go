@@ -101,7 +101,7 @@ func randomProgram(r *rand.Rand, strict bool) program {
 	return p
 }
 
-// randomBuckets makes the upper bounds of a histogram, rising.
+// randomBuckets makes the upper bounds of a histogram, deltas.
 func randomBuckets(r *rand.Rand, strict bool) []string {
 	bounds := []string{"1e-05", "0.001", "0.25", "1", "1.5", "2", "10", "100.125", "1e5", "999999", "1e6", "1234567.5", "2.5e7", "1e10", "1.5e15", "1e16", "1e22", "1e300"}
 	if !strict {

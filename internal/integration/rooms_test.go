@@ -28,7 +28,7 @@ var rooms = map[string]struct {
 		why: "everybody shares its words, so it knows nobody", onlyStandard: true,
 		not: []string{"os", "net/http"},
 	},
-	"internal/rising": {
+	"internal/deltas": {
 		why: "it is a way to keep numbers, whatever they mean", onlyStandard: true,
 		not: []string{"os", "net/http", "time"},
 	},
@@ -38,12 +38,12 @@ var rooms = map[string]struct {
 		not: []string{"os", "net/http", "time"},
 	},
 	"internal/merge": {
-		may: []string{"internal/metric", "internal/rising", "internal/view"}, onlyStandard: true,
+		may: []string{"internal/metric", "internal/deltas", "internal/view"}, onlyStandard: true,
 		why: "the rules know no file, no clock, no HTTP and no logger, so that they can be tested by themselves",
 		not: []string{"os", "net/http", "time", "log", "log/slog"},
 	},
 	"internal/store": {
-		may: []string{"internal/metric", "internal/rising"},
+		may: []string{"internal/metric", "internal/deltas"},
 		why: "it turns names and bytes into entries; what they mean together is merge's, and HTTP is serve's",
 		not: []string{"net/http"},
 	},

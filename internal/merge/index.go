@@ -6,8 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"aggregatord/internal/deltas"
 	"aggregatord/internal/metric"
-	"aggregatord/internal/rising"
 	"aggregatord/internal/view"
 )
 
@@ -71,7 +71,7 @@ type Source struct {
 	// folded sources hold what others left, combined already; they come first.
 	folded bool
 
-	slots  rising.List
+	slots  deltas.List
 	cells  []uint32
 	values []float64
 	// second is the other half of each value where there is one: the timestamp in the most
@@ -87,7 +87,7 @@ func (s *Source) Spec() SourceSpec { return s.spec }
 
 // Slots returns, entry by entry, where the values are in the source's file, in units of
 // 8 bytes. The caller must not change it, nor use it during the next Learn.
-func (s *Source) Slots() *rising.List { return &s.slots }
+func (s *Source) Slots() *deltas.List { return &s.slots }
 
 // Values returns the values in the order of Slots, for the caller to fill before a
 // Snapshot. They are kept from one snapshot to the next. Valid until the next Learn.
@@ -527,7 +527,7 @@ func (x *Index) Remove(s *Source) {
 		x.unpin(s.parts[i].cells)
 		spaces = append(spaces, s.parts[i].space)
 	}
-	s.slots = rising.List{}
+	s.slots = deltas.List{}
 	s.cells, s.values, s.second, s.parts = nil, nil, nil, nil
 	s.space = nil
 	x.removed++

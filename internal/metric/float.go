@@ -4,7 +4,40 @@ import (
 	"bytes"
 	"math"
 	"strconv"
+	"strings"
 )
+
+// A BoundStyle is how the writer of a bound spells those that clients have not always spelled
+// alike: integers from 1e10 up to, and without, 1e16.
+type BoundStyle uint8
+
+const (
+	// TwoDigits is 1e+10: client_python after 0.25, and everything else.
+	TwoDigits BoundStyle = iota
+	// ThreeDigits is 1e+010: client_python to 0.25, which puts a 0 before every exponent.
+	ThreeDigits
+)
+
+// HasStyle reports whether clients have spelled the bound in several ways.
+func HasStyle(bound float64) bool { return bound >= 1e10 && bound < 1e16 }
+
+// StyleOf returns the style of a spelled bound, which means nothing unless HasStyle.
+func StyleOf(spelled string) BoundStyle {
+	if i := strings.LastIndex(spelled, "e+0"); i >= 0 && len(spelled)-i == len("e+010") {
+		return ThreeDigits
+	}
+	return TwoDigits
+}
+
+// Append appends a bound as AppendBound does, in this style.
+func (s BoundStyle) Append(dst []byte, bound float64) []byte {
+	dst = AppendBound(dst, bound)
+	if s == ThreeDigits && HasStyle(bound) {
+		n := len(dst) - len("10")
+		dst = append(dst[:n], '0', dst[n], dst[n+1])
+	}
+	return dst
+}
 
 // AppendBound appends a float spelled as prometheus_client spells the values of the
 // labels le and quantile (floatToGoString in its utils.py): the shortest digits that

@@ -146,6 +146,8 @@ type Key struct {
 	// Family is the name the worker gave the metric, without the suffixes of its samples.
 	Family string
 	Series Series
-	// Help is empty where the dialect does not record it.
+	// Help is what the application gave, which may be nothing.
 	Help string
+	// NoHelp says that the key does not record a help text, and Help is empty for that reason.
+	NoHelp bool
 }

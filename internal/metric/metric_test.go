@@ -74,6 +74,34 @@ func TestAppendBound(t *testing.T) {
 	}
 }
 
+// TestBoundStyle holds spellings of floatToGoString in prometheus_client 0.25 and before, and
+// after.
+func TestBoundStyle(t *testing.T) {
+	for _, tc := range []struct {
+		in        float64
+		old, late string
+	}{
+		{5, "5.0", "5.0"},
+		{1e6, "1e+06", "1e+06"},
+		{9999999999, "9.999999999e+09", "9.999999999e+09"},
+		{1e10, "1e+010", "1e+10"},
+		{12345678901, "1.2345678901e+010", "1.2345678901e+10"},
+		{2.5e15, "2.5e+015", "2.5e+15"},
+		{1e16, "1e+16", "1e+16"},
+		{math.Inf(1), "+Inf", "+Inf"},
+	} {
+		if got := string(ThreeDigits.Append([]byte("le="), tc.in)); got != "le="+tc.old {
+			t.Errorf("%v in three digits: %q, want %q", tc.in, got, tc.old)
+		}
+		if got := string(TwoDigits.Append(nil, tc.in)); got != tc.late {
+			t.Errorf("%v in two digits: %q, want %q", tc.in, got, tc.late)
+		}
+		if differ := tc.old != tc.late; HasStyle(tc.in) != differ || StyleOf(tc.late) != TwoDigits || differ && StyleOf(tc.old) != ThreeDigits {
+			t.Errorf("%v: HasStyle %v, %q is %v, %q is %v", tc.in, HasStyle(tc.in), tc.old, StyleOf(tc.old), tc.late, StyleOf(tc.late))
+		}
+	}
+}
+
 func TestParseBound(t *testing.T) {
 	for in, want := range map[string]float64{
 		"1": 1, "1.0": 1, "1e+06": 1e6, "+Inf": math.Inf(1), "inf": math.Inf(1), "Infinity": math.Inf(1), "-Inf": math.Inf(-1), "1e999": math.Inf(1),

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"aggregatord/internal/rising"
+	"aggregatord/internal/deltas"
 )
 
 const (
@@ -246,7 +246,7 @@ func TestLearnResumes(t *testing.T) {
 				start = end
 				if i%3 == 0 {
 					// From here on the header is read through the mapping.
-					if err := f.Load(rising.Of(got[0].Slot), make([]float64, 1)); err != nil {
+					if err := f.Load(deltas.Of(got[0].Slot), make([]float64, 1)); err != nil {
 						t.Fatal(err)
 					}
 				}

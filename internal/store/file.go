@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aggregatord/internal/deltas"
 	"aggregatord/internal/metric"
-	"aggregatord/internal/rising"
 )
 
 // Limits bound what one file may cost us. Zero means the default.
@@ -436,9 +436,9 @@ func (f *File) Grown() bool { return f.grown }
 //
 // The buckets of the Ruby client's histograms become what Python's would hold. For those
 // it may allocate.
-func (f *File) Load(slots *rising.List, values []float64) error {
+func (f *File) Load(slots *deltas.List, values []float64) error {
 	if f.cumulative != nil && slots.Len() > 0 {
-		return f.cumulative.load(slots, values, func(slots *rising.List, values []float64) error { return f.load(slots, values, nil) })
+		return f.cumulative.load(slots, values, func(slots *deltas.List, values []float64) error { return f.load(slots, values, nil) })
 	}
 	return f.load(slots, values, nil)
 }
@@ -448,7 +448,7 @@ func (f *File) Load(slots *rising.List, values []float64) error {
 //
 // Value and timestamp are two words for the writer too: the pair is as it was at one
 // moment between two of its stores, unless it stores faster than we can look.
-func (f *File) LoadStamped(slots *rising.List, values, stamps []float64) error {
+func (f *File) LoadStamped(slots *deltas.List, values, stamps []float64) error {
 	stamps = stamps[:slots.Len()]
 	if f.cur.width != Wide {
 		clear(stamps)
@@ -458,7 +458,7 @@ func (f *File) LoadStamped(slots *rising.List, values, stamps []float64) error {
 }
 
 // load is Load if stamps is nil, otherwise LoadStamped of a wide file.
-func (f *File) load(slots *rising.List, values, stamps []float64) error {
+func (f *File) load(slots *deltas.List, values, stamps []float64) error {
 	if err := f.usable(); err != nil {
 		return err
 	}
@@ -493,7 +493,7 @@ func (f *File) load(slots *rising.List, values, stamps []float64) error {
 }
 
 // read is load without a mapping. It also looks at the header, which costs nothing more.
-func (f *File) read(slots *rising.List, values, stamps []float64) damage {
+func (f *File) read(slots *deltas.List, values, stamps []float64) damage {
 	buf := windows.Get().(*[windowBytes]byte)
 	defer windows.Put(buf)
 	w := window{src: (*reader)(f), buf: buf[:], end: f.used}

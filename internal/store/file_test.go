@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"aggregatord/internal/rising"
+	"aggregatord/internal/deltas"
 )
 
 func TestOpenRefuses(t *testing.T) {
@@ -211,11 +211,11 @@ func TestLoad(t *testing.T) {
 						t.Fatalf("entry %d: %v", i, values[i])
 					}
 				}
-				some := rising.Of(records[1].Slot, records[n-1].Slot)
+				some := deltas.Of(records[1].Slot, records[n-1].Slot)
 				if err := f.Load(some, values); err != nil || values[0] != 1 || values[1] != n-1 {
 					t.Errorf("some: %v, %v, %v", values[0], values[1], err)
 				}
-				if err := f.Load(rising.Of(), nil); err != nil {
+				if err := f.Load(deltas.Of(), nil); err != nil {
 					t.Errorf("no slots: %v", err)
 				}
 				if want := how == "mapped"; f.Mapped() != want {
@@ -251,7 +251,7 @@ func TestGrowth(t *testing.T) {
 			t.Fatal(err)
 		}
 		f := open(t, path)
-		slots := &rising.List{}
+		slots := &deltas.List{}
 		values := make([]float64, 1000)
 		for i := range 1000 {
 			slot, err := w.Slot(fmt.Appendf(nil, `["f", "f_total", {"a": "%d"}, ""]`, i))
@@ -291,7 +291,7 @@ func TestGrowth(t *testing.T) {
 }
 
 // loaded opens a file of 3000 entries, learns and maps it.
-func loaded(t *testing.T) (f *File, path string, slots *rising.List, values []float64) {
+func loaded(t *testing.T) (f *File, path string, slots *deltas.List, values []float64) {
 	t.Helper()
 	path = write(t, bigImage(Wide, 3000).honest())
 	f = open(t, path)
@@ -318,7 +318,7 @@ func wantLost(t *testing.T, f *File, err error, reason Reason) {
 	if again := f.Learn(func(Entry) { t.Error("yielded an entry") }); !errors.Is(again, err) {
 		t.Errorf("then Learn says %v", again)
 	}
-	if again := f.Load(rising.Of(7), make([]float64, 1)); !errors.Is(again, err) {
+	if again := f.Load(deltas.Of(7), make([]float64, 1)); !errors.Is(again, err) {
 		t.Errorf("then Load says %v", again)
 	}
 }
@@ -443,7 +443,7 @@ func TestOtherPanicsGoOn(t *testing.T) {
 						t.Error("SetPanicOnFault was not restored")
 					}
 				}()
-				err := f.Load(rising.Of(1<<28), values)
+				err := f.Load(deltas.Of(1<<28), values)
 				t.Error(err)
 			}()
 		}
@@ -677,7 +677,7 @@ func TestReadWhileWritten(t *testing.T) {
 		}()
 	}()
 	f := open(t, path)
-	slots := &rising.List{}
+	slots := &deltas.List{}
 	values, stamps, last := make([]float64, entries+2), make([]float64, entries+2), make([]float64, entries+2)
 	deadline := time.Now().Add(10 * time.Second)
 	for rounds := 0; slots.Len() < entries+2 || rounds < 200; rounds++ {
@@ -913,7 +913,7 @@ func TestComplete(t *testing.T) {
 	if err != nil || !f.Complete() {
 		t.Fatalf("%v, complete is %v", err, f.Complete())
 	}
-	slots, values := rising.Of(records[0].Slot, records[1].Slot), make([]float64, 2)
+	slots, values := deltas.Of(records[0].Slot, records[1].Slot), make([]float64, 2)
 	if err := f.Load(slots, values); err != nil || !f.Complete() {
 		t.Fatalf("%v, complete is %v", err, f.Complete())
 	}

@@ -101,6 +101,7 @@ type keyParser struct {
 	sample int // where in text the sample ends
 	labels []labelSpans
 	count  int // how many of labels are filled
+	noHelp bool
 }
 
 // array parses the whole key.
@@ -134,10 +135,12 @@ func (p *keyParser) array() (help span, err error) {
 		return help, err
 	}
 	help = span{p.n, p.n}
+	p.noHelp = true
 	if p.peek() == ',' {
 		p.pos++
 		switch p.peek() {
 		case '"':
+			p.noHelp = false
 			help, err = p.str()
 		case 'n':
 			err = p.literal("null")
@@ -165,6 +168,7 @@ func (p *keyParser) build(help span) metric.Key {
 		Family: string(p.text[:p.family]),
 		Series: metric.Series{Sample: cut(span{p.family, p.sample})},
 		Help:   string(p.text[help.start:help.end]),
+		NoHelp: p.noHelp,
 	}
 	if p.count == 0 {
 		return k
@@ -531,7 +535,8 @@ func (p *keyParser) delimiter(c byte, otherwise string) error {
 func (p *keyParser) fail(what string) error { return &KeyError{Offset: p.pos, What: what} }
 
 // AppendKey appends the key as client_python 0.16 and later writes it, byte for byte what
-// Python's json.dumps([family, sample, labels, help], sort_keys=True) makes.
+// Python's json.dumps([family, sample, labels, help], sort_keys=True) makes; without the help,
+// as earlier ones do, if the key has none.
 func AppendKey(dst []byte, k metric.Key) []byte {
 	dst = append(dst, '[')
 	dst = appendString(dst, k.Family)
@@ -546,8 +551,11 @@ func AppendKey(dst []byte, k metric.Key) []byte {
 		dst = append(dst, ": "...)
 		dst = appendString(dst, l.Value)
 	}
-	dst = append(dst, "}, "...)
-	dst = appendString(dst, k.Help)
+	dst = append(dst, '}')
+	if !k.NoHelp {
+		dst = append(dst, ", "...)
+		dst = appendString(dst, k.Help)
+	}
 	return append(dst, ']')
 }
 

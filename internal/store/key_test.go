@@ -65,6 +65,7 @@ func TestParseKey(t *testing.T) {
 		{"long", `["f","f",{"a":"` + strings.Repeat("x", 5000) + `"}]`, key("f", "f", "", "a", strings.Repeat("x", 5000))},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			test.want.NoHelp = test.want.Help == "" && !strings.HasSuffix(test.raw, `""]`)
 			raw := []byte(test.raw)
 			got, err := ParseKey(raw)
 			if err != nil {
@@ -214,6 +215,7 @@ func TestAppendKey(t *testing.T) {
 	}{
 		{"plain", key("f", "f_total", "Help.", "a", "1", "b", "2"), `["f", "f_total", {"a": "1", "b": "2"}, "Help."]`},
 		{"no_labels", key("f", "f", ""), `["f", "f", {}, ""]`},
+		{"no_help", metric.Key{Family: "f", Series: metric.Series{Sample: "f"}, NoHelp: true}, `["f", "f", {}]`},
 		{"escapes", key("f", "f", "", "a", "\"\\/\b\f\n\r\t\x00\x1f\x7f"), `["f", "f", {"a": "\"\\/\b\f\n\r\t\u0000\u001f\u007f"}, ""]`},
 		{"non_ascii", key("f", "f", "zażółć", "a", "日本語"), `["f", "f", {"a": "\u65e5\u672c\u8a9e"}, "za\u017c\u00f3\u0142\u0107"]`},
 		{"astral", key("f", "f", "", "a", "x😀y"), `["f", "f", {"a": "x\ud83d\ude00y"}, ""]`},
@@ -305,6 +307,7 @@ func modelKey(raw []byte) (k metric.Key, ok bool) {
 		k.Series.Labels = append(k.Series.Labels, metric.Label{Name: name, Value: value})
 	}
 	metric.SortLabels(k.Series.Labels)
+	k.NoHelp = len(rest) == 0 || string(rest[0]) == "null"
 	switch {
 	case len(rest) == 0:
 	case len(rest) > 1:

@@ -10,7 +10,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"aggregatord/internal/rising"
+	"aggregatord/internal/deltas"
 )
 
 func TestMain(m *testing.M) {
@@ -136,8 +136,8 @@ func learn(f *File) (records []record, err error) {
 	return records, err
 }
 
-func slotsOf(records []record) *rising.List {
-	slots := &rising.List{}
+func slotsOf(records []record) *deltas.List {
+	slots := &deltas.List{}
 	for _, r := range records {
 		slots.Append(r.Slot)
 	}

@@ -10,7 +10,7 @@ import (
 
 	"github.com/edsrzf/mmap-go"
 
-	"aggregatord/internal/rising"
+	"aggregatord/internal/deltas"
 )
 
 // A mapping shows a file's memory, shared with its writer. The zero mapping shows nothing.
@@ -75,10 +75,10 @@ func (m *mapping) used() (used int32, d damage) {
 // load is the hot loop of every scrape. The loads are atomic so that each value is whole
 // and read exactly once: the writer stores it meanwhile, from another process. On the
 // machines we support they cost what plain ones do. Nothing here may allocate.
-func (m *mapping) load(used int64, slots *rising.List, values []float64) (d damage) {
+func (m *mapping) load(used int64, slots *deltas.List, values []float64) (d damage) {
 	defer m.catch(debug.SetPanicOnFault(true), &d)
 	words := m.words(used)
-	var buf [rising.BlockLen]uint32
+	var buf [deltas.BlockLen]uint32
 	for r := slots.Reader(); ; {
 		block := r.Read(&buf)
 		if len(block) == 0 {
@@ -98,10 +98,10 @@ const stampTries = 8
 
 // loadStamped is load for wide files. A pair is taken when its timestamp was the same
 // before and after the value was loaded.
-func (m *mapping) loadStamped(used int64, slots *rising.List, values, stamps []float64) (d damage) {
+func (m *mapping) loadStamped(used int64, slots *deltas.List, values, stamps []float64) (d damage) {
 	defer m.catch(debug.SetPanicOnFault(true), &d)
 	words := m.words(used)
-	var buf [rising.BlockLen]uint32
+	var buf [deltas.BlockLen]uint32
 	for r := slots.Reader(); ; {
 		block := r.Read(&buf)
 		if len(block) == 0 {

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"sync"
 
+	"aggregatord/internal/deltas"
 	"aggregatord/internal/metric"
-	"aggregatord/internal/rising"
 )
 
 // Files of prometheus-client-mmap, for Ruby, differ from Python's in two things beside the
@@ -26,7 +26,7 @@ import (
 // such files, so it is a few bytes for each entry.
 type cumulative struct {
 	// slots are those of the entries that are yielded, in file order.
-	slots rising.List
+	slots deltas.List
 	// buckets says of each of them which series it is a bucket of, and of which bound.
 	buckets []rubyBucket
 	// series are the numbers of the series, by a hash of family and labels. bounds are all
@@ -141,7 +141,7 @@ func (c *cumulative) separate(values []float64) {
 var scratch = sync.Pool{New: func() any { return new([]float64) }}
 
 // load is File.load: all reads entries as they are in the file.
-func (c *cumulative) load(slots *rising.List, values []float64, all func(slots *rising.List, values []float64) error) error {
+func (c *cumulative) load(slots *deltas.List, values []float64, all func(slots *deltas.List, values []float64) error) error {
 	// What is read is no use before all of it is.
 	own := scratch.Get().(*[]float64)
 	defer scratch.Put(own)

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"aggregatord/internal/rising"
+	"aggregatord/internal/deltas"
 )
 
 // rubyHistogram writes a histogram as prometheus-client-mmap's histogram.rb does.
@@ -103,7 +103,7 @@ func TestRubyHistograms(t *testing.T) {
 		}
 		f := open(t, path)
 		var all []*rubyHistogram
-		var slots rising.List
+		var slots deltas.List
 		some := map[uint32]bool{}
 		for step := range 4 {
 			for i := range 1 + rng.IntN(4) {
@@ -139,7 +139,7 @@ func TestRubyHistograms(t *testing.T) {
 			if len(some) != len(want) {
 				t.Fatalf("round %d: %d entries, want %d", round, len(some), len(want))
 			}
-			var every rising.List
+			var every deltas.List
 			for _, slot := range slices.Sorted(func(yield func(uint32) bool) {
 				for slot := range want {
 					if !yield(slot) {
@@ -149,7 +149,7 @@ func TestRubyHistograms(t *testing.T) {
 			}) {
 				every.Append(slot)
 			}
-			for name, list := range map[string]*rising.List{"all": &every, "some": &slots} {
+			for name, list := range map[string]*deltas.List{"all": &every, "some": &slots} {
 				for _, settled := range []bool{false, true} {
 					if err := f.SetSettled(settled); err != nil {
 						t.Fatal(err)
@@ -315,11 +315,11 @@ func TestRubyHistogramLost(t *testing.T) {
 		c.add(Entry{Key: []byte(`["h","h_bucket",["le"],["` + le + `"]]`), Slot: uint32(10 * (i + 1))})
 	}
 	lost := errors.New("lost")
-	for _, slots := range []*rising.List{rising.Of(10, 20, 30), rising.Of(10, 30)} {
+	for _, slots := range []*deltas.List{deltas.Of(10, 20, 30), deltas.Of(10, 30)} {
 		for fails := range 2 {
 			values := slices.Repeat([]float64{7}, slots.Len())
 			calls := 0
-			err := c.load(slots, values, func(slots *rising.List, values []float64) error {
+			err := c.load(slots, values, func(slots *deltas.List, values []float64) error {
 				for i := range slots.Len() / 2 {
 					values[i] = 100
 				}

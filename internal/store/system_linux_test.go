@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"aggregatord/internal/rising"
+	"aggregatord/internal/deltas"
 )
 
 // TestNoPermission opens a file that another user may not read.
@@ -108,7 +108,7 @@ func noMappingsLeft() {
 	keepRuntimeFromMapping()
 	f, err := Open(os.Args[1], SourceName{}, Limits{})
 	check(err == nil, err)
-	slots := &rising.List{}
+	slots := &deltas.List{}
 	check(f.Learn(func(e Entry) { slots.Append(e.Slot) }) == nil, "learn")
 	values, stamps := make([]float64, slots.Len()), make([]float64, slots.Len())
 	want := make([]float64, slots.Len())

@@ -15,7 +15,11 @@ import (
 // read it for as long as they like; a reader may use its address as a version and
 // cache what it renders from it.
 //
-// Families are sorted by name, the metrics of a family by labels. Every point has one
+// Families are sorted by name, then by type: a gauge jobs and a counter jobs, whose sample is
+// jobs_total, share no sample and may both be there. No two families of a layout want the same
+// name in a text format (see Family.Claims), and no two of one name have the same type.
+//
+// The metrics of a family are sorted by labels. Every point has one
 // value in the Values of a Snapshot, in the same order: the points of the first metric
 // of the first family, then those of its second metric, and so on.
 type Layout struct {
@@ -33,7 +37,7 @@ type Family struct {
 	// Mode is the gauge mode in force, NoMode for the other types. Pools that disagree
 	// show the mode of the first of them.
 	Mode metric.Mode
-	// Help is never empty for what workers wrote.
+	// Help is empty if the application gave an empty one.
 	Help string
 	// Unit is the OpenMetrics unit, empty for none. The name ends in it, after a _.
 	Unit string
@@ -109,8 +113,24 @@ func (k PointKind) Suffix() string {
 // A Point is one sample of a metric.
 type Point struct {
 	Kind PointKind
+	// Style is how the writer spells Bound.
+	Style metric.BoundStyle
 	// Bound is the value of the label le of a Bucket, or quantile of a Quantile.
 	Bound float64
+}
+
+// AppendBound appends Bound as the label le or quantile has it.
+func (p Point) AppendBound(dst []byte) []byte { return p.Style.Append(dst, p.Bound) }
+
+// BoundLabel is the name of the label that has Bound, empty if the point has none.
+func (p Point) BoundLabel() string {
+	switch p.Kind {
+	case Bucket:
+		return "le"
+	case Quantile:
+		return "quantile"
+	}
+	return ""
 }
 
 // A Snapshot is a layout and the values of one moment. Buckets are cumulative. It never
@@ -118,6 +138,10 @@ type Point struct {
 type Snapshot struct {
 	Layout *Layout
 	Values []float64
+	// Newest says of each family of the layout, the greater the newer, how new what it is made
+	// of is; empty: it is not known. It decides between families that want the same name: see
+	// Joiner.
+	Newest []int64
 
 	holders atomic.Int32 // besides the first
 	release func(*Snapshot)
@@ -156,7 +180,7 @@ func (r *Recycler) Take(layout *Layout) *Snapshot {
 	if s == nil {
 		s = &Snapshot{release: func(s *Snapshot) { s.Layout = nil; r.pool.Put(s) }}
 	}
-	s.Layout = layout
+	s.Layout, s.Newest = layout, s.Newest[:0]
 	s.Values = slices.Grow(s.Values[:0], layout.Points)[:layout.Points]
 	return s
 }

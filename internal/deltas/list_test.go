@@ -1,4 +1,4 @@
-package rising
+package deltas
 
 import (
 	"math"

@@ -1,6 +1,6 @@
-// Package rising keeps numbers that rise, such as the places of the values in a file, in a
+// Package deltas keeps numbers that rise, such as the places of the values in a file, in a
 // quarter of the memory: mostly a byte each, which is how much one is above the last.
-package rising
+package deltas
 
 import (
 	"encoding/binary"
