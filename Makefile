@@ -81,7 +81,7 @@ soak: test-deps ## Try to break the archive for SOAK
 
 # BENCHFLAGS=-h lists what it takes; -large adds the largest shape.
 bench: build ## Measure the daemon beside a floor and the Python client, with BENCHFLAGS
-	$(GO) run ./internal/bench $(BENCHFLAGS)
+	$(GO) run ./cmd/bench $(BENCHFLAGS)
 
 bench-go: ## Go benchmarks, COUNT times, in the form benchstat reads
 	$(GO) test -run '^$$' -bench . -benchmem -count $(COUNT) ./...

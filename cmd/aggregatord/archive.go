@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"aggregatord/internal/archive"
+	"aggregatord/internal/fold"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/store"
@@ -39,7 +40,7 @@ func (o *archiveTarget) addFlags(f *pflag.FlagSet) {
 
 // find returns the watched directory and that of its archive, which are where serve, called
 // with the same flags, would have them.
-func (o *archiveTarget) find() (spec pool.DirSpec, dir string, err error) {
+func (o *archiveTarget) find() (spec pool.Spec, dir string, err error) {
 	if err := o.config.load(o.flags, &o.dirs, &o.archive); err != nil {
 		return spec, "", err
 	}
@@ -55,13 +56,13 @@ func (o *archiveTarget) find() (spec pool.DirSpec, dir string, err error) {
 	}
 	spec, dir = specs[0], filepath.Join(specs[0].Path, archive.HiddenDir)
 	if o.archive.dir != "" {
-		dir = filepath.Join(o.archive.dir, spec.Pool)
+		dir = filepath.Join(o.archive.dir, spec.Name)
 	}
 	return spec, dir, nil
 }
 
 // read reads the archive, by archive.Read or archive.Verify.
-func (o *archiveTarget) read(read func(dir string) (*archive.View, error)) (spec pool.DirSpec, dir string, v *archive.View, err error) {
+func (o *archiveTarget) read(read func(dir string) (*archive.View, error)) (spec pool.Spec, dir string, v *archive.View, err error) {
 	if spec, dir, err = o.find(); err != nil {
 		return spec, dir, nil, err
 	}
@@ -186,7 +187,7 @@ type archiveStagedRow struct {
 	Folded bool   `json:"folded"`
 }
 
-func statArchive(spec pool.DirSpec, dir string, v *archive.View) (archiveStat, error) {
+func statArchive(spec pool.Spec, dir string, v *archive.View) (archiveStat, error) {
 	s := v.Stats()
 	st := archiveStat{
 		Path: v.Path(), SizeBytes: v.SizeBytes(), Format: archive.Format, Created: s.Created, Folds: s.Folds, Files: s.Files, FileBytes: s.Bytes,
@@ -215,7 +216,7 @@ func statArchive(spec pool.DirSpec, dir string, v *archive.View) (archiveStat, e
 		k.Families = len(ofKind)
 	}
 	st.Families = len(families)
-	staged, err := archive.NewStaging(spec.Path).List()
+	staged, err := fold.Staged(spec.Path)
 	if err != nil {
 		return st, err
 	}
@@ -396,15 +397,15 @@ No daemon may have the directory.`,
 			if !yes {
 				return usagef("this takes all that dead workers counted out of the totals; say --yes if it is meant")
 			}
-			// A daemon that cannot write its archive has let go of it, but not of the staging.
-			staging := archive.NewStaging(spec.Path)
-			defer staging.Close() //nolint:errcheck // nothing was written through it
-			if err = staging.Take(); errors.Is(err, fs.ErrNotExist) {
+			// A daemon that cannot write its archive has let go of it, but not of the directory.
+			place := fold.NewPlace(spec.Path)
+			defer place.Close() //nolint:errcheck // nothing was written through it
+			if err = place.Take(); errors.Is(err, fs.ErrNotExist) {
 				err = nil
 			}
 			var staged []string
 			if err == nil {
-				staged, err = staging.List()
+				staged, err = fold.Staged(spec.Path)
 			}
 			var kept string
 			if err == nil {

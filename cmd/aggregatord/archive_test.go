@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"aggregatord/internal/archive"
+	"aggregatord/internal/fold"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/store"
 )
@@ -125,7 +126,7 @@ func archivedDir(t *testing.T) (dir string, want samples) {
 func TestArchiveStat(t *testing.T) {
 	dir, _ := archivedDir(t)
 	hidden := filepath.Join(dir, archive.HiddenDir)
-	if err := archive.NewStaging(dir).Prepare(); err != nil {
+	if err := os.MkdirAll(filepath.Join(hidden, "staged"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"staged/counter_2.db.run-2", "staged/counter_3.db.run-3", "archive.bolt.damaged-20260101T000000Z", "archive.bolt.reset-20260101T000000Z", "notes"} {
@@ -547,8 +548,8 @@ func TestArchiveReadOnly(t *testing.T) {
 func TestArchiveReset(t *testing.T) {
 	dir, want := archivedDir(t)
 	hidden := filepath.Join(dir, archive.HiddenDir)
-	staging := archive.NewStaging(dir)
-	if err := staging.Prepare(); err != nil {
+	staging := fold.NewPlace(dir)
+	if err := staging.Take(); err != nil {
 		t.Fatal(err)
 	}
 	// One staged file is in the archive, the other one not yet.
@@ -557,7 +558,7 @@ func TestArchiveReset(t *testing.T) {
 			entry{"hits", "hits_total", labels("path", "/"), 0.1 * value, 0}, entry{"hits", "hits_total", labels("path", "żółć\n\"\\"), value, 0}, entry{"jobs", "jobs_total", nil, 1e15, 0})
 	}
 	for from, to := range map[string]string{"counter_2.db": "counter_2.db.run-2", "counter_9.db": "counter_9.db.run-9"} {
-		if err := staging.Stage(filepath.Join(dir, from), to); err != nil {
+		if err := staging.Stage(from, to); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -566,11 +567,11 @@ func TestArchiveReset(t *testing.T) {
 	unchanged(t, dir, before)
 	a := lockHolder(t, hidden)
 	before = states(t, dir)
-	call(t, "archive", "reset", "--dir", dir, "--yes").oneLine(t, exitFailure, "archive is in use", fmt.Sprint("pid ", os.Getpid()), "stop it first")
+	call(t, "archive", "reset", "--dir", dir, "--yes").oneLine(t, exitFailure, "archive is in use", strconv.Itoa(os.Getpid()), "stop it first")
 	unchanged(t, dir, before)
 	detach(t, a)
 	// Nor while a daemon has the directory that had to let go of the archive.
-	call(t, "archive", "reset", "--dir", dir, "--yes").oneLine(t, exitFailure, "is in use", fmt.Sprint("pid ", os.Getpid()), "stop it first")
+	call(t, "archive", "reset", "--dir", dir, "--yes").oneLine(t, exitFailure, "is in use", strconv.Itoa(os.Getpid()), "stop it first")
 	unchanged(t, dir, before)
 	if err := staging.Close(); err != nil {
 		t.Fatal(err)
@@ -663,11 +664,8 @@ func TestArchiveBesideDaemon(t *testing.T) {
 // TestArchiveExportStaged: what is not in the archive yet is named.
 func TestArchiveExportStaged(t *testing.T) {
 	dir, _ := archivedDir(t)
-	if err := archive.NewStaging(dir).Prepare(); err != nil {
-		t.Fatal(err)
-	}
 	for _, name := range []string{"counter_2.db.run-2", "counter_3.db.run-3"} {
-		if err := os.WriteFile(archive.NewStaging(dir).Path(name), nil, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, fold.FileName(name)), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	"aggregatord/internal/archive"
 	"aggregatord/internal/exposition"
+	"aggregatord/internal/fold"
 	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/store"
@@ -116,7 +117,7 @@ func (o *archiveExportOptions) run(cmd *cobra.Command) error {
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d source files written to %s\n", files, o.to)
 		return err
 	}
-	snap := archiveSnapshot(spec.Pool, v.Totals(), logger)
+	snap := archiveSnapshot(spec.Name, v.Totals(), logger)
 	defer snap.Release()
 	enc := exposition.Encoder{OnReport: logOmissions(logger)}
 	out := enc.Append(nil, format, exposition.NewFilter(o.names), snap)
@@ -129,11 +130,10 @@ func (o *archiveExportOptions) run(cmd *cobra.Command) error {
 
 // warnOfStaged names the files that are neither in the archive nor where a client looks.
 func warnOfStaged(watched string, v *archive.View, logger *zap.Logger) error {
-	staging := archive.NewStaging(watched)
-	names, err := staging.List()
+	names, err := fold.Staged(watched)
 	for _, name := range names {
 		if _, folded := v.Baseline(name); !folded {
-			logger.Warn("file of a dead worker is not in the archive yet; let a daemon run for a moment", zap.String("path", staging.Path(name)))
+			logger.Warn("file of a dead worker is not in the archive yet; let a daemon run for a moment", zap.String("path", filepath.Join(watched, fold.FileName(name))))
 		}
 	}
 	return err

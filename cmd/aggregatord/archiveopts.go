@@ -12,6 +12,7 @@ import (
 type archiveOptions struct {
 	dir            string
 	disable        bool
+	rest           time.Duration
 	gaugeRetention time.Duration
 	gaugeWorkers   int
 }
@@ -19,6 +20,7 @@ type archiveOptions struct {
 func (o *archiveOptions) addFlags(f *pflag.FlagSet) {
 	o.addDirFlag(f)
 	f.BoolVar(&o.disable, "archive.disable", false, "only read: leave the files of dead workers where they are, and count them there")
+	f.DurationVar(&o.rest, "archive.rest", pool.DefaultRest, "how long a worker must be dead before its files are archived, so that hooks of the\napplication that run at its death still find them; shorter where room is short")
 	f.DurationVar(&o.gaugeRetention, "archive.gauge-retention", pool.DefaultGaugeRetention, "how long the gauges of a dead worker in mode all are served; 0 is for ever")
 	f.IntVar(&o.gaugeWorkers, "archive.gauge-workers", pool.DefaultGaugeWorkers, "of how many dead `WORKERS` they are served; 0 is any number")
 }
@@ -32,6 +34,9 @@ func (o *archiveOptions) validate() error {
 	if o.gaugeRetention < 0 {
 		return usagef("--archive.gauge-retention %v must not be negative", o.gaugeRetention)
 	}
+	if o.rest < 0 {
+		return usagef("--archive.rest %v must not be negative", o.rest)
+	}
 	if o.gaugeWorkers < 0 {
 		return usagef("--archive.gauge-workers %d must not be negative", o.gaugeWorkers)
 	}
@@ -43,7 +48,10 @@ func (o *archiveOptions) options() *pool.ArchiveOptions {
 	if o.disable {
 		return nil
 	}
-	a := &pool.ArchiveOptions{GaugeRetention: o.gaugeRetention, GaugeWorkers: o.gaugeWorkers}
+	a := &pool.ArchiveOptions{Rest: o.rest, GaugeRetention: o.gaugeRetention, GaugeWorkers: o.gaugeWorkers}
+	if a.Rest == 0 {
+		a.Rest = -1
+	}
 	if a.GaugeRetention == 0 {
 		a.GaugeRetention = -1
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"aggregatord/internal/config"
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/terminal"
@@ -75,7 +76,7 @@ func (o *checkConfigOptions) run(cmd *cobra.Command, file string) error {
 	if err != nil {
 		return err
 	}
-	var dirs []pool.DirSpec
+	var dirs []pool.Spec
 	if len(o.dirs.dirs) > 0 {
 		if dirs, err = o.dirs.existing(); err != nil {
 			return err
@@ -100,7 +101,9 @@ func (o *checkConfigOptions) run(cmd *cobra.Command, file string) error {
 	if in := c.Archive.Dir; in != nil && !cmd.Flags().Changed("archive.dir") {
 		o.archive.dir = *in
 	}
-	return o.preview(cmd.Context(), cmd.OutOrStdout(), c, pool.Options{Dirs: dirs, ArchiveDir: o.archive.dir, Logger: logger, OnProgress: progress.files})
+	return o.preview(cmd.Context(), cmd.OutOrStdout(), c, fleet.Options{
+		Pools: dirs, Logger: logger, Pool: pool.Options{ArchiveDir: o.archive.dir, OnProgress: progress.files},
+	})
 }
 
 // contents says in a few words what there is in a file.
@@ -150,15 +153,15 @@ type effect struct {
 }
 
 // preview shows what a file would do to directories.
-func (o *checkConfigOptions) preview(ctx context.Context, w io.Writer, c *config.Config, opts pool.Options) error {
-	p, err := pool.PreviewPolicy(ctx, opts, c.Policy())
+func (o *checkConfigOptions) preview(ctx context.Context, w io.Writer, c *config.Config, opts fleet.Options) error {
+	p, err := fleet.PreviewPolicy(ctx, opts, c.Policy())
 	if err != nil {
 		return err
 	}
 	unused := map[string]bool{}
 	served := map[string]bool{}
-	for _, d := range opts.Dirs {
-		served[d.Pool] = true
+	for _, d := range opts.Pools {
+		served[d.Name] = true
 	}
 	var rules []string
 	takesPID := map[string]bool{}

@@ -49,6 +49,9 @@ func (o *configOptions) load(flags *pflag.FlagSet, dirs *dirOptions, archive *ar
 	if !given("archive.disable", "archive.disable") && in.Disable != nil {
 		archive.disable = *in.Disable
 	}
+	if !given("archive.rest", "archive.rest") && in.Rest != nil {
+		archive.rest = time.Duration(*in.Rest)
+	}
 	if !given("archive.gauge-retention", "archive.gauge_retention") && in.GaugeRetention != nil {
 		archive.gaugeRetention = time.Duration(*in.GaugeRetention)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"aggregatord/internal/daemon"
 	"aggregatord/internal/demo"
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/status"
 )
@@ -151,7 +152,7 @@ func (o *demoOptions) runBoth(ctx context.Context, dir string, logger *zap.Logge
 	})
 	both.Go(func() {
 		defer stop()
-		opts := daemon.Options{Pool: pool.Options{Dirs: []pool.DirSpec{{Path: dir}}, Archive: &pool.ArchiveOptions{}}, Logger: logger}
+		opts := daemon.Options{Fleet: fleet.Options{Pools: []pool.Spec{{Path: dir}}, Pool: pool.Options{Archive: &pool.ArchiveOptions{}}}, Logger: logger}
 		o.web.apply(&opts)
 		opts.Settings = o.settings
 		daemonErr = runDaemon(ctx, opts)

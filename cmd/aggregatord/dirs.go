@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"aggregatord/internal/config"
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/pool"
 )
 
@@ -35,35 +36,35 @@ func dirOfEnvironment() (path, variable string) {
 
 // specs returns the directories of the flags or, without any, of the configuration file or,
 // without any there, of the environment.
-func (o *dirOptions) specs() ([]pool.DirSpec, error) {
+func (o *dirOptions) specs() ([]pool.Spec, error) {
 	dirs := o.dirs
 	if len(dirs) == 0 && len(o.configured) > 0 {
-		var specs []pool.DirSpec
+		var specs []pool.Spec
 		for _, p := range o.configured {
-			specs = append(specs, pool.DirSpec{Pool: p.Name, Path: p.Dir})
+			specs = append(specs, pool.Spec{Name: p.Name, Path: p.Dir})
 		}
 		return specs, distinct(specs)
 	}
 	if len(dirs) == 0 {
 		if path, _ := dirOfEnvironment(); path != "" {
-			return []pool.DirSpec{{Path: path}}, nil
+			return []pool.Spec{{Path: path}}, nil
 		}
 		return nil, usagef("no directory given: use --dir DIR, or set PROMETHEUS_MULTIPROC_DIR as for the application")
 	}
-	var specs []pool.DirSpec
+	var specs []pool.Spec
 	names := map[string]bool{}
 	for _, d := range dirs {
-		spec, err := pool.ParseDirSpec(d)
+		spec, err := fleet.ParseSpec(d)
 		if err != nil {
 			return nil, usageError{err}
 		}
-		if spec.Pool == "" && len(dirs) > 1 {
+		if spec.Name == "" && len(dirs) > 1 {
 			return nil, usagef("--dir %s has no name: with several directories each needs one, as in --dir web=%s", d, d)
 		}
-		if names[spec.Pool] {
-			return nil, usagef("two --dir have the name %q", spec.Pool)
+		if names[spec.Name] {
+			return nil, usagef("two --dir have the name %q", spec.Name)
 		}
-		names[spec.Pool] = true
+		names[spec.Name] = true
 		specs = append(specs, spec)
 	}
 	return specs, distinct(specs)
@@ -71,7 +72,7 @@ func (o *dirOptions) specs() ([]pool.DirSpec, error) {
 
 // distinct refuses a directory that is there twice, by whatever names: its metrics would be
 // served twice. One that is not there yet is compared by its path.
-func distinct(specs []pool.DirSpec) error {
+func distinct(specs []pool.Spec) error {
 	paths := map[string]string{}
 	for _, s := range specs {
 		path, err := filepath.Abs(s.Path)
@@ -82,16 +83,16 @@ func distinct(specs []pool.DirSpec) error {
 			path = target
 		}
 		if first, ok := paths[path]; ok {
-			return usagef("pools %q and %q have the same directory, %s; name it once", first, s.Pool, path)
+			return usagef("pools %q and %q have the same directory, %s; name it once", first, s.Name, path)
 		}
-		paths[path] = s.Pool
+		paths[path] = s.Name
 	}
 	return nil
 }
 
 // watchable is specs for a command that waits: a directory may come later, but where a
 // file has its name it never will.
-func (o *dirOptions) watchable() ([]pool.DirSpec, error) {
+func (o *dirOptions) watchable() ([]pool.Spec, error) {
 	specs, err := o.specs()
 	for _, s := range specs {
 		if info, statErr := os.Stat(s.Path); statErr == nil && !info.IsDir() {
@@ -103,7 +104,7 @@ func (o *dirOptions) watchable() ([]pool.DirSpec, error) {
 
 // existing is specs for a command that reads once: a directory that is not there is a
 // mistake, not something to wait for.
-func (o *dirOptions) existing() ([]pool.DirSpec, error) {
+func (o *dirOptions) existing() ([]pool.Spec, error) {
 	specs, err := o.specs()
 	for _, s := range specs {
 		if info, statErr := os.Stat(s.Path); statErr != nil {

@@ -14,8 +14,10 @@ import (
 	"go.uber.org/zap"
 
 	"aggregatord/internal/exposition"
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/terminal"
+	"aggregatord/internal/view"
 )
 
 type dumpOptions struct {
@@ -78,7 +80,10 @@ func (o *dumpOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	opts := pool.Options{Dirs: dirs, ArchiveDir: o.archive.dir, Policy: o.config.loaded.Policy(), Logger: logger, OnProgress: progress.files}
+	opts := fleet.Options{
+		Pools: dirs, Policy: o.config.loaded.Policy(), Logger: logger,
+		Pool: pool.Options{ArchiveDir: o.archive.dir, OnProgress: progress.files},
+	}
 	out, err := render(cmd.Context(), opts, format, exposition.NewFilter(o.names))
 	if err != nil {
 		return err
@@ -100,10 +105,10 @@ func shown(w io.Writer) io.Writer {
 }
 
 // render reads the directories once and returns their merged view.
-func render(ctx context.Context, opts pool.Options, format exposition.Format, filter exposition.Filter) (out []byte, err error) {
-	err = pool.Read(ctx, opts, func(v pool.View) error {
+func render(ctx context.Context, opts fleet.Options, format exposition.Format, filter exposition.Filter) (out []byte, err error) {
+	err = fleet.Read(ctx, opts, func(_ *fleet.Fleet, snap *view.Snapshot) error {
 		enc := exposition.Encoder{OnReport: logOmissions(opts.Logger)}
-		out = enc.Append(nil, format, filter, v.Snapshot)
+		out = enc.Append(nil, format, filter, snap)
 		return nil
 	})
 	return out, err

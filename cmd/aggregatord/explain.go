@@ -17,11 +17,13 @@ import (
 	"github.com/spf13/pflag"
 
 	"aggregatord/internal/api"
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/selector"
 	"aggregatord/internal/status"
 	"aggregatord/internal/terminal"
+	"aggregatord/internal/view"
 )
 
 type explainOptions struct {
@@ -137,9 +139,12 @@ func (o *explainOptions) read(cmd *cobra.Command, text string, sel selector.Sele
 	if err != nil {
 		return all, err
 	}
-	opts := pool.Options{Dirs: dirs, ArchiveDir: o.archive.dir, Policy: o.config.loaded.Policy(), Logger: logger, OnProgress: progress.files}
-	err = pool.Read(cmd.Context(), opts, func(v pool.View) error {
-		all, err = v.Collector.Explain(sel, o.limit)
+	opts := fleet.Options{
+		Pools: dirs, Policy: o.config.loaded.Policy(), Logger: logger,
+		Pool: pool.Options{ArchiveDir: o.archive.dir, OnProgress: progress.files},
+	}
+	err = fleet.Read(cmd.Context(), opts, func(f *fleet.Fleet, _ *view.Snapshot) error {
+		all, err = api.Explain(cmd.Context(), f, sel, o.limit)
 		return err
 	})
 	if err == nil && all.Matching == 0 {

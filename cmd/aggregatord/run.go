@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"aggregatord/internal/daemon"
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/supervise"
 )
@@ -121,13 +122,15 @@ func (o *runOptions) run(cmd *cobra.Command, args []string) (err error) {
 	defer stop()
 	listening := make(chan struct{})
 	opts := daemon.Options{
-		Pool:   pool.Options{Dirs: []pool.DirSpec{{Path: dir}}, Archive: o.archive.options(), ArchiveDir: o.archive.dir},
+		Fleet: fleet.Options{
+			Pools: []pool.Spec{{Path: dir}}, Pool: pool.Options{Archive: o.archive.options(), ArchiveDir: o.archive.dir},
+		},
 		Config: o.config.loaded, ByFlag: o.config.byFlag,
 		OnListening: func() { close(listening) },
 		Logger:      logger,
 	}
 	o.web.apply(&opts)
-	opts.Settings = settings(cmd.Flags(), opts.Pool.Dirs)
+	opts.Settings = settings(cmd.Flags(), opts.Fleet.Pools)
 	served := make(chan error, 1)
 	// Ends soon after stop.
 	go func() { served <- runDaemon(ctx, opts) }()

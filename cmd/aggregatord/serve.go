@@ -19,6 +19,7 @@ import (
 
 	"aggregatord/internal/buildinfo"
 	"aggregatord/internal/daemon"
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/serve"
 	"aggregatord/internal/status"
@@ -216,19 +217,19 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 	opts := daemon.Options{
-		Pool:   pool.Options{Dirs: dirs, Archive: o.archive.options(), ArchiveDir: o.archive.dir},
+		Fleet:  fleet.Options{Pools: dirs, Pool: pool.Options{Archive: o.archive.options(), ArchiveDir: o.archive.dir}},
 		Config: o.config.loaded, ByFlag: o.config.byFlag, ReloadSignals: hangup,
 		SystemdNotify: true,
 		Logger:        logger,
 	}
 	o.web.apply(&opts)
-	opts.Pool.OnProgress = progress.files
+	opts.Fleet.Pool.OnProgress = progress.files
 	opts.Settings = settings(cmd.Flags(), dirs)
 	return runDaemon(cmd.Context(), opts)
 }
 
 // settings lists what the flags say, for who asks the daemon what is in force.
-func settings(flags *pflag.FlagSet, dirs []pool.DirSpec) []status.Setting {
+func settings(flags *pflag.FlagSet, dirs []pool.Spec) []status.Setting {
 	var all []status.Setting
 	flags.VisitAll(func(f *pflag.Flag) {
 		switch f.Name {

@@ -14,18 +14,18 @@ import (
 	"sync"
 	"time"
 
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/metric"
-	"aggregatord/internal/pool"
 	"aggregatord/internal/selector"
 	"aggregatord/internal/status"
 	"aggregatord/internal/view"
 )
 
-// Options of an API. Collector is needed.
+// Options of an API. Fleet is needed.
 type Options struct {
-	Collector *pool.Collector
+	Fleet *fleet.Fleet
 	// Gather returns what a scrape would be made of: the workers' snapshot, then those of the
-	// daemon's own. Default: the Collector's alone.
+	// daemon's own. Default: the workers' alone.
 	Gather func(context.Context) ([]*view.Snapshot, error)
 	Build  status.Build
 	// Started is when the daemon started.
@@ -63,7 +63,7 @@ const (
 func New(opts Options) *API {
 	if opts.Gather == nil {
 		opts.Gather = func(ctx context.Context) ([]*view.Snapshot, error) {
-			snap, err := opts.Collector.Gather(ctx)
+			snap, err := opts.Fleet.View(ctx, fleet.Selection{})
 			if err != nil {
 				return nil, err
 			}
@@ -99,7 +99,7 @@ func (a *API) Answer(ctx context.Context, path string, query url.Values) (code i
 		f, ok := errors.AsType[failure](err)
 		switch {
 		case ok:
-		case ctx.Err() != nil || errors.Is(err, pool.ErrClosed):
+		case ctx.Err() != nil || errors.Is(err, fleet.ErrClosed):
 			f = failure{http.StatusServiceUnavailable, "unavailable", err.Error()}
 		default:
 			f = failure{http.StatusInternalServerError, "internal", err.Error()}
@@ -150,7 +150,7 @@ func (a *API) answer(ctx context.Context, path string, query url.Values) (any, e
 			return nil, badData("parameter %q is not known here; %s takes %s", name, path, cmp.Or(strings.Join(question.params, ", "), "none"))
 		}
 	}
-	if question.values && !a.opts.Collector.Ready() {
+	if question.values && !a.opts.Fleet.Ready() {
 		return nil, failure{http.StatusServiceUnavailable, "unavailable", "not ready: not all sources have been read yet"}
 	}
 	return question.answer(a, ctx, params{query})
@@ -238,7 +238,7 @@ func release(snaps []*view.Snapshot) {
 
 // refresh has values read that are too old: what workers have changed shows only then.
 func (a *API) refresh(ctx context.Context) error {
-	if !a.opts.Collector.Ready() {
+	if !a.opts.Fleet.Ready() {
 		return nil // there is nothing to compare with yet
 	}
 	snaps, _, err := a.snapshots(ctx)
@@ -250,7 +250,7 @@ func (a *API) overview(ctx context.Context, _ params) (any, error) {
 	if err := a.refresh(ctx); err != nil {
 		return nil, err
 	}
-	o := a.opts.Collector.Overview()
+	o := Overview(a.opts.Fleet)
 	o.Build = a.opts.Build
 	o.Started = unixSeconds(a.opts.Started)
 	return o, nil
@@ -268,7 +268,7 @@ func (a *API) workers(ctx context.Context, q params) (any, error) {
 	if err := a.refresh(ctx); err != nil {
 		return nil, err
 	}
-	return list(q, a.opts.Collector.Workers(), defaultLimit, listing[status.Worker]{
+	return list(q, Workers(a.opts.Fleet), defaultLimit, listing[status.Worker]{
 		keep: func(w *status.Worker) bool { return !q.Has("pool") || w.Pool == q.Get("pool") },
 		text: func(w *status.Worker) []string { return []string{w.ID, w.Pool} },
 		sorts: map[string]func(a, b *status.Worker) int{
@@ -290,7 +290,7 @@ func (a *API) files(ctx context.Context, q params) (any, error) {
 	if err := a.refresh(ctx); err != nil {
 		return nil, err
 	}
-	all := a.opts.Collector.Files(func(f *status.File) bool {
+	all := Files(a.opts.Fleet, func(f *status.File) bool {
 		return (!q.Has("pool") || f.Pool == q.Get("pool")) && (!q.Has("worker") || f.Worker == q.Get("worker"))
 	})
 	return list(q, all, defaultLimit, listing[status.File]{
@@ -312,9 +312,9 @@ func (a *API) errors(_ context.Context, q params) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	files := a.opts.Collector.Files(func(f *status.File) bool { return f.State == "failed" || len(f.LeftOut) > 0 })
+	files := Files(a.opts.Fleet, func(f *status.File) bool { return f.State == "failed" || len(f.LeftOut) > 0 })
 	return status.Errors{
-		Files: files[:min(limit, len(files))], FilesTotal: len(files), Conflicts: a.opts.Collector.Conflicts(),
+		Files: files[:min(limit, len(files))], FilesTotal: len(files), Conflicts: Conflicts(a.opts.Fleet),
 	}, nil
 }
 
@@ -411,17 +411,17 @@ func (a *API) series(ctx context.Context, q params) (any, error) {
 	out := status.Samples{Time: unixSeconds(at)}
 	out.Offset, out.Items = offset, []status.Sample{}
 	for _, snap := range snaps {
-		pool.EachSample(snap, sel, func(ref view.PointRef, value int) {
+		EachSample(snap, sel, func(ref view.PointRef, value int) {
 			fam := &snap.Layout.Families[ref.Family]
 			if q.Has("family") && fam.Name != q.Get("family") || view.IsAbsent(snap.Values[value]) {
 				return
 			}
 			out.Total++
-			if search != "" && !labelsContain(fam.Metrics[ref.Metric].Labels, search) && !strings.Contains(strings.ToLower(fam.Name), search) {
+			if search != "" && !labelsContain(fam.Metrics[ref.Metric].AllLabels(), search) && !strings.Contains(strings.ToLower(fam.Name), search) {
 				return
 			}
 			if out.Matching++; out.Matching > offset && len(out.Items) < limit {
-				out.Items = append(out.Items, pool.SampleAt(snap, ref, value))
+				out.Items = append(out.Items, SampleAt(snap, ref, value))
 			}
 		})
 	}
@@ -449,7 +449,7 @@ func (a *API) explain(ctx context.Context, q params) (any, error) {
 	if err := a.refresh(ctx); err != nil {
 		return nil, err
 	}
-	out, err := a.opts.Collector.Explain(sel, limit)
+	out, err := Explain(ctx, a.opts.Fleet, sel, limit)
 	if err != nil {
 		return nil, err
 	}

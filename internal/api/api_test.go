@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/prometheus/model/relabel"
 	"go.uber.org/goleak"
 
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/policy"
 	"aggregatord/internal/pool"
@@ -104,11 +105,18 @@ func shop(t testing.TB, dir string) {
 	}
 }
 
+// tend looks at all directories.
+func tend(f *fleet.Fleet) {
+	for _, p := range f.Pools() {
+		p.Tend(true)
+	}
+}
+
 // harness is an API on a collector of one directory.
 type harness struct {
 	*API
 	t         testing.TB
-	collector *pool.Collector
+	collector *fleet.Fleet
 	dir       string
 }
 
@@ -118,26 +126,26 @@ func newHarness(t testing.TB, archived bool) *harness {
 	shop(t, h.dir)
 	set := telemetry.NewSet() // stands for the daemon's own
 	set.Counter("aggregatord_test_total", "A counter.").Inc()
-	opts := pool.Options{Dirs: []pool.DirSpec{{Path: h.dir}}}
+	opts := fleet.Options{Pools: []pool.Spec{{Path: h.dir}}}
 	if archived {
-		opts.Archive = &pool.ArchiveOptions{}
+		opts.Pool.Archive = &pool.ArchiveOptions{Rest: -1}
 	}
-	c, err := pool.New(opts)
+	c, err := fleet.New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Open(); err != nil {
 		t.Fatal(err)
 	}
-	c.Tend(true)
+	tend(c)
 	h.collector = c
 	h.API = New(Options{
-		Collector: c, Build: status.Build{Version: "test", Revision: "r", GoVersion: "go"}, Started: time.Unix(1000, 0),
+		Fleet: c, Build: status.Build{Version: "test", Revision: "r", GoVersion: "go"}, Started: time.Unix(1000, 0),
 		Config: func() status.Config {
 			return status.Config{Settings: []status.Setting{{Name: "--dir", Value: h.dir}}}
 		},
 		Gather: func(ctx context.Context) ([]*view.Snapshot, error) {
-			snap, err := c.Gather(ctx)
+			snap, err := c.View(ctx, fleet.Selection{})
 			if err != nil {
 				return nil, err
 			}
@@ -276,7 +284,7 @@ func TestExplainAddsUp(t *testing.T) {
 	if kinds := check(); kinds["file"] == 0 || kinds["archive"] > 0 {
 		t.Errorf("before the fold: %v", kinds)
 	}
-	for h.collector.Fold() {
+	for h.collector.Pool("").Fold() {
 	}
 	time.Sleep(maxAge + 10*time.Millisecond) // the values held are too old now
 	if kinds := check(); kinds["file"] == 0 || kinds["archive"] == 0 {
@@ -378,18 +386,18 @@ func TestShared(t *testing.T) {
 
 // TestUnavailable: before the first look is done there is a status, and no values.
 func TestUnavailable(t *testing.T) {
-	c, err := pool.New(pool.Options{Dirs: []pool.DirSpec{{Path: tmpfs(t)}}})
+	c, err := fleet.New(fleet.Options{Pools: []pool.Spec{{Path: tmpfs(t)}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &harness{t: t, API: New(Options{Collector: c}), collector: c}
+	h := &harness{t: t, API: New(Options{Fleet: c}), collector: c}
 	if o := get[status.Overview](h, "status"); o.Ready || len(o.Problems) == 0 {
 		t.Errorf("%+v", o)
 	}
 	if code, body := h.ask("families"); code != 503 || !strings.Contains(string(body), "not ready") {
 		t.Errorf("%d %s", code, body)
 	}
-	c.Tend(true)
+	tend(c)
 	h.opts.Gather = func(context.Context) ([]*view.Snapshot, error) { return nil, errors.New("disk on fire") }
 	if code, body := h.ask("families"); code != 500 || !strings.Contains(string(body), "disk on fire") {
 		t.Errorf("%d %s", code, body)
@@ -397,7 +405,10 @@ func TestUnavailable(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
-	h.opts.Gather = func(ctx context.Context) ([]*view.Snapshot, error) { _, err := c.Gather(ctx); return nil, err }
+	h.opts.Gather = func(ctx context.Context) ([]*view.Snapshot, error) {
+		_, err := c.View(ctx, fleet.Selection{})
+		return nil, err
+	}
 	if code, body := h.ask("families"); code != 503 {
 		t.Errorf("%d %s", code, body)
 	}
@@ -428,15 +439,15 @@ func BenchmarkLarge(b *testing.B) {
 	for w := range 64 {
 		write(b, dir, fmt.Sprintf("counter_%d.db", w+1), entries...)
 	}
-	c, err := pool.New(pool.Options{Dirs: []pool.DirSpec{{Path: dir}}})
+	c, err := fleet.New(fleet.Options{Pools: []pool.Spec{{Path: dir}}})
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer c.Close()
-	c.Tend(true)
+	tend(c)
 	for _, q := range []string{"status", "workers", "families", "series?family=family_001", "series?match={item=\"7\"}", `explain?series=family_001_total{item="7"}`} {
 		b.Run("workers=64/entries=20000/"+strings.NewReplacer("?", ",", "/", "_").Replace(q), func(b *testing.B) {
-			h := &harness{t: b, API: New(Options{Collector: c}), collector: c}
+			h := &harness{t: b, API: New(Options{Fleet: c}), collector: c}
 			defer func() { h.forget(); h.drop.Stop() }()
 			b.ReportAllocs()
 			for b.Loop() {
@@ -482,18 +493,18 @@ func TestPools(t *testing.T) {
 	write(t, web, "counter_1.db", requests("/", 3))
 	write(t, jobs, "counter_1.db", requests("/", 4))
 	write(t, jobs, "counter_2.db", requests("/", 5))
-	c, err := pool.New(pool.Options{Dirs: []pool.DirSpec{{Pool: "web", Path: web}, {Pool: "jobs", Path: jobs}}})
+	c, err := fleet.New(fleet.Options{Pools: []pool.Spec{{Name: "web", Path: web}, {Name: "jobs", Path: jobs}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &harness{t: t, API: New(Options{Collector: c}), collector: c}
+	h := &harness{t: t, API: New(Options{Fleet: c}), collector: c}
 	t.Cleanup(func() {
 		h.forget()
 		h.drop.Stop()
 		c.Close()
 	})
-	c.Tend(true)
-	if o := get[status.Overview](h, "status"); len(o.Pools) != 2 || o.Pools[0].Name != "web" || o.Pools[1].Series != 1 || o.Merge.Entries != 3 {
+	tend(c)
+	if o := get[status.Overview](h, "status"); len(o.Pools) != 2 || o.Pools[1].Name != "web" || o.Pools[0].Series != 1 || o.Merge.Entries != 3 {
 		t.Errorf("%+v", o)
 	}
 	if w := get[status.Page[status.Worker]](h, "workers?pool=jobs"); w.Total != 3 || w.Matching != 2 || w.Items[0].Pool != "jobs" {
@@ -528,8 +539,8 @@ func TestExplainCorpus(t *testing.T) {
 	}
 	explained := 0
 	for dir := range dirs {
-		err := pool.Read(t.Context(), pool.Options{Dirs: []pool.DirSpec{{Path: dir}}}, func(v pool.View) error {
-			all, err := v.Collector.Explain(everything, math.MaxInt)
+		err := fleet.Read(t.Context(), fleet.Options{Pools: []pool.Spec{{Path: dir}}}, func(f *fleet.Fleet, v *view.Snapshot) error {
+			all, err := Explain(t.Context(), f, everything, math.MaxInt)
 			if err != nil {
 				return err
 			}

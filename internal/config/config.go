@@ -130,6 +130,7 @@ type Limits struct {
 type Archive struct {
 	Dir            *string   `yaml:"dir,omitempty"`
 	Disable        *bool     `yaml:"disable,omitempty"`
+	Rest           *Duration `yaml:"rest,omitempty"`
 	GaugeRetention *Duration `yaml:"gauge_retention,omitempty"`
 	GaugeWorkers   *int      `yaml:"gauge_workers,omitempty"`
 }

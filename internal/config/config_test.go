@@ -73,6 +73,7 @@ limits:
 archive:
   dir: /var/lib/aggregatord
   disable: true
+  rest: 2s
   gauge_retention: 0
   gauge_workers: 5
 `

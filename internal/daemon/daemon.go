@@ -2,9 +2,9 @@
 // order in which they stop.
 //
 //	goroutine    started by  ends when              speaks through
-//	tend loop    Run         its context is done    nothing: it logs what goes wrong
-//	notifiers    Run         its context is done    a channel that wakes the tend loop
-//	reload loop  Run         its context is done    Collector.SetPolicy, and the log
+//	fleet        Run         its context is done    nothing: it logs what goes wrong
+//	memory loop  Run         its context is done    the garbage collector's settings
+//	reload loop  Run         its context is done    Fleet.SetPolicy, and the log
 //	HTTP server  Run         Shutdown returns       http.Server
 //
 // Nothing in the order of stopping is needed for correctness; a tidy stop is only quick
@@ -25,18 +25,17 @@ import (
 
 	"aggregatord/internal/config"
 	"aggregatord/internal/exposition"
-	"aggregatord/internal/pool"
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/serve"
 	"aggregatord/internal/status"
 	"aggregatord/internal/telemetry"
 	"aggregatord/internal/view"
-	"aggregatord/internal/watch"
 )
 
 // Options of Run. Zero fields mean the defaults given.
 type Options struct {
-	// Pool says which directories to read; its Logger, Metrics and Policy are Run's to fill.
-	Pool pool.Options
+	// Fleet says which directories to read; its Logger, Set, Policy and OnTend are Run's to fill.
+	Fleet fleet.Options
 	// ListenAddresses are host:port pairs, or unix:PATH. Default: DefaultListenAddress.
 	ListenAddresses []string
 	// SocketMode is the mode of unix sockets. Default: DefaultSocketMode.
@@ -49,12 +48,6 @@ type Options struct {
 	Web serve.Options
 	// TelemetryPath is where the metrics are. Default: /metrics.
 	TelemetryPath string
-	// TendInterval is how often processes are asked for signs of life. A death is noticed
-	// within it, or at the next scrape where live gauges depend on it. Default: 1 s.
-	TendInterval time.Duration
-	// RescanInterval is how often directories are listed although nothing told that they
-	// changed. Default: 10 s.
-	RescanInterval time.Duration
 	// ShutdownTimeout is how long scrapes in flight may take once Run's context is done.
 	// Default: 10 s.
 	ShutdownTimeout time.Duration
@@ -99,12 +92,6 @@ func (o *Options) fill() {
 	if o.TelemetryPath == "" {
 		o.TelemetryPath = "/metrics"
 	}
-	if o.TendInterval == 0 {
-		o.TendInterval = time.Second
-	}
-	if o.RescanInterval == 0 {
-		o.RescanInterval = 10 * time.Second
-	}
 	if o.ShutdownTimeout == 0 {
 		o.ShutdownTimeout = 10 * time.Second
 	}
@@ -123,65 +110,56 @@ func Run(ctx context.Context, opts Options) error {
 	log := opts.Logger
 	set := telemetry.NewSet()
 	m := newMetrics(set)
-	opts.Pool.Logger = log
-	opts.Pool.Metrics = pool.NewMetrics(set)
-	opts.Pool.Policy = opts.Config.Policy()
+	manager := newManager(opts)
+	opts.Fleet.Logger, opts.Fleet.Set, opts.Fleet.Policy = log, set, opts.Config.Policy()
+	start := newFirstScan(log)
+	var pools *fleet.Fleet
+	opts.Fleet.OnTend = func() {
+		ready := pools.Ready()
+		start.tell(ready)
+		manager.beat(ready)
+	}
 	if opts.Web.WebConfigFile != "" {
 		if err := serve.CheckWebConfig(opts.Web.WebConfigFile); err != nil {
 			return err
 		}
 	}
-	collector, err := pool.New(opts.Pool)
+	pools, err := fleet.New(opts.Fleet)
 	if err != nil {
 		return err
 	}
-	reloader := newReloader(opts, set, collector.SetPolicy)
-	if err := collector.Open(); err != nil {
-		return errors.Join(err, collector.Close())
+	reloader := newReloader(opts, set, pools.SetPolicy)
+	if err := pools.Open(); err != nil {
+		return errors.Join(err, pools.Close())
 	}
-	set.OnSnapshot(collector.UpdateMetrics)
-	set.OnSnapshot(m.update)
+	set.OnSnapshot(func() {
+		pools.UpdateMetrics()
+		m.update(pools)
+	})
 
 	// Listening comes first, so that an address that is taken is told at once; who asks
 	// before the first scan is done is told to wait.
 	listeners, err := listenAll(opts)
 	if err != nil {
-		return errors.Join(err, collector.Close())
+		return errors.Join(err, pools.Close())
 	}
 	if opts.OnListening != nil {
 		opts.OnListening()
 	}
-	manager := newManager(opts)
 	context.AfterFunc(ctx, manager.stopping)
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var loops sync.WaitGroup
-	wake := make(chan struct{}, 1)
-	wakeUp := func() {
-		select {
-		case wake <- struct{}{}:
-		default: // one is pending already
-		}
-	}
-	for _, d := range opts.Pool.Dirs {
-		n := watch.NewNotifier(watch.NotifierOptions{OnFallback: func(err error) {
-			log.Warn("file system events cannot be had; the directory is looked at every second", zap.String("dir", d.Path), zap.Error(err))
-		}})
-		m.addNotifier(d.Pool, n)
-		loops.Go(func() {
-			if err := n.Run(inner, d.Path, wakeUp); err != nil && inner.Err() == nil {
-				log.Error("file system events ended; changes are found by looking", zap.String("dir", d.Path), zap.Error(err))
-			}
-		})
-	}
-	loops.Go(func() { tend(inner, collector, wake, manager, opts) })
+	// Each ends when inner is done.
+	loops.Go(func() { pools.Run(inner) })
+	loops.Go(func() { tidy(inner, pools, opts.GCPercent) })
 	loops.Go(func() { reloader.run(inner) })
 
 	web := opts.Web
-	web.Gatherer = gatherer{collector, set}
+	web.Gatherer = gatherer{pools, set}
 	web.Encoder = &exposition.Encoder{OnReport: m.reporter(log)}
 	web.TelemetryPath = opts.TelemetryPath
-	web.Ready = collector.Ready
+	web.Ready = pools.Ready
 	web.Logger = log
 	web.Observe = m.observe
 	web.OnRefused = func(r serve.Refusal) { m.refused.With(string(r)).Inc() }
@@ -189,86 +167,68 @@ func Run(ctx context.Context, opts Options) error {
 	if opts.EnableLifecycle {
 		web.Reload = func() error { return reloader.reload("request") }
 	}
-	web.API = newAPI(collector, set, reloader)
+	web.API = newAPI(pools, set, reloader)
 	web.OnQuestion = func(code int) { m.questions.With(strconv.Itoa(code)).Inc() }
 	server := serve.New(web)
 	err = server.Run(ctx, listeners...)
 	log.Info("stopped serving")
 	stop()
 	loops.Wait()
-	err = errors.Join(err, collector.Close())
+	err = errors.Join(err, pools.Close())
 	log.Info("stopped", zap.Error(err))
 	return err
 }
 
-// firstFold is how long after the first scan the dead are folded.
-const firstFold = 250 * time.Millisecond
+// firstScan tells how the first look at all directories went.
+type firstScan struct {
+	log   *zap.Logger
+	start time.Time
+	once  sync.Once
+}
 
-// tend keeps the view up to date until ctx is done.
-func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, m *manager, opts Options) {
-	start := time.Now()
-	c.Tend(true)
-	for !c.Ready() && ctx.Err() == nil && c.Fold() {
-		// More files than may be open: the dead have to make room first.
-		c.Tend(true)
+func newFirstScan(log *zap.Logger) *firstScan { return &firstScan{log: log, start: time.Now()} }
+
+func (f *firstScan) tell(ready bool) {
+	if ready {
+		f.once.Do(func() { f.log.Info("ready", zap.Duration("after", time.Since(f.start))) })
 	}
-	if c.Ready() {
-		opts.Logger.Info("ready", zap.Duration("after", time.Since(start)))
-	} else {
-		opts.Logger.Error("not ready: not all source files can be opened; the log above says why")
-	}
-	m.beat(c.Ready())
-	// The first scrape has waited for the first scan; folding can wait for the scrape.
-	select {
-	case <-ctx.Done():
-	case <-time.After(min(firstFold, opts.TendInterval)):
-	}
-	garbage := garbage{most: opts.GCPercent}
-	calm := time.After(opts.TendInterval)
-	ticker := time.NewTicker(opts.TendInterval)
+}
+
+// tidyEvery is how often the garbage collector is set anew.
+const tidyEvery = 10 * time.Second
+
+// tidy gives back what the first scan has left, and keeps garbage in bounds until ctx is done.
+func tidy(ctx context.Context, pools *fleet.Fleet, percent int) {
+	garbage := garbage{most: percent}
+	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
-	rescan := time.NewTicker(opts.RescanInterval)
-	defer rescan.Stop()
-	for {
-		force := false
+	for first := true; ; {
 		select {
 		case <-ctx.Done():
-		case <-calm:
-			debug.FreeOSMemory() // what the first scan has left
-			garbage.limit()
-		case <-wake:
-		case <-ticker.C:
-		case <-rescan.C:
-			force = true
-			garbage.limit()
-		}
-		if ctx.Err() != nil { // whatever else there was to do
-			c.Fold() // what files without a name have counted is lost with us
 			return
+		case <-ticker.C:
 		}
-		c.Tend(force)
-		m.beat(c.Ready())
-		for tended := time.Now(); c.Fold() && ctx.Err() == nil; {
-			// Folding thousands of files takes a while, and looking at all that are left does,
-			// too.
-			m.beat(c.Ready())
-			if time.Since(tended) >= opts.TendInterval {
-				c.Tend(false)
-				tended = time.Now()
-			}
+		if first && !pools.Ready() {
+			continue
 		}
+		if first {
+			debug.FreeOSMemory()
+			ticker.Reset(tidyEvery)
+			first = false
+		}
+		garbage.limit()
 	}
 }
 
 // gatherer gives a scrape the workers' metrics and the daemon's own.
 type gatherer struct {
-	collector *pool.Collector
-	set       *telemetry.Set
+	pools *fleet.Fleet
+	set   *telemetry.Set
 }
 
 // Gather implements serve.Gatherer.
 func (g gatherer) Gather(ctx context.Context) ([]*view.Snapshot, error) {
-	workers, err := g.collector.Gather(ctx)
+	workers, err := g.pools.View(ctx, fleet.Selection{})
 	if err != nil {
 		return nil, err
 	}

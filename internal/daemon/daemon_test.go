@@ -27,6 +27,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/serve"
 	"aggregatord/internal/store"
@@ -99,11 +100,11 @@ func start(t *testing.T, opts Options, gates ...*gate) *daemon {
 	if len(opts.ListenAddresses) == 0 {
 		opts.ListenAddresses = []string{"127.0.0.1:0"}
 	}
-	if opts.TendInterval == 0 {
-		opts.TendInterval = time.Hour
+	if opts.Fleet.TendInterval == 0 {
+		opts.Fleet.TendInterval = time.Hour
 	}
-	if opts.RescanInterval == 0 {
-		opts.RescanInterval = time.Hour
+	if opts.Fleet.RescanInterval == 0 {
+		opts.Fleet.RescanInterval = time.Hour
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	d := &daemon{t: t, logs: logs, stop: stop, done: make(chan struct{})}
@@ -286,7 +287,7 @@ func sourceDir(t *testing.T) string {
 	return dir
 }
 
-func only(dir string) pool.Options { return pool.Options{Dirs: []pool.DirSpec{{Path: dir}}} }
+func only(dir string) fleet.Options { return fleet.Options{Pools: []pool.Spec{{Path: dir}}} }
 
 // write adds to series without labels in a source file, as a worker does that lives until
 // the writer is closed.
@@ -337,7 +338,7 @@ func TestReady(t *testing.T) {
 	dir := sourceDir(t)
 	write(t, dir, "counter_1.db", "c_total", 7)
 	g := newGate("first scan done")
-	d := start(t, Options{Pool: only(dir)}, g)
+	d := start(t, Options{Fleet: only(dir)}, g)
 	g.await(t)
 	for path, want := range map[string]int{
 		"/-/healthy": http.StatusOK,
@@ -367,7 +368,7 @@ func TestStop(t *testing.T) {
 	dir := sourceDir(t)
 	w := write(t, dir, "counter_1.db", "c_total", 7)
 	g := newGate(disagreement)
-	d := startReady(t, Options{Pool: only(dir)}, g)
+	d := startReady(t, Options{Fleet: only(dir)}, g)
 	disagree(t, dir)
 	address := d.addresses()[0]
 	type result struct {
@@ -429,7 +430,7 @@ func TestStopAtOnce(t *testing.T) {
 	dir := sourceDir(t)
 	write(t, dir, "counter_1.db", "c_total", 7)
 	for range 20 {
-		d := start(t, Options{Pool: only(dir)})
+		d := start(t, Options{Fleet: only(dir)})
 		if err := d.end(); err != nil {
 			t.Fatal(err)
 		}
@@ -442,7 +443,7 @@ func TestTwoAddresses(t *testing.T) {
 	done := leaks(t)
 	dir := sourceDir(t)
 	write(t, dir, "counter_1.db", "c_total", 7)
-	d := startReady(t, Options{Pool: only(dir), ListenAddresses: []string{"127.0.0.1:0", "localhost:0"}, TelemetryPath: "/m"})
+	d := startReady(t, Options{Fleet: only(dir), ListenAddresses: []string{"127.0.0.1:0", "localhost:0"}, TelemetryPath: "/m"})
 	addrs := d.addresses()
 	if len(addrs) != 2 || addrs[0] == addrs[1] {
 		t.Fatalf("it listens on %q", addrs)
@@ -472,12 +473,12 @@ func TestTwoAddresses(t *testing.T) {
 func TestDirectoryAppearsLater(t *testing.T) {
 	for name, opts := range map[string]Options{
 		"by_events":   {},
-		"by_the_tick": {TendInterval: 10 * time.Millisecond},
+		"by_the_tick": {Fleet: fleet.Options{TendInterval: 10 * time.Millisecond}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			done := leaks(t)
 			dir := filepath.Join(sourceDir(t), "a", "b")
-			opts.Pool = only(dir)
+			opts.Fleet = only(dir)
 			d := startReady(t, opts)
 			before := d.scrape()
 			before.expect(t, 0, "aggregatord_directory_up")
@@ -509,7 +510,7 @@ func TestDirectoryAppearsLater(t *testing.T) {
 // its counts are not, and without a scrape the log tells of it.
 func TestDeathIsNoticed(t *testing.T) {
 	dir := sourceDir(t)
-	d := startReady(t, Options{Pool: only(dir), TendInterval: 10 * time.Millisecond})
+	d := startReady(t, Options{Fleet: fleet.Options{Pools: only(dir).Pools, TendInterval: 10 * time.Millisecond}})
 	counter, gauge := write(t, dir, "counter_1.db", "c_total", 7), write(t, dir, "gauge_livesum_1.db", "busy", 2)
 	d.await("worker found")
 	f := d.scrape()
@@ -528,7 +529,7 @@ func TestDeathIsNoticed(t *testing.T) {
 		t.Errorf("the live gauge of a dead worker is %v", v)
 	}
 	e := d.await("worker is dead; what it counted stays in the totals")
-	if e.Level != zapcore.InfoLevel || e.ContextMap()["worker"] != "1" {
+	if e.Level != zapcore.DebugLevel || e.ContextMap()["worker"] != "1" {
 		t.Errorf("it logs %v", e)
 	}
 }
@@ -548,7 +549,7 @@ func TestOwnMetrics(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d := startReady(t, Options{Pool: pool.Options{Dirs: []pool.DirSpec{{Pool: "web", Path: web}, {Pool: "jobs", Path: jobs}}}})
+	d := startReady(t, Options{Fleet: fleet.Options{Pools: []pool.Spec{{Name: "web", Path: web}, {Name: "jobs", Path: jobs}}}})
 	first := d.get("/metrics")
 	second := d.get("/metrics", "Accept-Encoding", "gzip")
 	if second.header.Get("Content-Encoding") != "gzip" {
@@ -652,7 +653,7 @@ func TestReadmeMetrics(t *testing.T) {
 			}
 		}
 	}
-	for name := range startReady(t, Options{Pool: only(sourceDir(t))}).scrape() {
+	for name := range startReady(t, Options{Fleet: only(sourceDir(t))}).scrape() {
 		if !made[name] {
 			t.Fatalf("%s is served, and not found in the code", name)
 		}
@@ -674,7 +675,7 @@ func TestQuiet(t *testing.T) {
 	dir := sourceDir(t)
 	write(t, dir, "counter_1.db", "c_total", 7)
 	disagree(t, dir)
-	d := startReady(t, Options{Pool: only(dir)})
+	d := startReady(t, Options{Fleet: only(dir)})
 	headers := [][]string{
 		nil,
 		{"Accept-Encoding", "gzip"},
@@ -725,7 +726,7 @@ func TestAddressInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	d := start(t, Options{Pool: only(sourceDir(t)), ListenAddresses: []string{"127.0.0.1:0", taken.Addr().String()}})
+	d := start(t, Options{Fleet: only(sourceDir(t)), ListenAddresses: []string{"127.0.0.1:0", taken.Addr().String()}})
 	if err := d.wait(); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), fmt.Sprintf("listen on %q", taken.Addr())) {
 		t.Errorf("Run: %v", err)
 	}
@@ -747,15 +748,15 @@ func TestAddressInUse(t *testing.T) {
 func TestOptions(t *testing.T) {
 	done := leaks(t)
 	for name, tc := range map[string]struct {
-		dirs []pool.DirSpec
+		dirs []pool.Spec
 		want string
 	}{
 		"no_directory":    {nil, "no directory"},
-		"unnamed":         {[]pool.DirSpec{{Pool: "web", Path: "/a"}, {Path: "/b"}}, `"/b" has no name`},
-		"duplicate_names": {[]pool.DirSpec{{Pool: "web", Path: "/a"}, {Pool: "web", Path: "/b"}}, `"web"`},
+		"unnamed":         {[]pool.Spec{{Name: "web", Path: "/a"}, {Path: "/b"}}, `"/b" has no name`},
+		"duplicate_names": {[]pool.Spec{{Name: "web", Path: "/a"}, {Name: "web", Path: "/b"}}, `"web"`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := start(t, Options{Pool: pool.Options{Dirs: tc.dirs}})
+			d := start(t, Options{Fleet: fleet.Options{Pools: tc.dirs}})
 			if err := d.wait(); err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("Run: %v", err)
 			}

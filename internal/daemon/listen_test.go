@@ -19,7 +19,7 @@ import (
 // takes the socket away in the end.
 func TestUnixSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	d := startReady(t, Options{Pool: only(sourceDir(t)), ListenAddresses: []string{"unix:" + path}, SocketMode: 0o606})
+	d := startReady(t, Options{Fleet: only(sourceDir(t)), ListenAddresses: []string{"unix:" + path}, SocketMode: 0o606})
 	if got := d.addresses()[0]; got != "unix:"+path {
 		t.Errorf("it listens on %q", got)
 	}
@@ -86,7 +86,7 @@ func TestUnixSocketInTheWay(t *testing.T) {
 
 // TestSystemdSocketMissing: without sockets from systemd the error says how to get some.
 func TestSystemdSocketMissing(t *testing.T) {
-	d := start(t, Options{Pool: only(sourceDir(t)), SystemdSocket: true})
+	d := start(t, Options{Fleet: only(sourceDir(t)), SystemdSocket: true})
 	if err := d.wait(); err == nil || !strings.Contains(err.Error(), ".socket unit") {
 		t.Errorf("Run: %v", err)
 	}

@@ -12,9 +12,9 @@ import (
 
 	"aggregatord/internal/buildinfo"
 	"aggregatord/internal/exposition"
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/serve"
 	"aggregatord/internal/telemetry"
-	"aggregatord/internal/watch"
 )
 
 // metrics are the daemon's own metrics beside those of pool.
@@ -30,15 +30,9 @@ type metrics struct {
 
 	events, overflows telemetry.CounterVec // pool
 	eventsUp          telemetry.GaugeVec   // pool
-	notifiers         []notifierOf
 
 	resident, goroutines telemetry.Gauge
 	cpu                  telemetry.Counter
-}
-
-type notifierOf struct {
-	pool string
-	n    *watch.Notifier
 }
 
 func newMetrics(set *telemetry.Set) *metrics {
@@ -70,12 +64,6 @@ func newMetrics(set *telemetry.Set) *metrics {
 		m.scrapes.With(string(o)) // there before it counts
 	}
 	return m
-}
-
-// addNotifier makes the notifier's counts part of the metrics. Call it before the first
-// scrape.
-func (m *metrics) addNotifier(pool string, n *watch.Notifier) {
-	m.notifiers = append(m.notifiers, notifierOf{pool, n})
 }
 
 // observe counts a scrape.
@@ -116,15 +104,15 @@ func (m *metrics) reporter(log *zap.Logger) func(exposition.Report) {
 }
 
 // update brings the gauges up to date.
-func (m *metrics) update() {
-	for _, n := range m.notifiers {
-		m.events.With(n.pool).Set(float64(n.n.Stats.Events.Load()))
-		m.overflows.With(n.pool).Set(float64(n.n.Stats.Overflows.Load()))
+func (m *metrics) update(pools *fleet.Fleet) {
+	for _, e := range pools.Events() {
+		m.events.With(e.Pool).Set(float64(e.Events))
+		m.overflows.With(e.Pool).Set(float64(e.Overflows))
 		up := 0.0
-		if n.n.Stats.Watching.Load() {
+		if e.Watching {
 			up = 1
 		}
-		m.eventsUp.With(n.pool).Set(up)
+		m.eventsUp.With(e.Pool).Set(up)
 	}
 	m.resident.Set(float64(anonymousBytes()))
 	m.cpu.Set(cpuSeconds())

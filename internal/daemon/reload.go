@@ -79,8 +79,8 @@ func (r *reloader) loaded(c *config.Config) {
 		r.hash.Set(float64(n))
 	}
 	served := map[string]bool{}
-	for _, d := range r.opts.Pool.Dirs {
-		served[d.Pool] = true
+	for _, spec := range r.opts.Fleet.Pools {
+		served[spec.Name] = true
 	}
 	for _, p := range c.Pools {
 		if !served[p.Name] {
@@ -136,7 +136,7 @@ func (r *reloader) run(ctx context.Context) {
 	if path := r.opts.Config.File(); path != "" {
 		// Its directory may be one where much else happens.
 		n := watch.NewNotifier(watch.NotifierOptions{Quiet: 100 * time.Millisecond, OnFallback: func(err error) {
-			r.logger.Warn("file system events cannot be had; the configuration file is looked at every second", zap.String("config", path), zap.Error(err))
+			r.logger.Warn("inotify is unavailable; looking at the configuration file every second", zap.String("config", path), zap.Error(err))
 		}})
 		// Ends when ctx is done.
 		notifying.Go(func() {
@@ -242,6 +242,9 @@ func fixedOf(c *config.Config) map[string]string {
 	}
 	if v := c.Archive.Disable; v != nil && *v {
 		fixed["archive.disable"] = "true"
+	}
+	if v := c.Archive.Rest; v != nil {
+		fixed["archive.rest"] = v.String()
 	}
 	if v := c.Archive.GaugeRetention; v != nil {
 		fixed["archive.gauge_retention"] = v.String()

@@ -80,7 +80,7 @@ func TestReload(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a.yml")
 	sourceDir := sourceDir(t)
-	opts := Options{Pool: only(sourceDir), ReloadSignals: make(chan os.Signal, 1), EnableLifecycle: true}
+	opts := Options{Fleet: only(sourceDir), ReloadSignals: make(chan os.Signal, 1), EnableLifecycle: true}
 	hangup := make(chan os.Signal, 1)
 	opts.ReloadSignals = hangup
 	opts.Config = loadConfig(t, path, "external_labels: {region: a}\n")
@@ -207,7 +207,7 @@ func TestReloadConfigMap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := startReady(t, Options{Pool: only(sourceDir(t)), Config: c})
+	d := startReady(t, Options{Fleet: only(sourceDir(t)), Config: c})
 	for n := 2; n <= 4; n++ {
 		publish(n, fmt.Sprintf("external_labels: {n: '%d'}\n", n))
 		d.awaitEntry(reloaded, n-1)
@@ -223,7 +223,7 @@ func TestReloadConfigMap(t *testing.T) {
 // TestReloadWithoutFile: there is nothing to do, and that is no failure.
 func TestReloadWithoutFile(t *testing.T) {
 	hangup := make(chan os.Signal, 1)
-	d := startReady(t, Options{Pool: only(sourceDir(t)), ReloadSignals: hangup})
+	d := startReady(t, Options{Fleet: only(sourceDir(t)), ReloadSignals: hangup})
 	hangup <- syscall.SIGHUP
 	d.await("no configuration file to reload; start with --config.file")
 	for series, want := range map[string]string{
@@ -278,7 +278,7 @@ func TestReloadHalfWritten(t *testing.T) {
 func TestReloadFromFIFO(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a.yml")
-	opts := Options{Pool: only(sourceDir(t))}
+	opts := Options{Fleet: only(sourceDir(t))}
 	opts.Config = loadConfig(t, path, "external_labels: {region: a}\n")
 	d := startReady(t, opts)
 	fifo, next := filepath.Join(dir, "fifo"), filepath.Join(dir, "next")
@@ -306,8 +306,8 @@ func TestReloadNeedsRestart(t *testing.T) {
 	dir := sourceDir(t)
 	base := "pools:\n  - {name: web, dir: " + dir + "}\n"
 	opts := Options{Config: loadConfig(t, path, base), ByFlag: []string{"archive.dir"}}
-	opts.Pool = only(dir)
-	opts.Pool.Dirs[0].Pool = "web"
+	opts.Fleet = only(dir)
+	opts.Fleet.Pools[0].Name = "web"
 	d := startReady(t, opts)
 	for i, c := range []struct {
 		content string
@@ -356,7 +356,7 @@ func TestReloadUnderScrapes(t *testing.T) {
 	}
 	wants := []string{"level=0+1+2+3 noise=4 info=0", "level=3 noise=0 info=0", "level=6 noise=4 info=1"}
 	hangup := make(chan os.Signal)
-	d := startReady(t, Options{Pool: only(dir), Config: loadConfig(t, path, contents[0]), ReloadSignals: hangup})
+	d := startReady(t, Options{Fleet: only(dir), Config: loadConfig(t, path, contents[0]), ReloadSignals: hangup})
 	address := d.addresses()[0]
 	seen := regexp.MustCompile(`(?m)^(jobs_\d+_total|level|noise|build_info)(?:\{(.*?)\})? (.*)$`)
 	label := regexp.MustCompile(`n="(.)"`)

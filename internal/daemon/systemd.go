@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -10,13 +11,14 @@ import (
 
 // manager tells systemd how the daemon is, in the protocol of sd_notify(3): READY=1 when all
 // there is has been read, STOPPING=1 when no more requests are taken, and WATCHDOG=1 as long
-// as the tend loop turns, so that a daemon that hangs is killed and started again. A nil
+// as pools are tended, so that a daemon that hangs is killed and started again. A nil
 // manager tells nothing, and so does one without $NOTIFY_SOCKET.
 type manager struct {
 	log *zap.Logger
 	// every is how long after a sign of life the next is due; 0 without a watchdog.
 	every time.Duration
-	// next is when it is due. It belongs to the tend loop.
+	// mu guards next, which is when it is due.
+	mu   sync.Mutex
 	next time.Time
 	// ready says that READY=1 was told.
 	ready atomic.Bool
@@ -42,7 +44,7 @@ func (s *manager) tell(state string) {
 	}
 }
 
-// beat is a sign of life, told now and then. The first one with ready tells that, too.
+// beat is a sign of life, told now and then, by any goroutine. The first one with ready tells that, too.
 func (s *manager) beat(ready bool) {
 	if s == nil {
 		return
@@ -50,10 +52,19 @@ func (s *manager) beat(ready bool) {
 	if ready && !s.ready.Swap(true) {
 		s.tell(systemd.SdNotifyReady)
 	}
-	if now := time.Now(); s.every > 0 && !now.Before(s.next) {
-		s.next = now.Add(s.every)
+	if s.due(time.Now()) {
 		s.tell(systemd.SdNotifyWatchdog)
 	}
+}
+
+func (s *manager) due(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.every == 0 || now.Before(s.next) {
+		return false
+	}
+	s.next = now.Add(s.every)
+	return true
 }
 
 // stopping tells that the daemon is about to end.

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/pool"
 )
 
@@ -28,8 +29,8 @@ func TestSystemdNotify(t *testing.T) {
 	// Ends when ctx does.
 	go func() {
 		ended <- Run(ctx, Options{
-			Pool: pool.Options{Dirs: []pool.DirSpec{{Path: t.TempDir()}}}, ListenAddresses: []string{"127.0.0.1:0"},
-			TendInterval: 10 * time.Millisecond, SystemdNotify: true, OnListening: func() { listening = true },
+			Fleet: fleet.Options{Pools: []pool.Spec{{Path: t.TempDir()}}, TendInterval: 10 * time.Millisecond}, ListenAddresses: []string{"127.0.0.1:0"},
+			SystemdNotify: true, OnListening: func() { listening = true },
 		})
 	}()
 	var told []string

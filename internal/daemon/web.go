@@ -5,20 +5,20 @@ import (
 
 	"aggregatord/internal/api"
 	"aggregatord/internal/buildinfo"
-	"aggregatord/internal/pool"
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/status"
 	"aggregatord/internal/telemetry"
 )
 
 // newAPI returns what answers questions about the daemon that is being started.
-func newAPI(collector *pool.Collector, set *telemetry.Set, reloader *reloader) *api.API {
+func newAPI(pools *fleet.Fleet, set *telemetry.Set, reloader *reloader) *api.API {
 	info := buildinfo.Get()
 	return api.New(api.Options{
-		Collector: collector,
-		Gather:    gatherer{collector, set}.Gather,
-		Build:     status.Build{Version: info.Version, Revision: info.Revision, GoVersion: info.GoVersion},
-		Started:   time.Now(),
-		Config:    reloader.status,
+		Fleet:   pools,
+		Gather:  gatherer{pools, set}.Gather,
+		Build:   status.Build{Version: info.Version, Revision: info.Revision, GoVersion: info.GoVersion},
+		Started: time.Now(),
+		Config:  reloader.status,
 	})
 }
 

@@ -18,7 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"aggregatord/internal/archive"
+	"aggregatord/internal/fold"
 	"aggregatord/internal/store"
 	"aggregatord/internal/watch"
 )
@@ -358,7 +358,7 @@ func (e *examination) files() {
 
 // holder looks for a daemon that has the directory.
 func (e *examination) holder() {
-	who, held, err := archive.Holder(e.opts.Dir)
+	who, held, err := fold.Holder(e.opts.Dir)
 	switch {
 	case err != nil:
 		e.add(Warning, "daemon", err.Error(), "run this as the user of the daemon")

@@ -243,3 +243,29 @@ func (p *Place) TakeOver() error {
 	}
 	return unix.Rmdir(dir)
 }
+
+// Staged lists the records of the files that are staged in a directory, also those that an
+// earlier version staged. A directory that is not there has none.
+func Staged(path string) (records []string, err error) {
+	for _, dir := range []struct {
+		path   string
+		record func(name string) (string, bool)
+	}{
+		{path, RecordOf},
+		{filepath.Join(path, legacyDir, "staged"), func(name string) (string, bool) { return name, true }},
+	} {
+		entries, err := os.ReadDir(dir.path)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list staged files: %w", err)
+		}
+		for _, e := range entries {
+			if record, ok := dir.record(e.Name()); ok {
+				records = append(records, record)
+			}
+		}
+	}
+	return records, nil
+}

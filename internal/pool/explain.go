@@ -29,6 +29,16 @@ type Account struct {
 	Contributions []Contribution
 }
 
+// Peek returns a view of the values that were loaded last, without reading any file.
+func (p *Pool) Peek() (*view.Snapshot, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, ErrClosed
+	}
+	return p.index.Snapshot(), nil
+}
+
 // Explain takes a view of the values that were loaded last, without reading any file, calls
 // choose with it, and accounts for the points that choose returns. The time it takes grows with
 // all entries, not with the number of points. The snapshot is valid during the call of choose.

@@ -314,6 +314,7 @@ func (p *Pool) noteLocked(t *file, err error) {
 	if err == nil {
 		if t.failure != "" {
 			t.failure, t.failed = "", nil
+			p.changed = true
 			p.logger.Info("file can be read again", zap.String("path", t.path))
 		}
 		return
@@ -328,6 +329,7 @@ func (p *Pool) noteLocked(t *file, err error) {
 		return
 	}
 	t.failure, t.failed = reason, err
+	p.changed = true
 	p.metrics.fileErrors.With(p.spec.Name, string(reason)).Inc()
 	if reason == reasonTooMany {
 		return

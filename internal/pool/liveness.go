@@ -70,6 +70,7 @@ func (p *Pool) setAliveLocked(t *file, lives bool) {
 		t.state = alive
 	case t.state == alive || t.state == unasked:
 		t.state, t.since = dead, p.now()
+		p.changed = true
 	}
 	p.index.SetAlive(t.source, lives)
 	if t.file.Settled() == lives {

@@ -85,8 +85,19 @@ func (m *Metrics) forget(pool string) { m.set.Forget("pool", pool) }
 // fileGauge is the labels of a series of aggregatord_files.
 type fileGauge struct{ state, dialect string }
 
+// UpdateMetrics brings the gauges that describe the pool up to date, if anything has changed
+// since Tend did so.
+func (p *Pool) UpdateMetrics() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.changed && !p.closed {
+		p.updateMetricsLocked()
+	}
+}
+
 // updateMetricsLocked brings the gauges that describe the pool up to date.
 func (p *Pool) updateMetricsLocked() {
+	p.changed = false
 	m, pool := p.metrics, p.spec.Name
 	files := make(map[fileGauge]int, len(p.gauges))
 	for g := range p.gauges {
@@ -98,7 +109,7 @@ func (p *Pool) updateMetricsLocked() {
 	entries, awaiting := 0, 0
 	for t := range p.allLocked() {
 		g := fileGauge{string(t.describe()), ""}
-		if FileState(g.state) != stateFailed {
+		if FileState(g.state) != FileFailed {
 			g.dialect = t.dialect()
 		}
 		files[g]++

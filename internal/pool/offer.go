@@ -239,6 +239,7 @@ func (p *Pool) Swap(files []*fold.File, change func()) {
 		p.dropLocked(t)
 	}
 	p.showAllLocked()
+	p.changed = true
 }
 
 // Change implements fold.Pool.
@@ -247,6 +248,7 @@ func (p *Pool) Change(change func()) {
 	defer p.mu.Unlock()
 	change()
 	p.showAllLocked()
+	p.changed = true
 }
 
 // Found implements fold.Pool.

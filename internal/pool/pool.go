@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,9 @@ type Spec struct {
 	// Path is the directory.
 	Path string
 }
+
+// String is for logs.
+func (s Spec) String() string { return strings.TrimPrefix(s.Name+"="+s.Path, "=") }
 
 // Options of a Pool.
 type Options struct {
@@ -131,7 +135,7 @@ type Pool struct {
 	foreign  int
 	listings uint64 // how many there were
 	scanErr  error
-	listed   bool // at least once
+	listed   bool            // at least once
 	looks    uint64          // calls of Tend and Gather
 	rounds   uint64          // calls of Tend
 	asked    map[string]bool // workers that are alive, in one round
@@ -152,13 +156,15 @@ type Pool struct {
 	// there are records by identity.
 	forget, identities bool
 
-	gauges   map[fileGauge]bool // that updateMetrics has set
+	gauges   map[fileGauge]bool // that updateMetricsLocked has set
+	changed  bool               // since then
 	refusals map[refusal]bool   // that were told
 	reported map[merge.Conflict]bool
 	loads    []*file // reused by load
 	// lastPass is when the last pass began, and lastPassTook how long it was.
 	lastPass     time.Time
 	lastPassTook time.Duration
+	passes       uint64
 }
 
 // space is the room of a file system.
@@ -294,9 +300,18 @@ func (p *Pool) Gather() (*view.Snapshot, error) {
 	snap := p.index.Snapshot()
 	p.reportConflictsLocked()
 	p.lastPass, p.lastPassTook = p.now(), time.Since(start)
+	p.passes++
 	p.metrics.passes.Inc()
 	p.metrics.passSeconds.Observe(p.lastPassTook.Seconds())
 	return snap, nil
+}
+
+// LeftOut counts what the last view left out: disagreements between files, and the series that
+// rules drop or have expired.
+func (p *Pool) LeftOut() (conflicts, dropped, expired int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.index.Conflicts()), p.index.Dropped(), p.index.Expired()
 }
 
 // parallelEntries is how many entries make loading on several cores worth the while.

@@ -36,6 +36,7 @@ func (p *Pool) scanLocked(force bool) {
 		return
 	}
 	p.metrics.rescans.With(p.spec.Name).Inc()
+	p.changed = true
 	reserved := p.reserveLocked(len(listing.Entries))
 	opening := p.compareLocked(listing.Entries)
 	before := p.deferred
@@ -203,6 +204,7 @@ func (p *Pool) forgetRemovedLocked() {
 
 func (p *Pool) scanFailedLocked(err error) {
 	p.metrics.scanErrors.With(p.spec.Name).Inc()
+	p.changed = true
 	if p.scanErr == nil || p.scanErr.Error() != err.Error() {
 		if missing(err) {
 			p.logger.Warn("directory does not exist; waiting for it")

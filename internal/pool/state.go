@@ -25,11 +25,11 @@ type FileState string
 
 // The states of files.
 const (
-	stateAlive   FileState = "alive"
-	stateDead    FileState = "dead"
-	stateStaged  FileState = "staged"  // waits to be archived
-	stateRemoved FileState = "removed" // by somebody else
-	stateFailed  FileState = "failed"  // cannot be read
+	FileAlive   FileState = "alive"
+	FileDead    FileState = "dead"
+	FileStaged  FileState = "staged"  // waits to be archived
+	FileRemoved FileState = "removed" // by somebody else
+	FileFailed  FileState = "failed"  // cannot be read
 )
 
 // State is a pool as a whole.
@@ -59,9 +59,11 @@ type State struct {
 	// of it by rules, and Conflicts are disagreements between files.
 	Families, Samples, Dropped, Expired int
 	Conflicts                           []merge.Conflict
-	// LastPass is when a view was taken last, and LastPassTook how long that was.
+	// LastPass is when a view was taken last, LastPassTook how long that was, and Passes how many
+	// there were.
 	LastPass     time.Time
 	LastPassTook time.Duration
+	Passes       uint64
 	Archive      ArchiveState
 	// FileErrors and EntryErrors count by reason since the pool was made.
 	FileErrors, EntryErrors map[store.Reason]uint64
@@ -99,7 +101,7 @@ func (p *Pool) State() State {
 		Spec: p.spec, Up: p.scanErr == nil && p.listed, Err: p.scanErr, Ready: p.ready.Load(),
 		Liveness: p.prober.Choice(), KnownBy: map[watch.Method]int{}, Workers: len(p.workers), Alive: p.aliveLocked(),
 		Files: map[FileState]int{}, Foreign: p.foreign, Series: p.index.Series(p.spec.Name), Conflicts: p.index.Conflicts(),
-		Dropped: p.index.Dropped(), Expired: p.index.Expired(), LastPass: p.lastPass, LastPassTook: p.lastPassTook,
+		Dropped: p.index.Dropped(), Expired: p.index.Expired(), LastPass: p.lastPass, LastPassTook: p.lastPassTook, Passes: p.passes,
 		FileErrors: map[store.Reason]uint64{}, EntryErrors: map[store.Reason]uint64{},
 		IndexLimits: p.index.Limits(), FileLimits: p.limits.InForce(), OpenFiles: p.descriptors.Max(),
 		Room: Room{p.room.known, p.room.totalBytes, p.room.freeBytes, p.room.totalNodes, p.room.freeNodes},
@@ -145,15 +147,15 @@ func (p *Pool) State() State {
 func (t *file) describe() FileState {
 	switch {
 	case t.failure != "" || t.file == nil && t.state != absorbed:
-		return stateFailed
+		return FileFailed
 	case t.place == staged:
-		return stateStaged
+		return FileStaged
 	case t.place == orphan:
-		return stateRemoved
+		return FileRemoved
 	case !t.isAlive():
-		return stateDead
+		return FileDead
 	}
-	return stateAlive
+	return FileAlive
 }
 
 // dialect names how a file is laid out, as far as it shows.
@@ -229,7 +231,7 @@ func (p *Pool) Workers() []Worker {
 		if w == nil || t.name.Archive {
 			continue
 		}
-		if t.describe() == stateFailed {
+		if t.describe() == FileFailed {
 			w.Failed++
 		}
 		if t.file == nil {

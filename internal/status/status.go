@@ -76,9 +76,8 @@ type Merge struct {
 	// Samples are those of the workers in the last view, Entries the values it was made of.
 	Samples int `json:"samples"`
 	Entries int `json:"entries"`
-	// Passes counts the views made, Shared the scrapes that got another one's.
+	// Passes counts the views made.
 	Passes      uint64  `json:"passes"`
-	Shared      uint64  `json:"shared"`
 	LastSeconds float64 `json:"last_seconds"` // that the last pass took
 	Last        float64 `json:"last"`         // when it was
 	// Conflicts is how many families files disagree on, Dropped and Expired how many series a
@@ -92,6 +91,7 @@ type Merge struct {
 type Limits struct {
 	SeriesPerPool    int   `json:"series_per_pool"`
 	SeriesPerFamily  int   `json:"series_per_family"`
+	FamiliesPerPool  int   `json:"families_per_pool"`
 	Labels           int   `json:"labels"`
 	LabelNameLength  int   `json:"label_name_length,omitempty"`
 	LabelValueLength int   `json:"label_value_length,omitempty"`

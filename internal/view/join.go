@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"math"
 	"slices"
+	"sort"
 	"strings"
 
 	"aggregatord/internal/metric"
@@ -170,6 +171,24 @@ func (j *Joiner) Join(parts []Part) *Snapshot {
 		parts[i].Snapshot.Release()
 	}
 	return out
+}
+
+// Origin returns the part that a value of the last Join is from, and its index in the values of
+// the part's snapshot.
+func (j *Joiner) Origin(value int) (part, index int) {
+	if j.sole {
+		return 0, value
+	}
+	i := sort.Search(len(j.order), func(i int) bool { return j.layout.Families[i].First > value }) - 1
+	f, at := j.order[i], j.layout.Families[i].First
+	for _, r := range f.runs {
+		if n := int(r.n); value < at+n {
+			s := f.from[r.source]
+			return s.part, s.family.First + int(r.from) + value - at
+		}
+		at += int(r.n)
+	}
+	panic("BUG: value of no part")
 }
 
 // Conflicts lists what the last Join left out, by sample name. It never changes.

@@ -59,10 +59,7 @@ func BenchmarkFold(b *testing.B) {
 			b.StopTimer()
 			d := generated(b, base, sh, py16)
 			b.StartTimer()
-			c, err := pool.New(pool.Options{Dirs: []pool.DirSpec{{Path: d.path}}, Archive: &pool.ArchiveOptions{}})
-			if err != nil {
-				b.Fatal(err)
-			}
+			c := pool.New(pool.Spec{Path: d.path}, pool.Options{Archive: &pool.ArchiveOptions{Rest: -1}})
 			if err := c.Open(); err != nil {
 				b.Fatal(err)
 			}

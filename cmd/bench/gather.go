@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"aggregatord/internal/exposition"
+	"aggregatord/internal/fleet"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/serve"
 	"aggregatord/internal/telemetry"
@@ -13,32 +14,31 @@ import (
 // A gatherer is the daemon's way from files to snapshots, in this process: for counting
 // allocations and for profiles.
 type gatherer struct {
-	collector *pool.Collector
-	set       *telemetry.Set
+	pools *fleet.Fleet
+	set   *telemetry.Set
 }
 
 // newGatherer opens a directory for reading only.
 func newGatherer(dir string) (*gatherer, error) {
 	g := &gatherer{set: telemetry.NewSet()}
 	var err error
-	if g.collector, err = pool.New(pool.Options{Dirs: []pool.DirSpec{{Path: dir}}, Metrics: pool.NewMetrics(g.set)}); err != nil {
+	if g.pools, err = fleet.New(fleet.Options{Pools: []pool.Spec{{Path: dir}}, Set: g.set}); err != nil {
 		return nil, err
 	}
-	g.set.OnSnapshot(g.collector.UpdateMetrics)
-	g.collector.Tend(true)
+	g.pools.Pool("").Tend(true)
 	return g, nil
 }
 
 // Gather implements serve.Gatherer.
 func (g *gatherer) Gather(ctx context.Context) ([]*view.Snapshot, error) {
-	workers, err := g.collector.Gather(ctx)
+	workers, err := g.pools.View(ctx, fleet.Selection{})
 	if err != nil {
 		return nil, err
 	}
 	return []*view.Snapshot{workers, g.set.Snapshot()}, nil
 }
 
-func (g *gatherer) close() error { return g.collector.Close() }
+func (g *gatherer) close() error { return g.pools.Close() }
 
 // encode gathers and appends the exposition to dst, as every scrape does.
 func (g *gatherer) encode(dst []byte, e *exposition.Encoder) ([]byte, error) {

@@ -4,7 +4,7 @@
 // collector, in turns and in one run, so that the ratios mean something even where the
 // times do not.
 //
-//	go run ./internal/bench -h
+//	go run ./cmd/bench -h
 //
 // The floor is the work nobody can avoid: load every value of every living worker once,
 // format the merged values behind prefixes that are ready, and send as many bytes over

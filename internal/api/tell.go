@@ -1,0 +1,213 @@
+package api
+
+import (
+	"cmp"
+	"fmt"
+	"time"
+
+	"aggregatord/internal/fleet"
+	"aggregatord/internal/pool"
+	"aggregatord/internal/status"
+	"aggregatord/internal/store"
+	"aggregatord/internal/watch"
+)
+
+// What the rooms tell of themselves as plain values becomes the words and shapes of the API
+// here.
+
+// moment is a time in Unix seconds, 0 for the zero time.
+func moment(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1000
+}
+
+// Overview tells of the pools and of what they make together. Build and Started are left
+// empty.
+func Overview(f *fleet.Fleet) status.Overview {
+	o := status.Overview{Ready: f.Ready(), Pools: []status.Pool{}, Problems: []status.Problem{}}
+	if !o.Ready {
+		o.Problems = append(o.Problems, status.Problem{Severity: "warning", Text: "not ready: not all source files have been read yet"})
+	}
+	for _, p := range f.Pools() {
+		s := p.State()
+		told := poolOf(&s)
+		m := &o.Merge
+		m.Families += s.Families
+		m.Samples += s.Samples
+		m.Entries += s.Entries
+		m.Conflicts += len(s.Conflicts)
+		m.Dropped += s.Dropped
+		m.Expired += s.Expired
+		m.Last = max(m.Last, moment(s.LastPass))
+		m.LastSeconds = max(m.LastSeconds, s.LastPassTook.Seconds())
+		m.Passes = max(m.Passes, s.Passes)
+		o.Limits = status.Limits{
+			SeriesPerPool: s.IndexLimits.MaxSeries, SeriesPerFamily: s.IndexLimits.MaxFamilySeries, FamiliesPerPool: s.IndexLimits.MaxFamilies,
+			Labels: s.IndexLimits.MaxLabels, LabelNameLength: s.IndexLimits.MaxLabelName, LabelValueLength: s.IndexLimits.MaxLabelValue,
+			FileBytes: s.FileLimits.FileBytes, KeyBytes: s.FileLimits.KeyBytes, OpenFiles: s.OpenFiles,
+		}
+		o.Pools = append(o.Pools, told)
+		o.Problems = append(o.Problems, problems(&told)...)
+	}
+	if n := o.Merge.Conflicts; n > 0 {
+		o.Problems = append(o.Problems, status.Problem{Severity: "warning", Text: fmt.Sprintf("files disagree on the type or mode of metrics (%d); the newest file's samples are served", n)})
+	}
+	return o
+}
+
+func poolOf(s *pool.State) status.Pool {
+	p := status.Pool{
+		Name: s.Name, Dir: s.Path, Up: s.Up, Series: s.Series, Entries: s.Entries, UsedBytes: s.Used, SizeBytes: s.Size,
+		Liveness: status.Liveness{
+			Method: s.Liveness.Method.String(), FileSystem: s.Liveness.FileSystem, Reason: s.Liveness.Reason, Files: map[string]int{},
+		},
+		Workers: status.Alive{Alive: s.Alive, Dead: s.Workers - s.Alive},
+		Files: status.Files{
+			Alive: s.Files[pool.FileAlive], Dead: s.Files[pool.FileDead], Staged: s.Files[pool.FileStaged],
+			Removed: s.Files[pool.FileRemoved], Failed: s.Files[pool.FileFailed], Foreign: s.Foreign,
+		},
+		FileErrors: byName(s.FileErrors), EntryErrors: byName(s.EntryErrors),
+	}
+	if s.Err != nil {
+		p.Error = s.Err.Error()
+	}
+	for method := range watch.Method(watch.Methods) {
+		p.Liveness.Files[method.String()] = s.KnownBy[method]
+	}
+	if s.Room.Known {
+		p.FileSystem = &status.Space{
+			TotalBytes: s.Room.TotalBytes, FreeBytes: s.Room.FreeBytes, TotalInodes: s.Room.TotalInodes, FreeInodes: s.Room.FreeInodes,
+		}
+	}
+	a := &s.Archive
+	p.Archive = status.Archive{
+		State: archiveState(a), Path: a.Path, Bytes: a.State.Bytes, Series: a.Series, Unsaved: a.Unsaved,
+		Folds: a.Folds, FoldedFiles: a.Stats.Files, FoldedBytes: a.Stats.Bytes, Created: moment(a.Created), LastFold: moment(a.LastFold),
+		Errors: a.Errors, Reopened: a.Reopened, Expired: a.Expired, Awaiting: a.Awaiting, Removing: a.Removing,
+	}
+	if a.Err != nil {
+		p.Archive.Error = a.Err.Error()
+	}
+	return p
+}
+
+func archiveState(a *pool.ArchiveState) string {
+	switch {
+	case a.ReadOnly:
+		return "read-only"
+	case !a.Open:
+		return "closed"
+	case a.Err != nil:
+		return "failing"
+	}
+	return "open"
+}
+
+func byName(counts map[store.Reason]uint64) map[string]uint64 {
+	out := make(map[string]uint64, len(counts))
+	for reason, n := range counts {
+		out[string(reason)] = n
+	}
+	return out
+}
+
+// fullPart is the part of a file system whose rest makes a problem.
+const fullPart = 20
+
+// problems says in words what is wrong in a pool.
+func problems(p *status.Pool) []status.Problem {
+	var all []status.Problem
+	say := func(severity, format string, args ...any) {
+		all = append(all, status.Problem{Pool: p.Name, Severity: severity, Text: fmt.Sprintf(format, args...)})
+	}
+	if !p.Up {
+		say("error", "directory %s cannot be listed: %s", p.Dir, cmp.Or(p.Error, "not looked at yet"))
+	}
+	if n := p.Liveness.Files["none"]; n > 0 {
+		say("warning", "Cannot tell whether the workers of %d files are alive, so they count as alive: %s", n, cmp.Or(p.Liveness.Reason, "a lease was refused; run as the workers' user, or grant CAP_LEASE"))
+	}
+	if p.Archive.Error != "" {
+		say("error", "the archive is %s, and no file is removed: %s", p.Archive.State, p.Archive.Error)
+	}
+	if p.Files.Failed > 0 {
+		say("warning", "files that cannot be read: %d", p.Files.Failed)
+	}
+	refused := uint64(0)
+	for _, n := range p.EntryErrors {
+		refused += n
+	}
+	if refused > 0 {
+		say("warning", "entries left out since the start: %d", refused)
+	}
+	if s := p.FileSystem; s != nil {
+		if s.TotalBytes > 0 && s.FreeBytes < s.TotalBytes/fullPart {
+			say("error", "the file system of %s has %d of %d bytes free; when it is full, the next value a worker stores kills it", p.Dir, s.FreeBytes, s.TotalBytes)
+		}
+		if s.TotalInodes > 0 && s.FreeInodes < s.TotalInodes/fullPart {
+			say("error", "the file system of %s has %d of %d inodes free", p.Dir, s.FreeInodes, s.TotalInodes)
+		}
+	}
+	return all
+}
+
+// Workers lists the workers of all pools, by pool and ID.
+func Workers(f *fleet.Fleet) []status.Worker {
+	all := []status.Worker{}
+	for _, p := range f.Pools() {
+		for _, w := range p.Workers() {
+			all = append(all, status.Worker{
+				Pool: p.Spec().Name, ID: w.ID, Alive: w.Alive, KnownBy: w.KnownBy.String(), Created: moment(w.Created), Changed: moment(w.Changed),
+				Files: w.Files, Failed: w.Failed, Entries: w.Entries, UsedBytes: w.Used, SizeBytes: w.Size,
+			})
+		}
+	}
+	return all
+}
+
+// Files lists the files of all pools that keep says yes to, by pool and path.
+func Files(f *fleet.Fleet, keep func(*status.File) bool) []status.File {
+	all := []status.File{}
+	for _, p := range f.Pools() {
+		name := p.Spec().Name
+		for _, told := range p.Files(func(t *pool.File) bool {
+			out := fileOf(name, t)
+			return keep(&out)
+		}) {
+			all = append(all, fileOf(name, &told))
+		}
+	}
+	return all
+}
+
+func fileOf(name string, t *pool.File) status.File {
+	f := status.File{
+		Pool: name, Worker: t.ID, Path: t.Path, Type: t.Type.String(), Mode: t.Mode.String(), State: string(t.State), Reason: string(t.Reason),
+		Dialect: t.Dialect, Entries: t.Entries, UsedBytes: t.Used, SizeBytes: t.Size, Created: moment(t.Created), Changed: moment(t.Changed),
+	}
+	if t.Open {
+		f.KnownBy = t.KnownBy.String()
+	}
+	if t.Err != nil {
+		f.Error = t.Err.Error()
+	}
+	for _, reason := range t.LeftOut {
+		f.LeftOut = append(f.LeftOut, string(reason))
+	}
+	return f
+}
+
+// Conflicts lists what files, and pools, disagreed on in the last view.
+func Conflicts(f *fleet.Fleet) []status.Conflict {
+	all := []status.Conflict{}
+	for _, p := range f.Pools() {
+		for _, k := range p.State().Conflicts {
+			all = append(all, status.Conflict{Family: k.Family, Pool: p.Spec().Name, Served: k.Winner, LeftOut: k.Loser, Series: k.Series})
+		}
+	}
+	for _, c := range f.Conflicts() {
+		all = append(all, status.Conflict{Family: c.Loser.Family, Pool: c.Loser.Part, Served: c.Winner.String(), LeftOut: c.Loser.String(), Series: c.Series})
+	}
+	return all
+}

@@ -1,0 +1,310 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"aggregatord/internal/policy"
+	"aggregatord/internal/pool"
+	"aggregatord/internal/telemetry"
+	"aggregatord/internal/view"
+	"aggregatord/internal/watch"
+)
+
+// Options of a Fleet. Zero fields mean the defaults given.
+type Options struct {
+	// Pools are there from the start. If there are several, each has a name.
+	Pools []pool.Spec
+	// Pool holds what all pools have in common; its Policy, Metrics, Descriptors and Logger are
+	// the fleet's to fill. ArchiveDir there is the directory above those of the pools' archives.
+	Pool pool.Options
+	// Policy is what is in force at first, nil for none.
+	Policy *policy.Policy
+	// TendInterval is how often processes are asked for signs of life. A death is noticed
+	// within it, or at the next scrape where live gauges depend on it. Default: 1 s.
+	TendInterval time.Duration
+	// RescanInterval is how often directories are listed although nothing told that they
+	// changed. Default: 10 s.
+	RescanInterval time.Duration
+	// OnTend is called after each round of a pool, and may be called by several goroutines at
+	// once. It must return soon. Default: nothing.
+	OnTend func()
+	// Set is where the fleet's own metrics go. Default: a set of its own.
+	Set *telemetry.Set
+	// Logger may be nil.
+	Logger *zap.Logger
+}
+
+// A Fleet is a set of pools. It is safe for several goroutines.
+type Fleet struct {
+	opts    Options
+	logger  *zap.Logger
+	metrics *metrics
+
+	// policyMu is held for reading while a view is taken, so that each is wholly by one policy,
+	// and for writing while the policy changes.
+	policyMu sync.RWMutex
+	policy   *policy.Policy
+	info     *view.Snapshot // what the policy says of constant series, nil for nothing
+
+	// mu guards what follows.
+	mu sync.Mutex
+	// members are sorted by name. The slice is never changed: a new one takes its place.
+	members []*member
+	joints  map[string]*joint
+	running context.Context // of Run, nil before
+	loops   sync.WaitGroup  // the tend loops
+	closed  bool
+
+	events atomic.Int64 // event watchers that run
+}
+
+// member is one pool of the fleet.
+type member struct {
+	*pool.Pool
+	notifier *watch.Notifier
+	watched  bool // by the notifier; otherwise it is polled
+	stop     context.CancelFunc
+	done     chan struct{} // closed when its loop has ended; nil before it was started
+}
+
+// Errors of Add.
+var (
+	// ErrClosed says that the fleet is closed.
+	ErrClosed = errors.New("fleet is closed")
+	// ErrName says that a pool's name is not free, or is needed and missing.
+	ErrName = errors.New("pool name")
+	// ErrNoPool says that there is no pool of a name.
+	ErrNoPool = errors.New("no such pool")
+)
+
+// New returns a fleet of the pools that the options name. It starts nothing, and has not
+// looked at their directories yet.
+func New(opts Options) (*Fleet, error) {
+	if opts.Logger == nil {
+		opts.Logger = zap.NewNop()
+	}
+	if opts.Set == nil {
+		opts.Set = telemetry.NewSet()
+	}
+	if opts.TendInterval == 0 {
+		opts.TendInterval = time.Second
+	}
+	if opts.RescanInterval == 0 {
+		opts.RescanInterval = 10 * time.Second
+	}
+	opts.Pool.Logger = opts.Logger
+	if opts.Pool.Metrics == nil {
+		opts.Pool.Metrics = pool.NewMetrics(opts.Set)
+	}
+	opts.Pool.Descriptors = pool.NewDescriptors()
+	f := &Fleet{opts: opts, logger: opts.Logger, metrics: newMetrics(opts.Set), joints: map[string]*joint{}}
+	f.adoptPolicy(opts.Policy)
+	if len(opts.Pools) == 0 {
+		return nil, errors.New("no directory given")
+	}
+	for _, spec := range opts.Pools {
+		if spec.Name == "" && len(opts.Pools) > 1 {
+			return nil, fmt.Errorf("directory %q has no name: with several directories each needs one, as in --dir web=%s", spec.Path, spec.Path)
+		}
+		if f.find(spec.Name) != nil {
+			return nil, fmt.Errorf("two directories have the name %q", spec.Name)
+		}
+		f.insert(f.newMember(spec))
+	}
+	return f, nil
+}
+
+func (f *Fleet) newMember(spec pool.Spec) *member {
+	opts := f.opts.Pool
+	opts.Policy = f.policy
+	if opts.ArchiveDir != "" {
+		opts.ArchiveDir = filepath.Join(opts.ArchiveDir, spec.Name)
+	}
+	m := &member{Pool: pool.New(spec, opts)}
+	m.notifier = watch.NewNotifier(watch.NotifierOptions{OnFallback: func(err error) {
+		f.logger.Warn("inotify is unavailable; looking at the directory every second", zap.String("dir", spec.Path), zap.Error(err))
+	}})
+	return m
+}
+
+func (f *Fleet) insert(m *member) {
+	i, _ := slices.BinarySearchFunc(f.members, m.Spec().Name, compareMember)
+	f.members = slices.Insert(slices.Clone(f.members), i, m)
+}
+
+func compareMember(m *member, name string) int { return strings.Compare(m.Spec().Name, name) }
+
+func (f *Fleet) find(name string) *member {
+	if i, ok := slices.BinarySearchFunc(f.members, name, compareMember); ok {
+		return f.members[i]
+	}
+	return nil
+}
+
+// all returns the pools, sorted by name. The slice never changes.
+func (f *Fleet) all() []*member {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.members
+}
+
+func (f *Fleet) isClosed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.closed
+}
+
+// Open opens the archives of the directories that are there. An error means that another
+// daemon has one of the directories, or that a newer program wrote an archive: then nothing
+// must be served. It comes before Run.
+func (f *Fleet) Open() error {
+	var errs []error
+	for _, m := range f.all() {
+		errs = append(errs, m.Open())
+	}
+	return errors.Join(errs...)
+}
+
+// Add adds a pool, which needs a name that no other one has. The error wraps ErrName, is one of
+// pool.Open, or ErrClosed; then nothing has changed.
+func (f *Fleet) Add(spec pool.Spec) error {
+	f.policyMu.RLock() // no policy may pass by while the pool is in none of both
+	defer f.policyMu.RUnlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.closed:
+		return ErrClosed
+	case spec.Name == "":
+		return fmt.Errorf("%w: directory %q has none", ErrName, spec.Path)
+	case f.find(spec.Name) != nil:
+		return fmt.Errorf("%w: %q is that of %q already", ErrName, spec.Name, f.find(spec.Name).Spec().Path)
+	}
+	m := f.newMember(spec)
+	if err := m.Open(); err != nil {
+		return errors.Join(err, m.Close())
+	}
+	f.insert(m)
+	if f.running != nil {
+		f.startLocked(m)
+	}
+	return nil
+}
+
+// Remove removes a pool and returns when everything of it is given back. What its files hold is
+// served no more, and stays where it is. The error wraps ErrNoPool, or is one of giving back.
+func (f *Fleet) Remove(name string) error {
+	f.mu.Lock()
+	m := f.find(name)
+	if m == nil {
+		f.mu.Unlock()
+		return fmt.Errorf("%w: %q", ErrNoPool, name)
+	}
+	f.members = slices.DeleteFunc(slices.Clone(f.members), func(o *member) bool { return o == m })
+	// What was joined refers to the pool's labels and layouts.
+	clear(f.joints)
+	stop, done := m.stop, m.done
+	f.mu.Unlock()
+	if done != nil {
+		stop()
+		<-done
+	}
+	return m.Close()
+}
+
+// Names lists the pools.
+func (f *Fleet) Names() []string {
+	var names []string
+	for _, m := range f.all() {
+		names = append(names, m.Spec().Name)
+	}
+	return names
+}
+
+// Pools returns the pools, sorted by name.
+func (f *Fleet) Pools() []*pool.Pool {
+	var pools []*pool.Pool
+	for _, m := range f.all() {
+		pools = append(pools, m.Pool)
+	}
+	return pools
+}
+
+// Pool returns the pool of a name, nil if there is none.
+func (f *Fleet) Pool(name string) *pool.Pool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if m := f.find(name); m != nil {
+		return m.Pool
+	}
+	return nil
+}
+
+// Ready reports whether all files of all pools were read once.
+func (f *Fleet) Ready() bool {
+	return !slices.ContainsFunc(f.all(), func(m *member) bool { return !m.Ready() })
+}
+
+// SetPolicy puts another policy in force, nil for none: every view that is taken after it has
+// returned is by the new one, every view wholly by one of both. It may be called from any
+// goroutine, and waits for folds that are under way.
+func (f *Fleet) SetPolicy(p *policy.Policy) error {
+	f.policyMu.Lock()
+	defer f.policyMu.Unlock()
+	start := time.Now()
+	f.adoptPolicy(p)
+	var errs []error
+	for _, m := range f.all() {
+		if err := m.SetPolicy(p); err != nil && !errors.Is(err, pool.ErrClosed) { // one that is just being removed
+			errs = append(errs, err)
+		}
+	}
+	f.logger.Info("policy is in force", zap.Duration("duration", time.Since(start)))
+	return errors.Join(errs...)
+}
+
+func (f *Fleet) adoptPolicy(p *policy.Policy) {
+	f.policy, f.info = p, infoView(p)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.joints)
+}
+
+// Err tells why directories could not be listed when they were last looked at.
+func (f *Fleet) Err() error {
+	var errs []error
+	for _, m := range f.all() {
+		errs = append(errs, m.Err())
+	}
+	return errors.Join(errs...)
+}
+
+// UpdateMetrics brings the gauges that describe the pools up to date.
+func (f *Fleet) UpdateMetrics() {
+	for _, m := range f.all() {
+		m.UpdateMetrics()
+	}
+}
+
+// Close gives up all pools. Run must have returned.
+func (f *Fleet) Close() error {
+	f.mu.Lock()
+	members := f.members
+	f.members, f.closed = nil, true
+	f.mu.Unlock()
+	var errs []error
+	for _, m := range members {
+		errs = append(errs, m.Close())
+	}
+	return errors.Join(errs...)
+}

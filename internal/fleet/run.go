@@ -1,0 +1,139 @@
+package fleet
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// firstFold is how long after the first scan the dead are folded: the first scrape has waited
+// for the scan; folding can wait for the scrape.
+const firstFold = 250 * time.Millisecond
+
+// maxWatched is how many pools have an event watcher. Each takes an inotify instance, of which
+// a user has 128 by custom; the other pools are looked at by one stat every TendInterval.
+const maxWatched = 64
+
+// Run tends all pools until ctx is done, and returns when every goroutine has ended.
+func (f *Fleet) Run(ctx context.Context) {
+	f.mu.Lock()
+	f.running = ctx
+	for _, m := range f.members {
+		f.startLocked(m)
+	}
+	f.mu.Unlock()
+	<-ctx.Done()
+	f.mu.Lock()
+	f.running = nil
+	f.mu.Unlock()
+	f.loops.Wait()
+}
+
+func (f *Fleet) startLocked(m *member) {
+	ctx, stop := context.WithCancel(f.running)
+	m.stop, m.done = stop, make(chan struct{})
+	// Ends when the pool is removed, or Run's context is done.
+	f.loops.Go(func() {
+		defer close(m.done)
+		defer stop()
+		f.tend(ctx, m)
+	})
+}
+
+// tend keeps one pool up to date until ctx is done.
+func (f *Fleet) tend(ctx context.Context, m *member) {
+	wake := make(chan struct{}, 1)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	if f.events.Add(1) <= maxWatched {
+		m.watched = true
+		// Ends when ctx is done.
+		watching.Go(func() { f.watch(ctx, m, wake) })
+	}
+	defer f.events.Add(-1)
+	start, log := time.Now(), f.logger.With(zap.String("dir", m.Spec().Path))
+	m.Tend(true)
+	for !m.Ready() && ctx.Err() == nil && m.Fold() {
+		// More files than may be open: the dead have to make room first.
+		m.Tend(true)
+	}
+	if m.Ready() {
+		log.Debug("pool is ready", zap.Duration("after", time.Since(start)))
+	} else {
+		log.Error("not ready: not all source files can be opened; the log above says why")
+	}
+	f.told()
+	select {
+	case <-ctx.Done():
+	case <-time.After(min(firstFold, f.opts.TendInterval)):
+	}
+	ticker := time.NewTicker(f.opts.TendInterval)
+	defer ticker.Stop()
+	rescan := time.NewTicker(f.opts.RescanInterval)
+	defer rescan.Stop()
+	for {
+		force := false
+		select {
+		case <-ctx.Done():
+		case <-wake:
+		case <-ticker.C:
+		case <-rescan.C:
+			force = true
+		}
+		if ctx.Err() != nil { // whatever else there was to do
+			m.Fold() // what files without a name have counted is lost with us
+			return
+		}
+		m.Tend(force)
+		f.told()
+		for tended := time.Now(); m.Fold() && ctx.Err() == nil; {
+			// Folding thousands of files takes a while, and looking at all that are left does,
+			// too.
+			f.told()
+			if time.Since(tended) >= f.opts.TendInterval {
+				m.Tend(false)
+				tended = time.Now()
+			}
+		}
+	}
+}
+
+// told tells that a pool was tended.
+func (f *Fleet) told() {
+	if f.opts.OnTend != nil {
+		f.opts.OnTend()
+	}
+}
+
+// watch wakes the tend loop when the directory changes.
+func (f *Fleet) watch(ctx context.Context, m *member, wake chan<- struct{}) {
+	err := m.notifier.Run(ctx, m.Spec().Path, func() {
+		select {
+		case wake <- struct{}{}:
+		default: // one is pending already
+		}
+	})
+	if err != nil && ctx.Err() == nil {
+		f.logger.Error("file system events ended; looking at the directory every second", zap.String("dir", m.Spec().Path), zap.Error(err))
+	}
+}
+
+// Events tells of the file system events of a pool.
+type Events struct {
+	Pool string
+	// Watching says that events arrive; otherwise the directory is polled.
+	Watching          bool
+	Events, Overflows uint64
+}
+
+// Events lists the pools with what is known of their file system events.
+func (f *Fleet) Events() []Events {
+	var all []Events
+	for _, m := range f.all() {
+		s := &m.notifier.Stats
+		all = append(all, Events{m.Spec().Name, s.Watching.Load(), s.Events.Load(), s.Overflows.Load()})
+	}
+	return all
+}
