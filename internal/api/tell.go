@@ -68,7 +68,7 @@ func poolOf(s *pool.State) status.Pool {
 			Alive: s.Files[pool.FileAlive], Dead: s.Files[pool.FileDead], Staged: s.Files[pool.FileStaged],
 			Removed: s.Files[pool.FileRemoved], Failed: s.Files[pool.FileFailed], Foreign: s.Foreign,
 		},
-		FileErrors: byName(s.FileErrors), EntryErrors: byName(s.EntryErrors),
+		OtherArchiver: moment(s.Rival), FileErrors: byName(s.FileErrors), EntryErrors: byName(s.EntryErrors),
 	}
 	if s.Err != nil {
 		p.Error = s.Err.Error()
@@ -130,6 +130,9 @@ func problems(p *status.Pool) []status.Problem {
 	}
 	if p.Archive.Error != "" {
 		say("error", "the archive is %s, and no file is removed: %s", p.Archive.State, p.Archive.Error)
+	}
+	if p.OtherArchiver > 0 {
+		say("warning", "another archiver merges the files of dead workers into one of its own; nothing is archived here until it ends; stop one of the two")
 	}
 	if p.Files.Failed > 0 {
 		say("warning", "files that cannot be read: %d", p.Files.Failed)

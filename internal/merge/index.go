@@ -98,6 +98,11 @@ func (s *Source) Values() []float64 { return s.values }
 // source made by AddFolded it is the second halves that Combine made.
 func (s *Source) Stamps() []float64 { return s.second }
 
+// Cells returns, entry by entry, which series of the index it is of: equal numbers are one
+// series. Entries that a ruling combines apart from the others have 0. Valid until the next
+// Learn.
+func (s *Source) Cells() []uint32 { return s.cells }
+
 // Entries is the number of entries that were learned.
 func (s *Source) Entries() int { return len(s.cells) }
 

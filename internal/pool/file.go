@@ -77,7 +77,16 @@ type file struct {
 	// seen are the reasons for which an entry of the file was left out and logged.
 	seen map[store.Reason]bool
 	// offered is what the fold has of it, while it is folding.
-	offered  *fold.File
+	offered *fold.File
+	// muted is set while the file's values seem to be in another one: see rival.go. gained says that
+	// a load found others than before, which were those in before, nil at the first load; late that
+	// the file appeared while the daemon was there, and replaced is the file that had its name.
+	muted        *muted
+	gained, late bool
+	// still says that nobody had it open at the load before.
+	still    bool
+	before   []float64
+	replaced *file
 	learnErr error
 	loadErr  error
 	looked   look
@@ -272,6 +281,7 @@ func (t *file) load() error {
 		return nil
 	}
 	values := t.source.Values()
+	t.keepBefore(values)
 	if t.baseline != nil {
 		t.raw = slices.Grow(t.raw[:0], len(values))[:len(values)]
 		values = t.raw
@@ -291,7 +301,19 @@ func (t *file) load() error {
 		}
 	}
 	t.loaded = true
+	t.gained = t.gained || !slices.Equal(t.before, t.source.Values())
 	return nil
+}
+
+// keepBefore keeps the values of the load before, of files that others may merge into.
+func (t *file) keepBefore(values []float64) {
+	switch {
+	case t.name.Type != metric.Gauge && t.loaded && (t.isArchive() || t.still && t.state == dead):
+		t.before = append(t.before[:0], values...)
+	default:
+		t.before = nil
+	}
+	t.still = t.state == dead
 }
 
 // rebase has a file count with what it gains over what was just archived of it.
@@ -376,7 +398,11 @@ func (p *Pool) lostLocked(t *file) {
 	case t.name.Type == metric.Gauge && t.place == named:
 		p.dropLocked(t)
 	default:
+		p.lost = true
 		t.place, t.record = orphan, ""
+		if t.muted != nil {
+			p.mergedLocked(t)
+		}
 		p.orphans = append(p.orphans, t)
 	}
 }

@@ -55,13 +55,16 @@ func (p *Pool) Offer(limit fold.Limit, name func(base string) string) (files []*
 		return true
 	}
 	for _, t := range p.staged {
-		if t.place == staged && t.state == dead && !within(t) {
+		if t.place == staged && t.state == dead && t.muted == nil && !within(t) {
 			return files, more
 		}
 	}
+	if p.rivalLocked() {
+		return files, false // it looks for the same files, and breaks if they are gone
+	}
 	rest := p.restLocked()
 	for _, t := range p.files {
-		if t.state != dead || now.Sub(t.since) < rest {
+		if t.state != dead || t.muted != nil || now.Sub(t.since) < rest {
 			continue
 		}
 		if !within(t) {

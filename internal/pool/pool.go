@@ -159,6 +159,13 @@ type Pool struct {
 	gauges   map[fileGauge]bool // that updateMetricsLocked has set
 	changed  bool               // since then
 	refusals map[refusal]bool   // that were told
+	// rival is when another archiver was last seen to merge a file, zero if none is at work, heirs
+	// the names of the files that it merges into. lost says that a dead worker's file was removed by
+	// somebody else since the last load.
+	rival    time.Time
+	heirs    map[string]bool
+	gains    []*gain
+	lost     bool
 	reported map[merge.Conflict]bool
 	loads    []*file // reused by load
 	// lastPass is when the last pass began, and lastPassTook how long it was.
@@ -199,7 +206,7 @@ func New(spec Spec, opts Options) *Pool {
 		descriptors: opts.Descriptors, fileLimits: opts.Limits, mergeOptions: opts.Merge, onProgress: opts.OnProgress,
 		prober: watch.NewProber(spec.Path), lister: watch.NewDir(spec.Path),
 		files: map[string]*file{}, staged: map[string]*file{}, open: map[store.Identity]*file{}, asked: map[string]bool{},
-		shown: map[archive.Space]*shown{}, gauges: map[fileGauge]bool{}, refusals: map[refusal]bool{}, reported: map[merge.Conflict]bool{},
+		shown: map[archive.Space]*shown{}, gauges: map[fileGauge]bool{}, refusals: map[refusal]bool{}, reported: map[merge.Conflict]bool{}, heirs: map[string]bool{},
 	}
 	if opts.Archive != nil {
 		p.archiving = opts.Archive.withDefaults()
@@ -254,6 +261,9 @@ func (p *Pool) Tend(force bool) {
 		if t.readable() {
 			p.learnNewLocked(t)
 		}
+	}
+	if p.lost {
+		p.loadLocked() // before what was removed is archived: its values may be in another file
 	}
 	// Until all files were read once, a total could rise later without anything having been
 	// counted.
@@ -356,6 +366,8 @@ func (p *Pool) loadLocked() {
 		}
 		p.noteLocked(t, cmp.Or(t.learnErr, t.loadErr))
 	}
+	p.lost = false
+	p.compareWithMergedLocked()
 	p.metrics.entriesRead.Add(float64(entries))
 	clear(p.loads)
 }

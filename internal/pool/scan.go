@@ -97,7 +97,9 @@ func (p *Pool) compareLocked(entries []watch.Dirent) (opening []*file) {
 			continue
 		}
 		t := p.files[e.Name]
+		var replaced *file
 		if t != nil && t.file != nil && !t.is(e.Ino) {
+			replaced = t
 			if t.state == folding {
 				delete(p.files, e.Name) // it was renamed, and its old name is taken again
 			} else {
@@ -112,7 +114,9 @@ func (p *Pool) compareLocked(entries []watch.Dirent) (opening []*file) {
 				continue
 			}
 			name.Base = e.Name
-			t = &file{pool: p, name: name, nameErr: err, path: filepath.Join(p.spec.Path, e.Name)}
+			t = &file{
+				pool: p, name: name, nameErr: err, path: filepath.Join(p.spec.Path, e.Name), late: p.listed, replaced: replaced,
+			}
 			p.files[e.Name] = t
 		}
 		t.listing = p.listings

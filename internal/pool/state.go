@@ -67,6 +67,8 @@ type State struct {
 	Archive      ArchiveState
 	// FileErrors and EntryErrors count by reason since the pool was made.
 	FileErrors, EntryErrors map[store.Reason]uint64
+	// Rival is when another archiver was last seen to merge a file; zero while none is at work.
+	Rival time.Time
 	// IndexLimits and FileLimits are those in force; OpenFiles is how many files all pools
 	// together may have open.
 	IndexLimits merge.Options
@@ -103,7 +105,7 @@ func (p *Pool) State() State {
 		Files: map[FileState]int{}, Foreign: p.foreign, Series: p.index.Series(p.spec.Name), Conflicts: p.index.Conflicts(),
 		Dropped: p.index.Dropped(), Expired: p.index.Expired(), LastPass: p.lastPass, LastPassTook: p.lastPassTook, Passes: p.passes,
 		FileErrors: map[store.Reason]uint64{}, EntryErrors: map[store.Reason]uint64{},
-		IndexLimits: p.index.Limits(), FileLimits: p.limits.InForce(), OpenFiles: p.descriptors.Max(),
+		Rival: p.rival, IndexLimits: p.index.Limits(), FileLimits: p.limits.InForce(), OpenFiles: p.descriptors.Max(),
 		Room: Room{p.room.known, p.room.totalBytes, p.room.freeBytes, p.room.totalNodes, p.room.freeNodes},
 	}
 	s.Liveness.Method = p.method

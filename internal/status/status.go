@@ -124,6 +124,9 @@ type Pool struct {
 	SizeBytes  int64    `json:"size_bytes"`  // of the source files
 	FileSystem *Space   `json:"file_system"` // null where it cannot be asked
 	Archive    Archive  `json:"archive"`
+	// OtherArchiver is when another archiver was last seen to merge files here; left out while
+	// none is at work. Nothing is archived meanwhile.
+	OtherArchiver float64 `json:"other_archiver,omitempty"`
 	// FileErrors and EntryErrors count by reason since the daemon was started.
 	FileErrors  map[string]uint64 `json:"file_errors"`
 	EntryErrors map[string]uint64 `json:"entry_errors"`
