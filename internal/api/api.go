@@ -417,7 +417,7 @@ func (a *API) series(ctx context.Context, q params) (any, error) {
 				return
 			}
 			out.Total++
-			if search != "" && !labelsContain(fam.Metrics[ref.Metric].Labels, search) && !strings.Contains(strings.ToLower(fam.Name), search) {
+			if search != "" && !labelsContain(fam.Metrics[ref.Metric].AllLabels(), search) && !strings.Contains(strings.ToLower(fam.Name), search) {
 				return
 			}
 			if out.Matching++; out.Matching > offset && len(out.Items) < limit {

@@ -29,6 +29,7 @@ type dir struct {
 	logger *zap.Logger
 	lister *watch.Dir
 	prober *watch.Prober
+	index  *merge.Index
 	// method is what the prober chose, once methodKnown.
 	method      watch.Method
 	methodKnown bool
@@ -114,6 +115,7 @@ func newDir(c *Collector, spec DirSpec, opts *Options) *dir {
 		files:     map[string]*tracked{}, staged: map[string]*tracked{}, open: map[store.Identity]*tracked{}, workers: map[string]bool{}, gauges: map[fileGauge]bool{},
 	}
 	d.limits = d.limitsBy(opts.Policy)
+	d.index = c.newIndexLocked(spec.Pool)
 	return d
 }
 
@@ -400,8 +402,8 @@ func (d *dir) adopt(t *tracked, file *store.File) error {
 	t.file = file
 	t.entries, t.base = 0, nil
 	t.alive = true
-	t.source = d.c.index.Add(merge.SourceSpec{
-		Pool: d.spec.Pool, Name: t.name.Base, Type: t.name.Type, Mode: t.name.Mode, ID: t.name.ID,
+	t.source = d.index.Add(merge.SourceSpec{
+		Name: t.name.Base, Type: t.name.Type, Mode: t.name.Mode, ID: t.name.ID,
 		Created: file.Created().UnixNano(), ParseKey: t.name.ParseKey,
 	})
 	d.open[file.Identity()] = t
@@ -416,7 +418,7 @@ func (d *dir) learn(t *tracked) {
 			d.identify(t, e.Key)
 		}
 		t.entries++
-		if err := d.c.index.Learn(t.source, e.Key, e.Slot); err != nil {
+		if err := d.index.Learn(t.source, e.Key, e.Slot); err != nil {
 			d.refused(t, e, err)
 			return
 		}
@@ -436,9 +438,9 @@ func (d *dir) identify(t *tracked, key []byte) {
 	t.name.ID = id
 	spec := t.source.Spec()
 	spec.ID = id
-	d.c.index.Remove(t.source)
-	t.source = d.c.index.Add(spec)
-	d.c.index.SetAlive(t.source, t.alive)
+	d.index.Remove(t.source)
+	t.source = d.index.Add(spec)
+	d.index.SetAlive(t.source, t.alive)
 }
 
 // learnNew is learn unless the next load tells whether there is anything to learn. Where
@@ -635,7 +637,7 @@ func (d *dir) settle() {
 
 // drop closes a file and takes what it counted out of the view.
 func (d *dir) drop(t *tracked) {
-	d.c.index.Remove(t.source)
+	d.index.Remove(t.source)
 	d.close(t)
 }
 
@@ -682,7 +684,7 @@ func (d *dir) ask(t *tracked, file *store.File) (watch.State, watch.Method) {
 func (d *dir) setAlive(t *tracked, alive bool) {
 	if alive != t.alive {
 		t.alive = alive
-		d.c.index.SetAlive(t.source, alive)
+		d.index.SetAlive(t.source, alive)
 	}
 	if t.file.Settled() == alive {
 		if err := t.file.SetSettled(!alive); err != nil {

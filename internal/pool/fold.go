@@ -303,8 +303,8 @@ func (d *dir) show(s archive.Space) {
 		f = nil
 	}
 	if f == nil {
-		f = &foldedSource{asOf: table.LastFold(), source: d.c.index.AddFolded(merge.SourceSpec{
-			Pool: d.spec.Pool, Type: s.Type, Mode: s.Mode, ID: s.Worker, ParseKey: store.ParseKey,
+		f = &foldedSource{asOf: table.LastFold(), source: d.index.AddFolded(merge.SourceSpec{
+			Created: table.LastFold().UnixNano(), Type: s.Type, Mode: s.Mode, ID: s.Worker, ParseKey: store.ParseKey,
 		})}
 		d.folded[s] = f
 	}
@@ -318,7 +318,7 @@ func (d *dir) show(s archive.Space) {
 			}
 			f.keepFor(keep)
 		}
-		if err := d.c.index.Learn(f.source, []byte(key), uint32(f.learned)); err != nil {
+		if err := d.index.Learn(f.source, []byte(key), uint32(f.learned)); err != nil {
 			reason := reasonOf(err)
 			d.c.metrics.entryErrors.With(d.spec.Pool, string(reason)).Inc()
 			if limit := asLimit(err); limit != nil {
@@ -351,7 +351,7 @@ const never = time.Duration(math.MaxInt64)
 
 func (d *dir) hide(s archive.Space) {
 	if f := d.folded[s]; f != nil {
-		d.c.index.Remove(f.source)
+		d.index.Remove(f.source)
 		delete(d.folded, s)
 	}
 }
@@ -409,7 +409,7 @@ func (d *dir) absorb(t *tracked) {
 	if keep && t.name.Type != metric.Gauge && t.source.Entries() > 0 {
 		b := archive.NewBatch(d.c.now())
 		f := b.File(space, nil, t.file.Size())
-		d.c.index.Each(t.source, func(raw string, value, stamp float64) { f.Add([]byte(raw), value, stamp, true) })
+		d.index.Each(t.source, func(raw string, value, stamp float64) { f.Add([]byte(raw), value, stamp, true) })
 		d.archive.Absorb(b)
 		d.show(space)
 	}
@@ -541,7 +541,7 @@ func (d *dir) keepGains(t *tracked) {
 	}
 	b := archive.NewBatch(d.c.now())
 	part := b.Part(t.space())
-	d.c.index.Each(t.source, func(raw string, value, stamp float64) { part.Add([]byte(raw), value, stamp, true) })
+	d.index.Each(t.source, func(raw string, value, stamp float64) { part.Add([]byte(raw), value, stamp, true) })
 	d.archive.Absorb(b)
 	d.show(t.space())
 	// An entry that comes later has an empty baseline.
@@ -604,8 +604,8 @@ func (d *dir) pickOne(t *tracked) (ok bool, err error) {
 		d.note(t, err) // it stays, with what was read of it
 		return false, nil
 	}
-	d.c.index.SetTime(unixSeconds(d.c.now()))
-	d.c.index.Observe(t.source)
+	d.index.SetTime(unixSeconds(d.c.now()))
+	d.index.Observe(t.source)
 	if t.staged == "" {
 		same, err := d.stage(t)
 		if errors.Is(err, unix.ENAMETOOLONG) {
@@ -740,7 +740,7 @@ func (d *dir) collect(b *archive.Batch, t *tracked) (f *archive.FoldedFile, reco
 		switch {
 		case to.Mode == metric.All:
 			stamp = began
-		case to.Mode == metric.MostRecent && known && t.name.Mode.Base() != metric.MostRecent:
+		case to.Mode == metric.MostRecent && known:
 			stamp = t.source.Stamp(k - 1)
 		}
 		recorded = recorded || known && kept

@@ -3,7 +3,6 @@ package pool
 import (
 	"cmp"
 	"errors"
-	"math"
 	"time"
 
 	"go.uber.org/zap"
@@ -28,37 +27,48 @@ func (c *Collector) SetPolicy(p *policy.Policy) error {
 		return ErrClosed
 	}
 	start := time.Now()
-	old, before := c.index, c.policy
+	before := c.policy
 	c.adoptPolicyLocked(p)
+	entries := 0
+	for _, d := range c.dirs {
+		d.setPolicyLocked(p, before)
+		entries += d.index.Entries()
+	}
+	c.logger.Info("policy is in force", zap.Int("entries", entries), zap.Duration("duration", time.Since(start)))
+	return nil
+}
+
+// setPolicyLocked merges what the directory's files and archive hold anew.
+func (d *dir) setPolicyLocked(p, before *policy.Policy) {
+	old := d.index
+	d.index = d.c.newIndexLocked(d.spec.Pool)
 	// Where limits keep series out, those that are in come first, and stay.
 	var seats []*merge.Source
 	if old.Refused() || p.Limits() != before.Limits() {
 		for _, s := range old.Sources() {
-			seats = append(seats, c.index.Seat(old, s))
+			seats = append(seats, d.index.Seat(old, s))
 		}
 	}
-	for _, d := range c.dirs {
-		d.limits = d.limitsBy(p)
-		d.folded = map[archive.Space]*foldedSource{}
-		d.showAll()
-		for t := range d.all() {
-			if t.source != nil {
-				d.relearn(t, old)
-			}
+	d.limits = d.limitsBy(p)
+	d.folded = map[archive.Space]*foldedSource{}
+	d.showAll()
+	for t := range d.all() {
+		if t.source != nil {
+			d.relearn(t, old)
 		}
 	}
 	for _, s := range seats {
-		c.index.Remove(s)
+		d.index.Remove(s)
 	}
-	c.index.Remember(old)
-	c.logger.Info("policy is in force", zap.Int("entries", c.index.Entries()), zap.Duration("duration", time.Since(start)))
-	return nil
+	d.index.Remember(old)
+	old.Close()
 }
 
-// adoptPolicyLocked makes an empty index for a policy.
-func (c *Collector) adoptPolicyLocked(p *policy.Policy) {
-	c.policy = p
+// newIndexLocked makes an empty index for a pool by the policy.
+func (c *Collector) newIndexLocked(pool string) *merge.Index {
+	p := c.policy
 	opts, limits := c.mergeOptions, p.Limits()
+	opts.Share = c.share
 	opts.MaxSeries = cmp.Or(limits.SeriesPerPool, opts.MaxSeries)
 	opts.MaxFamilySeries = cmp.Or(limits.SeriesPerFamily, opts.MaxFamilySeries)
 	opts.MaxFamilies = cmp.Or(limits.FamiliesPerPool, opts.MaxFamilies)
@@ -66,17 +76,22 @@ func (c *Collector) adoptPolicyLocked(p *policy.Policy) {
 	opts.MaxLabelName = cmp.Or(limits.LabelNameLength, opts.MaxLabelName)
 	opts.MaxLabelValue = cmp.Or(limits.LabelValueLength, opts.MaxLabelValue)
 	if p != nil {
-		opts.Rules = func(pool, family string, typ metric.Type) *merge.Ruling { return &p.For(pool, family, typ).Ruling }
+		opts.Rules = func(family string, typ metric.Type) *merge.Ruling { return &p.For(pool, family, typ).Ruling }
 	}
-	c.index = merge.NewIndex(opts)
-	c.index.SetTime(unixSeconds(c.now()))
+	x := merge.NewIndex(opts)
+	x.SetTime(unixSeconds(c.now()))
+	return x
+}
+
+// adoptPolicyLocked takes over what of a policy is not about one directory.
+func (c *Collector) adoptPolicyLocked(p *policy.Policy) {
+	c.policy, c.info = p, nil
 	if info := p.Info(); len(info) > 0 {
-		s := c.index.Add(merge.SourceSpec{
-			Type: metric.Gauge, Mode: metric.Max, Created: math.MaxInt64, ParseKey: store.ParseKey, Fixed: true,
-		})
+		c.info = merge.NewIndex(merge.Options{})
+		s := c.info.Add(merge.SourceSpec{Type: metric.Gauge, Mode: metric.Max, ParseKey: store.ParseKey})
 		for i, in := range info {
 			key := metric.Key{Family: in.Name, Series: metric.Series{Sample: in.Name, Labels: in.Labels}, Help: cmp.Or(in.Help, "From the configuration.")}
-			if err := c.index.Learn(s, store.AppendKey(nil, key), uint32(i)); err != nil {
+			if err := c.info.Learn(s, store.AppendKey(nil, key), uint32(i)); err != nil {
 				c.logger.Error("info series left out", zap.String("name", in.Name), zap.Error(err))
 				continue
 			}
@@ -110,12 +125,12 @@ func (d *dir) relearn(t *tracked, old *merge.Index) {
 		values[slot] = i
 	}
 	begin := func() {
-		t.source = d.c.index.Add(was.Spec())
+		t.source = d.index.Add(was.Spec())
 		t.base = nil
 	}
 	// entry is which one of the file it is, or below 0.
 	learned := func(raw []byte, slot uint32, entry int) {
-		if d.c.index.Learn(t.source, raw, slot) != nil {
+		if d.index.Learn(t.source, raw, slot) != nil {
 			return // told when it was met first
 		}
 		k := t.source.Entries() - 1
@@ -145,7 +160,7 @@ func (d *dir) relearn(t *tracked, old *merge.Index) {
 		entry++
 	})
 	if entry < t.entries {
-		d.c.index.Remove(t.source)
+		d.index.Remove(t.source)
 		begin()
 		i := 0
 		old.Each(was, func(raw string, _, _ float64) {
@@ -155,7 +170,7 @@ func (d *dir) relearn(t *tracked, old *merge.Index) {
 	}
 	t.source.Compact()
 	t.source.RememberSource(was)
-	d.c.index.SetAlive(t.source, t.alive)
+	d.index.SetAlive(t.source, t.alive)
 }
 
 // spaceOf returns under which key the value of an entry is archived and in which space, and

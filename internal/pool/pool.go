@@ -126,10 +126,13 @@ type Collector struct {
 	mu       sync.Mutex
 	policy   *policy.Policy
 	relabel  *relabeling
-	index    *merge.Index
+	share    *merge.Share
 	dirs     []*dir
+	joined   []*dir       // by name, as they are joined
+	info     *merge.Index // the constant series of the policy, nil if there are none
+	joiner   view.Joiner
 	loads    []*tracked // reused by load
-	reported map[merge.Conflict]bool
+	reported map[conflict]bool
 	closed   bool
 	// openFiles is how many source files are open, maxFiles how many may be.
 	openFiles, maxFiles int
@@ -170,7 +173,7 @@ func New(opts Options) (*Collector, error) {
 		onProgress: opts.OnProgress,
 		logger:     opts.Logger, metrics: opts.Metrics,
 		now: time.Now, maxFiles: maxOpenFiles(),
-		fileLimits: opts.Limits, mergeOptions: opts.Merge, reported: map[merge.Conflict]bool{},
+		fileLimits: opts.Limits, mergeOptions: opts.Merge, reported: map[conflict]bool{}, share: merge.NewShare(),
 	}
 	c.adoptPolicyLocked(opts.Policy)
 	if len(opts.Dirs) == 0 {
@@ -188,6 +191,7 @@ func New(opts Options) (*Collector, error) {
 		c.metrics.prepare(spec.Pool)
 		c.dirs = append(c.dirs, newDir(c, spec, &opts))
 	}
+	c.joined = slices.SortedFunc(slices.Values(c.dirs), func(a, b *dir) int { return strings.Compare(a.spec.Pool, b.spec.Pool) })
 	return c, nil
 }
 
@@ -339,13 +343,13 @@ func (c *Collector) passLocked() (*view.Snapshot, error) {
 		d.probe(true)
 	}
 	c.loadLocked()
-	c.index.SetTime(unixSeconds(c.now()))
-	snap := c.index.Snapshot()
+	snap := c.joinLocked()
 	c.reportConflictsLocked()
 	c.metrics.passes.Inc()
-	c.metrics.series.Set(float64(len(snap.Values) - c.index.Expired()))
-	c.metrics.ruleDropped.Set(float64(c.index.Dropped()))
-	c.metrics.ruleExpired.Set(float64(c.index.Expired()))
+	dropped, expired := c.leftOutLocked()
+	c.metrics.series.Set(float64(len(snap.Values) - expired))
+	c.metrics.ruleDropped.Set(float64(dropped))
+	c.metrics.ruleExpired.Set(float64(expired))
 	snap = c.relabelLocked(snap)
 	c.lastPass, c.lastPassTook = c.now(), time.Since(start)
 	c.metrics.passSeconds.Observe(c.lastPassTook.Seconds())
@@ -403,30 +407,85 @@ func (c *Collector) loadLocked() {
 	clear(c.loads)
 }
 
+// joinLocked merges what is loaded and joins the pools.
+func (c *Collector) joinLocked() *view.Snapshot {
+	now := unixSeconds(c.now())
+	parts := make([]view.Part, 0, len(c.joined)+1)
+	for _, d := range c.joined {
+		d.index.SetTime(now)
+		target, external := c.policy.Labels(d.spec.Pool)
+		parts = append(parts, view.Part{Snapshot: d.index.Snapshot(), Name: d.spec.Pool, Target: target, External: external})
+	}
+	if c.info != nil {
+		parts = append(parts, view.Part{Snapshot: c.info.Snapshot(), Name: configured, Sole: true})
+	}
+	return c.joiner.Join(parts)
+}
+
+// leftOutLocked counts the series that rules have kept out of the last view.
+func (c *Collector) leftOutLocked() (dropped, expired int) {
+	for _, d := range c.dirs {
+		dropped += d.index.Dropped()
+		expired += d.index.Expired()
+	}
+	return dropped, expired
+}
+
+// conflict says that something of a pool is left out because of something else.
+type conflict struct {
+	family, pool  string
+	winner, loser string // configured is that of the configuration
+	series        int
+}
+
+// configured describes series that no file has, which win over those of files.
+const configured = "info"
+
+func (c *Collector) conflictsLocked() (all []conflict) {
+	for _, d := range c.dirs {
+		for _, k := range d.index.Conflicts() {
+			all = append(all, conflict{k.Family, d.spec.Pool, k.Winner, k.Loser, k.Series})
+		}
+	}
+	for _, k := range c.joiner.Conflicts() {
+		winner := k.Winner.String()
+		if k.Winner.Family != k.Loser.Family {
+			winner += " " + k.Winner.Family
+		}
+		winner += " of pool " + k.Winner.Part
+		if k.Winner.Sole {
+			winner = configured
+		}
+		all = append(all, conflict{k.Loser.Family, k.Loser.Part, winner, k.Loser.String(), k.Series})
+	}
+	slices.SortStableFunc(all, func(a, b conflict) int { return strings.Compare(a.family, b.family) })
+	return all
+}
+
 // reportConflictsLocked logs each disagreement once, when it begins and when it ends.
 func (c *Collector) reportConflictsLocked() {
-	now := c.index.Conflicts()
+	now := c.conflictsLocked()
 	c.metrics.conflicts.Set(float64(len(now)))
 	if len(now) == 0 && len(c.reported) == 0 {
 		return
 	}
-	current := make(map[merge.Conflict]bool, len(now))
+	current := make(map[conflict]bool, len(now))
 	for _, k := range now {
 		id := k
-		id.Series = 0
+		id.series = 0
 		current[id] = true
 		if !c.reported[id] {
 			msg := "files disagree on a metric; the newest file's samples are served, the others' left out"
-			if k.Winner == merge.Configured {
+			if k.winner == configured {
 				msg = "info of the configuration has the name of a metric in files, whose samples are left out; choose another name"
 			}
 			c.logger.Warn(msg,
-				zap.String("family", k.Family), zap.String("pool", k.Pool), zap.String("served", k.Winner), zap.String("left_out", k.Loser), zap.Int("series", k.Series))
+				zap.String("family", k.family), zap.String("pool", k.pool), zap.String("served", k.winner), zap.String("left_out", k.loser), zap.Int("series", k.series))
 		}
 	}
 	for id := range c.reported {
 		if !current[id] {
-			c.logger.Info("files agree on a metric again", zap.String("family", id.Family), zap.String("pool", id.Pool), zap.String("served", id.Winner))
+			c.logger.Info("files agree on a metric again", zap.String("family", id.family), zap.String("pool", id.pool), zap.String("served", id.winner))
 		}
 	}
 	c.reported = current

@@ -67,7 +67,10 @@ func PreviewPolicy(ctx context.Context, opts Options, p *policy.Policy) (*Previe
 	return out, err
 }
 
-type effectID struct{ pool, family string }
+type effectID struct {
+	pool, family string
+	typ          metric.Type
+}
 
 // preview compares a layout without a policy with what there is by one.
 func (c *Collector) preview(p *policy.Policy, before *view.Layout, after *view.Snapshot) *Preview {
@@ -79,7 +82,7 @@ func (c *Collector) preview(p *policy.Policy, before *view.Layout, after *view.S
 		for k := range layout.Families {
 			fam := &layout.Families[k]
 			for _, m := range fam.Metrics {
-				id := effectID{c.poolOf(m), fam.Name}
+				id := effectID{c.poolOf(m), fam.Name, fam.Type}
 				e := effects[id]
 				if e == nil {
 					e = &Effect{Pool: id.pool, Family: id.family, Type: fam.Type}
@@ -98,7 +101,9 @@ func (c *Collector) preview(p *policy.Policy, before *view.Layout, after *view.S
 		e.FileMode, e.Mode = fam.Mode, fam.Mode
 		e.Before += len(points)
 	})
-	ruled := c.index.Layout()
+	merged := c.joinLocked()
+	ruled := merged.Layout
+	merged.Release()
 	names := make([]string, ruled.Points) // of the family each is served in, "" if it is not
 	if c.relabel == nil {
 		for _, fam := range ruled.Families {
@@ -152,7 +157,7 @@ func (c *Collector) preview(p *policy.Policy, before *view.Layout, after *view.S
 
 // poolOf tells which pool a metric is of, by the label that it has been given.
 func (c *Collector) poolOf(m view.Metric) string {
-	for _, l := range m.Labels {
+	for _, l := range m.AllLabels() {
 		if l.Name == "pool" && slices.ContainsFunc(c.dirs, func(d *dir) bool { return d.spec.Pool == l.Value }) {
 			return l.Value
 		}

@@ -6,18 +6,19 @@ import (
 	"go.uber.org/zap"
 
 	"aggregatord/internal/policy"
+	"aggregatord/internal/relabel"
 	"aggregatord/internal/view"
 )
 
 // relabeling is what becomes of merged samples, and what was told of it.
 type relabeling struct {
-	*policy.Relabeler
+	*relabel.Relabeler
 	collisions []string
 }
 
 // newRelabeling returns nil if the policy relabels nothing.
 func newRelabeling(p *policy.Policy) *relabeling {
-	if r := p.Relabeler(); r != nil {
+	if r := relabel.New(p.MetricRelabelConfigs()); r != nil {
 		return &relabeling{Relabeler: r}
 	}
 	return nil

@@ -61,17 +61,19 @@ func (c *Collector) mergeStatusLocked() status.Merge {
 	m := status.Merge{
 		Passes: uint64(c.metrics.passes.Value()), Shared: uint64(c.metrics.shared.Value()),
 		LastSeconds: c.lastPassTook.Seconds(), Last: moment(c.lastPass),
-		Conflicts: len(c.index.Conflicts()), Dropped: c.index.Dropped(), Expired: c.index.Expired(),
 	}
+	m.Dropped, m.Expired = c.leftOutLocked()
 	if !c.closed {
-		layout := c.index.Layout()
-		m.Families, m.Samples = len(layout.Families), layout.Points
+		snap := c.joinLocked()
+		m.Families, m.Samples = len(snap.Layout.Families), snap.Layout.Points
+		snap.Release()
 	}
+	m.Conflicts = len(c.conflictsLocked())
 	return m
 }
 
 func (c *Collector) limitsLocked() status.Limits {
-	index, files := c.index.Limits(), c.dirs[0].limits.InForce()
+	index, files := c.dirs[0].index.Limits(), c.dirs[0].limits.InForce()
 	return status.Limits{
 		SeriesPerPool: index.MaxSeries, SeriesPerFamily: index.MaxFamilySeries, Labels: index.MaxLabels,
 		LabelNameLength: index.MaxLabelName, LabelValueLength: index.MaxLabelValue,
@@ -90,7 +92,7 @@ func moment(t time.Time) float64 {
 func (d *dir) status() status.Pool {
 	m, pool := d.c.metrics, d.spec.Pool
 	p := status.Pool{
-		Name: pool, Dir: d.spec.Path, Up: d.scanErr == nil && d.listed, Series: d.c.index.Series(pool),
+		Name: pool, Dir: d.spec.Path, Up: d.scanErr == nil && d.listed, Series: d.index.Series(),
 		Liveness:   status.Liveness{Method: d.method.String(), Files: map[string]int{}},
 		Files:      status.Files{Foreign: d.foreign},
 		FileErrors: map[string]uint64{}, EntryErrors: map[string]uint64{},
@@ -350,8 +352,8 @@ func (c *Collector) Conflicts() []status.Conflict {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	all := []status.Conflict{}
-	for _, k := range c.index.Conflicts() {
-		all = append(all, status.Conflict{Family: k.Family, Pool: k.Pool, Served: k.Winner, LeftOut: k.Loser, Series: k.Series})
+	for _, k := range c.conflictsLocked() {
+		all = append(all, status.Conflict{Family: k.family, Pool: k.pool, Served: k.winner, LeftOut: k.loser, Series: k.series})
 	}
 	return all
 }
@@ -366,7 +368,7 @@ func (c *Collector) Explain(sel selector.Selector, limit int) (status.Explanatio
 	if c.closed {
 		return out, ErrClosed
 	}
-	snap := c.index.Snapshot()
+	snap := c.joinLocked()
 	merged, from := snap.Layout, []uint32(nil)
 	if c.relabel != nil {
 		relabeled := c.relabel.Apply(merged)
@@ -374,7 +376,7 @@ func (c *Collector) Explain(sel selector.Selector, limit int) (status.Explanatio
 		snap = snap.Map(relabeled.Layout, from)
 	}
 	defer snap.Release()
-	var refs []view.PointRef // in merged
+	var refs []int // values of merged
 	EachSample(snap, sel, func(ref view.PointRef, value int) {
 		out.Matching++
 		if len(refs) == limit {
@@ -388,19 +390,19 @@ func (c *Collector) Explain(sel selector.Selector, limit int) (status.Explanatio
 			e.Value, e.Absent = 0, "it was never set, or has not changed for longer than a rule allows"
 		}
 		if from != nil {
-			ref = merged.RefAt(int(from[value]))
-			if was := seriesAt(merged, ref); was != e.Series {
+			value = int(from[value])
+			if was := seriesAt(merged, merged.RefAt(value)); was != e.Series {
 				e.RelabeledFrom = was
 			}
 		}
-		refs = append(refs, ref)
+		refs = append(refs, value)
 		out.Items = append(out.Items, e)
 	})
 	if len(refs) == 0 {
 		return out, nil
 	}
 	sources := c.sourcesLocked()
-	for i, a := range c.index.Explain(refs) {
+	for i, a := range c.explainLocked(refs) {
 		e := &out.Items[i]
 		e.Operation, e.Cumulative, e.Rule, e.Mode = a.Operation.String(), a.Cumulative, a.Rule, a.Mode.String()
 		e.ModeSource = modeSource(a.Mode, a.ModeByRule)
@@ -414,6 +416,31 @@ func (c *Collector) Explain(sel selector.Selector, limit int) (status.Explanatio
 		}
 	}
 	return out, nil
+}
+
+// explainLocked accounts for values of the last join.
+func (c *Collector) explainLocked(values []int) []merge.Account {
+	all := make([]merge.Account, len(values))
+	refs, places := make([][]view.PointRef, len(c.joined)+1), make([][]int, len(c.joined)+1)
+	indexes := make([]*merge.Index, len(c.joined)+1)
+	indexes[len(c.joined)] = c.info
+	for i, d := range c.joined {
+		indexes[i] = d.index
+	}
+	for i, value := range values {
+		part, at := c.joiner.Origin(value)
+		refs[part] = append(refs[part], indexes[part].Layout().RefAt(at))
+		places[part] = append(places[part], i)
+	}
+	for part, index := range indexes {
+		if len(refs[part]) == 0 {
+			continue
+		}
+		for k, a := range index.Explain(refs[part]) {
+			all[places[part][k]] = a
+		}
+	}
+	return all
 }
 
 // modeSource says where the mode in force comes from.
@@ -451,7 +478,7 @@ func (c *Collector) sourcesLocked() map[*merge.Source]place {
 func contributionOf(p place, s *merge.Source) status.Contribution {
 	switch {
 	case p.d == nil:
-		return status.Contribution{Kind: "configuration", Pool: s.Spec().Pool}
+		return status.Contribution{Kind: "configuration"}
 	case p.t == nil:
 		out := status.Contribution{Kind: "archive", Pool: p.d.spec.Pool, Worker: s.Spec().ID, Path: p.d.archive.Path()}
 		if p.d.view != nil {
@@ -469,6 +496,7 @@ func contributionOf(p place, s *merge.Source) status.Contribution {
 // EachSample calls yield for the samples of a snapshot that are meant, in output order, the
 // absent ones too, with the index of the value.
 func EachSample(snap *view.Snapshot, sel selector.Selector, yield func(ref view.PointRef, value int)) {
+	var labels []metric.Label
 	for f := range snap.Layout.Families {
 		fam := &snap.Layout.Families[f]
 		if sel.Name != "" && !strings.HasPrefix(sel.Name, fam.Name) {
@@ -478,6 +506,7 @@ func EachSample(snap *view.Snapshot, sel selector.Selector, yield func(ref view.
 		var names [view.Created + 1]string // by kind, once for each family
 		for m := range fam.Metrics {
 			points := fam.Metrics[m].Points
+			labels = fam.Metrics[m].AppendLabels(labels[:0])
 			for p, point := range points {
 				if names[point.Kind] == "" {
 					names[point.Kind] = fam.Name + point.Kind.Suffix()
@@ -487,7 +516,7 @@ func EachSample(snap *view.Snapshot, sel selector.Selector, yield func(ref view.
 					continue
 				}
 				boundLabel, bound := boundOf(point)
-				if sel.Matches(name, fam.Metrics[m].Labels, boundLabel, bound) {
+				if sel.Matches(name, labels, boundLabel, bound) {
 					yield(view.PointRef{Family: f, Metric: m, Point: p}, at+p)
 				}
 			}
@@ -499,7 +528,7 @@ func EachSample(snap *view.Snapshot, sel selector.Selector, yield func(ref view.
 // SampleAt returns one sample of a snapshot, as EachSample names it.
 func SampleAt(snap *view.Snapshot, ref view.PointRef, value int) status.Sample {
 	fam := &snap.Layout.Families[ref.Family]
-	labels, point := fam.Metrics[ref.Metric].Labels, fam.Metrics[ref.Metric].Points[ref.Point]
+	labels, point := fam.Metrics[ref.Metric].AllLabels(), fam.Metrics[ref.Metric].Points[ref.Point]
 	boundLabel, bound := boundOf(point)
 	s := status.Sample{
 		Name: fam.Name + point.Kind.Suffix(), Labels: make(map[string]string, len(labels)+1),
@@ -519,16 +548,13 @@ func seriesAt(l *view.Layout, ref view.PointRef) string {
 	fam := &l.Families[ref.Family]
 	point := fam.Metrics[ref.Metric].Points[ref.Point]
 	boundLabel, bound := boundOf(point)
-	return selector.Format(fam.Name+point.Kind.Suffix(), fam.Metrics[ref.Metric].Labels, boundLabel, bound)
+	return selector.Format(fam.Name+point.Kind.Suffix(), fam.Metrics[ref.Metric].AllLabels(), boundLabel, bound)
 }
 
 // boundOf returns the label that tells a bucket or quantile from the others.
 func boundOf(p view.Point) (label, value string) {
-	switch p.Kind {
-	case view.Bucket:
-		return "le", string(metric.AppendBound(nil, p.Bound))
-	case view.Quantile:
-		return "quantile", string(metric.AppendBound(nil, p.Bound))
+	if label = p.BoundLabel(); label != "" {
+		value = string(p.AppendBound(nil))
 	}
-	return "", ""
+	return label, value
 }
