@@ -144,7 +144,7 @@ func archiveSnapshot(poolName string, totals *archive.Totals, logger *zap.Logger
 	index := merge.NewIndex(merge.Options{})
 	for space, table := range totals.Spaces() {
 		source := index.AddFolded(merge.SourceSpec{
-			Pool: poolName, Type: space.Type, Mode: space.Mode, ID: space.Worker, ParseKey: store.ParseKey,
+			Type: space.Type, Mode: space.Mode, ID: space.Worker, ParseKey: store.ParseKey,
 		})
 		for i := range table.Len() {
 			if err := index.Learn(source, []byte(table.Key(i)), uint32(i)); err != nil {
@@ -156,7 +156,12 @@ func archiveSnapshot(poolName string, totals *archive.Totals, logger *zap.Logger
 			values[i], seconds[i] = table.Values()[pos], table.Stamps()[pos]
 		}
 	}
-	return index.Snapshot()
+	var target []metric.Label
+	if poolName != "" {
+		target = []metric.Label{{Name: "pool", Value: poolName}}
+	}
+	var j view.Joiner
+	return j.Join([]view.Part{{Snapshot: index.Snapshot(), Name: poolName, Target: target}})
 }
 
 // exportFiles writes the archive as source files to a directory, which is made if it is not

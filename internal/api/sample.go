@@ -72,11 +72,8 @@ func seriesAt(l *view.Layout, ref view.PointRef) string {
 
 // boundOf returns the label that tells a bucket or quantile from the others.
 func boundOf(p view.Point) (label, value string) {
-	switch p.Kind {
-	case view.Bucket:
-		return "le", string(metric.AppendBound(nil, p.Bound))
-	case view.Quantile:
-		return "quantile", string(metric.AppendBound(nil, p.Bound))
+	if label = p.BoundLabel(); label != "" {
+		value = string(p.AppendBound(nil))
 	}
-	return "", ""
+	return label, value
 }

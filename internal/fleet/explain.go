@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"aggregatord/internal/pool"
+	"aggregatord/internal/relabel"
 	"aggregatord/internal/view"
 )
 
@@ -54,7 +55,7 @@ func (f *Fleet) explainOnce(ctx context.Context, choose func(*view.Snapshot) []i
 	if err != nil {
 		return nil, err
 	}
-	j := &joint{relabeler: f.policy.Relabeler()}
+	j := &joint{relabeler: relabel.New(f.policy.MetricRelabelConfigs())}
 	parts := f.parts(Selection{}, members, snaps)
 	for _, p := range parts {
 		p.Snapshot.Retain()

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"aggregatord/internal/merge"
 	"aggregatord/internal/policy"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/telemetry"
@@ -106,7 +107,7 @@ func New(opts Options) (*Fleet, error) {
 	if opts.Pool.Metrics == nil {
 		opts.Pool.Metrics = pool.NewMetrics(opts.Set)
 	}
-	opts.Pool.Descriptors = pool.NewDescriptors()
+	opts.Pool.Descriptors, opts.Pool.Share = pool.NewDescriptors(), merge.NewShare()
 	f := &Fleet{opts: opts, logger: opts.Logger, metrics: newMetrics(opts.Set), joints: map[string]*joint{}}
 	f.adoptPolicy(opts.Policy)
 	if len(opts.Pools) == 0 {

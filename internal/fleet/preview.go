@@ -9,6 +9,7 @@ import (
 	"aggregatord/internal/metric"
 	"aggregatord/internal/policy"
 	"aggregatord/internal/pool"
+	"aggregatord/internal/relabel"
 	"aggregatord/internal/view"
 )
 
@@ -84,7 +85,7 @@ func (f *Fleet) preview(ctx context.Context, p *policy.Policy) (*Preview, error)
 	if err := f.SetPolicy(p); err != nil {
 		return nil, err
 	}
-	relabeler := p.Relabeler()
+	relabeler := relabel.New(p.MetricRelabelConfigs())
 	var names []string // of the family each value is served in, "" if it is not
 	_, err = f.eachMetric(ctx, func(pool string, fam *view.Family, points []int) {
 		id := effectID{pool, fam.Name, fam.Type}

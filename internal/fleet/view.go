@@ -15,6 +15,7 @@ import (
 	"aggregatord/internal/metric"
 	"aggregatord/internal/policy"
 	"aggregatord/internal/pool"
+	"aggregatord/internal/relabel"
 	"aggregatord/internal/view"
 )
 
@@ -46,7 +47,7 @@ const maxJoints = 1024
 type joint struct {
 	mu         sync.Mutex // guards what follows
 	joiner     view.Joiner
-	relabeler  *policy.Relabeler
+	relabeler  *relabel.Relabeler
 	collisions []string
 	conflicts  map[view.Conflict]bool // that were told
 }
@@ -58,7 +59,7 @@ func (f *Fleet) jointOf(sel Selection) *joint {
 	key := sel.key()
 	j := f.joints[key]
 	if j == nil {
-		j = &joint{relabeler: f.policy.Relabeler()}
+		j = &joint{relabeler: relabel.New(f.policy.MetricRelabelConfigs())}
 		if len(f.joints) < maxJoints {
 			f.joints[key] = j
 		}
@@ -171,7 +172,12 @@ func (f *Fleet) parts(sel Selection, members []*member, snaps []*view.Snapshot) 
 		if s == nil {
 			continue
 		}
-		parts = append(parts, view.Part{Snapshot: s, Name: members[i].Spec().Name})
+		part := view.Part{Snapshot: s, Name: members[i].Spec().Name}
+		part.Target, part.External = f.policy.Labels(part.Name)
+		if sel.Bare {
+			part.Target = nil
+		}
+		parts = append(parts, part)
 	}
 	return parts
 }

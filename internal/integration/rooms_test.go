@@ -74,8 +74,13 @@ var rooms = map[string]struct {
 		may: []string{"internal/store", "internal/metric"},
 		why: "it plays the application, which knows the format of source files and nothing of the daemon",
 	},
+	"internal/relabel": {
+		may: []string{"internal/view", "internal/metric"},
+		why: "it makes one view of another, wherever that came from",
+		not: []string{"os", "net/http", "time"},
+	},
 	"internal/policy": {
-		may: []string{"internal/merge", "internal/store", "internal/metric", "internal/view"},
+		may: []string{"internal/merge", "internal/store", "internal/metric"},
 		why: "it says what the operator wants of metrics; where they come from and when they are merged is pool's",
 		not: []string{"os", "net/http"},
 	},
@@ -95,7 +100,7 @@ var rooms = map[string]struct {
 		not: []string{"os"},
 	},
 	"internal/pool": {
-		may: []string{"internal/archive", "internal/policy", "internal/store", "internal/watch", "internal/merge", "internal/view", "internal/selector", "internal/status", "internal/telemetry", "internal/metric"},
+		may: []string{"internal/archive", "internal/policy", "internal/relabel", "internal/store", "internal/watch", "internal/merge", "internal/view", "internal/selector", "internal/status", "internal/telemetry", "internal/metric"},
 		why: "it keeps one directory merged; how that is served is none of its business",
 		not: []string{"net/http"},
 	},

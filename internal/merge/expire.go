@@ -8,22 +8,32 @@ import (
 
 // expire takes the metrics out of a family's values that have not changed for too long. All
 // points of a metric go together, and are back when one of them changes.
-func (x *Index) expire(fam *family, values []float64) {
-	for i, e := range fam.expiry {
-		n := len(fam.built.Metrics[i].Points)
+func (x *Index) expire(g *group, values []float64) {
+	for i, node := range g.expiry {
+		n := len(g.built.Metrics[i].Points)
 		points := values[:n]
 		values = values[n:]
-		h := hash(points)
-		if e.node.changed == 0 || e.node.hash != h {
-			e.node.hash, e.node.changed = h, max(x.now, math.SmallestNonzeroFloat64)
+		if node.seen == nil {
+			node.seen = &sighting{}
 		}
-		if e.after > 0 && x.now-e.node.changed > e.after {
+		seen, h := node.seen, hash(points)
+		if seen.changed == 0 || seen.hash != h {
+			seen.hash, seen.changed = h, max(x.now, math.SmallestNonzeroFloat64)
+		}
+		if x.now-seen.changed > g.ruling.ExpireAfter {
 			for k := range points {
 				points[k] = view.Absent
 			}
 			x.expired += n
 		}
 	}
+}
+
+// sighting is what the values of a node were when they were last looked at, and when they became
+// so, in Unix seconds; 0 if they were never looked at.
+type sighting struct {
+	hash    uint64
+	changed float64
 }
 
 // hash tells lists of values apart, bit by bit.
@@ -44,25 +54,57 @@ func (x *Index) Expired() int { return x.expired }
 func (x *Index) Dropped() int { return x.dropped }
 
 // Remember takes over from an index of the same sources what this one has not been there to
-// see: when series have changed. It makes the layout, so call it when all sources are there.
+// see: when series have changed, and who was the newest. It makes the layout, so call it when
+// all sources are there.
 func (x *Index) Remember(old *Index) {
 	x.now = old.now
-	x.Layout()
-	for name, fam := range x.families {
-		before := old.families[name]
-		if before == nil {
-			continue
-		}
-		for _, g := range fam.groups {
-			for key, n := range g.nodes {
-				for _, og := range before.groups {
-					if on := og.nodes[key]; on != nil && on.changed > n.changed {
-						n.hash, n.changed = on.hash, on.changed
+	for name, before := range old.families {
+		for _, og := range before.groups {
+			x.rememberRank(og)
+			fam := x.families[name]
+			if fam == nil {
+				continue
+			}
+			for _, g := range fam.groups {
+				for _, on := range og.nodes {
+					if on.seen == nil {
+						continue
+					}
+					if n := g.nodes[x.share.findLabels(on.set.value)]; n != nil && (n.seen == nil || on.seen.changed > n.seen.changed) {
+						seen := *on.seen
+						n.seen = &seen
 					}
 				}
 			}
 		}
 	}
+	x.Layout()
+}
+
+// rememberRank takes over when something was folded last into a group, and the group itself if it
+// is only remembered.
+func (x *Index) rememberRank(og *group) {
+	fam := x.families[og.family.name]
+	if fam == nil {
+		fam = &family{name: og.family.name}
+	}
+	g := fam.group(og.class)
+	if g == nil {
+		if len(og.rivals) == 0 || len(og.nodes) > 0 {
+			return // by what is in force now, its series are of another class
+		}
+		g = newGroup(fam, og.class, x.rulingOf(nil, fam.name, og.typ))
+		g.kinds = og.kinds
+		fam.groups = append(fam.groups, g)
+		x.families[fam.name] = fam
+		x.findRivals(g)
+		if len(g.rivals) == 0 {
+			x.emptied(g)
+			return
+		}
+	}
+	g.folded = max(g.folded, og.folded)
+	x.unranked = true
 }
 
 // RememberSource takes over from a source of another index what Observe has seen of it: s has

@@ -13,7 +13,7 @@ import (
 type Account struct {
 	// Operation is how the contributions were combined: Sum, Max, Min, MostRecent or All.
 	Operation metric.Mode
-	// Mode is the gauge mode in force in the point's pool, Rule the name of the ruling, and
+	// Mode is the gauge mode in force, Rule the name of the ruling, and
 	// ModeByRule says that it sets the mode.
 	Mode       metric.Mode
 	Rule       string
@@ -63,27 +63,27 @@ func (x *Index) Explain(refs []view.PointRef) []Account {
 	marked := make([]bool, len(x.desc))
 	for i, ref := range refs {
 		t := &targets[i]
-		fam := x.families[x.layout.Families[ref.Family].Name]
-		labels := fam.built.Metrics[ref.Metric].Labels
-		point := fam.built.Metrics[ref.Metric].Points[ref.Point]
-		x.keyBuf = appendLabelsKey(x.keyBuf[:0], labels)
-		chosen, _ := x.choose(fam)
-		t.ruling, t.losers = noRuling, map[uint32]string{}
-		for _, g := range fam.groups {
-			n := g.nodes[string(x.keyBuf)]
-			if n == nil {
+		g := x.shown[ref.Family]
+		m := &g.built.Metrics[ref.Metric]
+		point := m.Points[ref.Point]
+		sample := g.family.name + point.Kind.Suffix()
+		set := x.share.findLabels(withoutEmpty(m.Labels))
+		t.class, t.ruling, t.losers = g.class, g.ruling, map[uint32]string{}
+		if n := g.nodes[set]; n != nil {
+			t.cells, t.cumulative = x.cellsOf(n, g.typ, point)
+		}
+		for _, c := range t.cells {
+			marked[c] = true
+		}
+		for _, other := range g.rivals {
+			if other.loser == nil || other.nodes[set] == nil {
 				continue
 			}
-			cells, cumulative := x.cellsOf(n, g.typ, point)
-			if slices.Contains(chosen, g) {
-				t.class, t.ruling, t.cells, t.cumulative = g.class, g.ruling, cells, cumulative
-			} else if !g.ruling.Drop {
-				for _, c := range cells {
-					t.losers[c] = fmt.Sprintf("a newer file says that the family is another one than %s", g.describe())
+			for _, c := range other.nodes[set].cells {
+				if p := x.desc[c].point; other.family.name+p.Kind.Suffix() == sample && p.Bound == point.Bound {
+					t.losers[c] = fmt.Sprintf("it is a %s, and a newer one is a %s", other.describe(g), g.describe(other))
+					marked[c] = true
 				}
-			}
-			for _, c := range cells {
-				marked[c] = true
 			}
 		}
 	}
@@ -111,14 +111,15 @@ func (x *Index) Explain(refs []view.PointRef) []Account {
 
 // cellsOf returns the cells that a point's value is made of.
 func (x *Index) cellsOf(n *node, typ metric.Type, point view.Point) (cells []uint32, cumulative bool) {
-	buckets := slices.ContainsFunc(n.points, func(p cellPoint) bool { return p.Kind == view.Bucket && x.active[p.cell] > 0 })
-	cumulative = typ == metric.Histogram && buckets && (point.Kind == view.Bucket || point.Kind == view.Count)
-	for _, p := range n.points {
+	served := func(c uint32) bool { return x.desc[c].point.Kind == view.Bucket && x.active[c] > 0 }
+	cumulative = typ == metric.Histogram && slices.ContainsFunc(n.cells, served) && (point.Kind == view.Bucket || point.Kind == view.Count)
+	for _, c := range n.cells {
+		p := x.desc[c].point
 		switch {
 		case cumulative && p.Kind == view.Bucket && (point.Kind == view.Count || p.Bound <= point.Bound):
-			cells = append(cells, p.cell)
-		case !cumulative && p.Point == point:
-			cells = append(cells, p.cell)
+			cells = append(cells, c)
+		case !cumulative && p.Kind == point.Kind && p.Bound == point.Bound:
+			cells = append(cells, c)
 		}
 	}
 	return cells, cumulative
@@ -134,6 +135,9 @@ func (x *Index) hits(marked []bool) []hit {
 				h := hit{source: s, cell: c, value: s.value(uint32(i))}
 				if stamped {
 					h.stamp = s.second[i]
+					if h.stamp > x.now {
+						h.stamp = x.clamp(s, uint32(i), h.stamp)
+					}
 				}
 				hits = append(hits, h)
 			}
@@ -166,55 +170,37 @@ func (a *Account) take(h hit, why string) {
 	a.Contributions = append(a.Contributions, Contribution{Source: h.source, Value: h.value, Stamp: h.stamp, Why: why})
 }
 
-// decide finds out which contributions count, with the comparisons of accumulate.
+// decide finds out which contributions count: those that change what is known when they are
+// added.
 func (a *Account) decide() {
-	if a.Operation == metric.Sum {
-		for i := range a.Contributions {
-			a.Contributions[i].Counts = a.Contributions[i].Why == ""
-		}
-		return
-	}
-	best := -1
-	hi, lo := math.NaN(), 0.0
-	for i := range a.Contributions {
-		c := &a.Contributions[i]
-		if c.Why != "" {
-			continue
-		}
-		takes := false
-		switch a.Operation {
-		case metric.Max:
-			takes = greater(c.Value, hi)
-		case metric.Min:
-			takes = less(c.Value, hi)
-		case metric.MostRecent:
-			takes = c.Stamp > lo || (c.Stamp == lo && c.Stamp > 0 && greater(c.Value, hi))
-		case metric.All:
-			takes = true
-		}
-		if takes || best < 0 && a.Operation != metric.MostRecent {
-			best, hi, lo = i, c.Value, c.Stamp
-		}
-	}
+	op := &operations[a.Operation]
+	best, hi, second := -1, op.zero, 0.0
 	for i := range a.Contributions {
 		c := &a.Contributions[i]
 		switch {
-		case i == best:
-			c.Counts = true
 		case c.Why != "":
-		case a.Operation == metric.Max:
-			c.Why = "another one is greater"
-		case a.Operation == metric.Min:
-			c.Why = "another one is less"
+			continue
+		case a.Operation == metric.Sum:
+			if c.Counts = c.Value == c.Value; !c.Counts {
+				c.Why = "it is not a number, which is not added"
+			}
+			continue
 		case a.Operation == metric.MostRecent && c.Stamp <= 0:
 			c.Why = "it was never set"
-		case a.Operation == metric.MostRecent:
-			c.Why = "another one was set later"
-		default:
-			c.Why = "a later process has the same ID"
+			continue
 		}
-		if c.Counts && c.Why != "" {
-			panic("BUG: a contribution counts and does not")
+		h, s := op.step(hi, second, c.Value, c.Stamp)
+		changed := math.Float64bits(h) != math.Float64bits(hi) || s != second
+		if best < 0 || changed || a.Operation == metric.All {
+			best = i
+		}
+		hi, second = h, s
+	}
+	for i := range a.Contributions {
+		if c := &a.Contributions[i]; i == best {
+			c.Counts = true
+		} else if c.Why == "" && !c.Counts {
+			c.Why = op.lost
 		}
 	}
 }
@@ -222,8 +208,8 @@ func (a *Account) decide() {
 // Folded reports whether the source was made by AddFolded.
 func (s *Source) Folded() bool { return s.folded }
 
-// Series returns how many series of a pool the index holds, as its limits count them.
-func (x *Index) Series(pool string) int { return x.series[pool] }
+// Series returns how many series the index holds, as its limits count them.
+func (x *Index) Series() int { return x.series }
 
 // Limits returns the options in force, defaults filled in.
 func (x *Index) Limits() Options { return x.opts }

@@ -13,22 +13,24 @@ import (
 
 // Options of an Index. The zero value is ready for use.
 type Options struct {
-	// MaxSeries bounds the series of one pool; 0 means DefaultMaxSeries. An entry that
+	// MaxSeries bounds the series; 0 means DefaultMaxSeries. An entry that
 	// would make one more is refused with ErrSeriesLimit; those known go on.
 	MaxSeries int
-	// MaxFamilySeries bounds the series of one family in one pool; 0 means
+	// MaxFamilySeries bounds the series of one family; 0 means
 	// DefaultMaxFamilySeries. Beyond it there is ErrFamilyLimit.
 	MaxFamilySeries int
-	// MaxFamilies bounds the families of one pool, which cost more than series do; 0 means
+	// MaxFamilies bounds the families, which cost more than series do; 0 means
 	// DefaultMaxFamilies. Beyond it there is ErrFamiliesLimit.
 	MaxFamilies int
 	// MaxLabels bounds the labels of one series; 0 means DefaultMaxLabels.
 	MaxLabels int
 	// MaxLabelName and MaxLabelValue bound their lengths in bytes; 0: as long as a key is.
 	MaxLabelName, MaxLabelValue int
-	// Rules is asked once for each family of a pool what is in force for it; family is the
-	// OpenMetrics name. Nil, or a Ruling that is nil: what the sources say.
-	Rules func(pool, family string, typ metric.Type) *Ruling
+	// Rules is asked once for each family what is in force for it; family is the OpenMetrics
+	// name. Nil, or a Ruling that is nil: what the sources say.
+	Rules func(family string, typ metric.Type) *Ruling
+	// Share keeps what this index has in common with others. Nil: it has one of its own.
+	Share *Share
 }
 
 // Defaults of Options.
@@ -45,22 +47,19 @@ const spellings = 4
 
 // SourceSpec says what the entries of a source are. It is fixed for the source's life.
 type SourceSpec struct {
-	// Pool is the value of the label pool that every series gets; empty: no such label.
-	Pool string
-	// Name is unique among the sources of a pool; it decides the order of addition.
+	// Name is unique among the sources; it decides the order of addition.
 	Name string
 	Type metric.Type
 	// Mode is NoMode unless Type is Gauge.
 	Mode metric.Mode
 	// ID is the worker's, the label pid in modes All and LiveAll.
 	ID string
-	// Created decides who is right when files disagree on a family: the newest. Unix
-	// nanoseconds.
+	// Created is when the file was made, or, of a folded source, when something was folded into
+	// it last: Unix nanoseconds. It decides who is right when sources disagree: the newest,
+	// living before dead, dead before folded, later folded before earlier folded.
 	Created int64
 	// ParseKey reads the raw key of an entry; it must not keep the bytes.
 	ParseKey func(raw []byte) (metric.Key, error)
-	// Fixed exempts the source from Options.Rules.
-	Fixed bool
 }
 
 // A Source is what one file, or what the files of one kind that are no more, contribute.
@@ -80,6 +79,12 @@ type Source struct {
 	second []float64
 	// parts are the entries under rulings that the lists above cannot be combined by.
 	parts []part
+	// groups are those that it has an entry in; seldom one twice.
+	groups []*group
+	// ahead are the entries, by number, whose timestamps are in the future.
+	ahead map[uint32]ahead
+	// seat is set for sources that only keep places: see Seat.
+	seat bool
 }
 
 // Spec returns what the source was added with.
@@ -116,7 +121,7 @@ func (s *Source) active() bool { return s.serves(s.spec.Mode) }
 // keys mean equal series share one.
 type keyspace struct {
 	id      keyspaceID
-	cells   map[string]uint32
+	cells   keyTable
 	sources int
 	// usual is how many entries the source has that was compacted last: most have as many.
 	usual int
@@ -132,34 +137,37 @@ type keyspaceID struct {
 
 // class is what must agree for two values of one family to be combined.
 type class struct {
-	pool string
 	typ  metric.Type
 	mode metric.Mode
-	// fixed sources are under no ruling, and right when others disagree.
-	fixed bool
 }
 
-// An Index combines the values of sources by series. It is not safe for concurrent use:
-// its owner holds one lock around every method. Different sources' Values may be filled
-// by different goroutines at once; snapshots may be read by any.
+// An Index combines the values of the sources of one pool by series. It is not safe for
+// concurrent use: its owner holds one lock around every method. Different sources' Values may
+// be filled by different goroutines at once; snapshots may be read by any. Close gives back
+// what it has in a Share.
 type Index struct {
 	opts     Options
+	share    *Share
 	families map[string]*family
 	spaces   map[keyspaceID]*keyspace
-	// sources are in the order of addition, folded ones first, then by pool and name, unless
+	// sources are in the order of addition, folded ones first, then by name, unless
 	// unsorted; some may be removed already. Thousands come and go at once.
 	sources  []*Source
 	unsorted bool
 	removed  int
-	// series and keys count the cells and the raw keys that lead to them, holding the families,
-	// by pool.
-	series, keys, holding map[string]int
+	// series and keys count the cells and the raw keys that lead to them, holding the families.
+	series, keys, holding int
 	// now is the present time, in Unix seconds, as last told; 0: never.
 	now float64
 	// refused says that a limit has kept an entry out; seating that none does: see Seat.
 	refused, seating bool
-	// expired and dropped are of the last snapshot: see Expired and Dropped.
-	expired, dropped int
+	// careful says that sums must look out for NaN: the last snapshot had one.
+	careful bool
+
+	// What is known of the last snapshot: see Expired, Dropped, Zeros and NaNs.
+	expired, dropped, zeros, nanCount int
+	nanName                           string
+	nans                              map[uint32]int32 // by cell
 
 	// The cells, by number. init is what hi starts from at every snapshot: 0 where values
 	// are added, NaN elsewhere. pins counts the sources that have the cell, active those of
@@ -173,16 +181,27 @@ type Index struct {
 	// unpinned counts the cells with no pins that are not swept up yet.
 	unpinned int
 
-	layout    *view.Layout
+	layout *view.Layout
+	// shown are the groups that the families of layout are of.
+	shown []*group
+	// contested are the groups that have rivals; unranked says that it is to be found out again
+	// which of them are the newest.
+	contested []*group
+	unranked  bool
 	conflicts []Conflict
+	// ownPID is the first family, by name, whose label pid has given way to ours.
+	ownPID string
+	// styleAt is how new the source is that has said how a bound is spelled, by cell.
+	styleAt   map[uint32]int64
 	keyBuf    []byte
 	ownKey    []byte // what a ruling has made of a raw key
 	snapshots view.Recycler
 }
 
 type cellDesc struct {
-	group *group
-	node  *node
+	node *node // nil: not in use
+	// key is the raw key that was there first, for Each.
+	key   *kept[string]
 	point view.Point
 }
 
@@ -200,15 +219,11 @@ func NewIndex(opts Options) *Index {
 	if opts.MaxLabels == 0 {
 		opts.MaxLabels = DefaultMaxLabels
 	}
-	x := &Index{
-		opts:     opts,
-		families: map[string]*family{},
-		spaces:   map[keyspaceID]*keyspace{},
-		series:   map[string]int{},
-		keys:     map[string]int{},
-		holding:  map[string]int{},
+	if opts.Share == nil {
+		opts.Share = NewShare()
 	}
-	x.newCell(cellDesc{group: &group{family: &family{}}}) // the sink
+	x := &Index{opts: opts, share: opts.Share, families: map[string]*family{}, spaces: map[keyspaceID]*keyspace{}}
+	x.newCell(cellDesc{node: &node{group: &group{}}}) // the sink
 	x.unpinned--
 	x.desc[sink] = cellDesc{}
 	return x
@@ -223,9 +238,8 @@ func (x *Index) Add(spec SourceSpec) *Source { return x.add(&Source{spec: spec, 
 
 // AddFolded makes a source for what sources that are no more have left, combined by
 // Combine: Values and Stamps are for the first and second half of each value. What lives
-// replaces it in mode All, and is right when files disagree.
+// replaces it in mode All, and is right when sources disagree.
 func (x *Index) AddFolded(spec SourceSpec) *Source {
-	spec.Created = math.MinInt64
 	return x.add(&Source{spec: spec, alive: true, folded: true})
 }
 
@@ -238,7 +252,7 @@ func (x *Index) add(s *Source) *Source {
 }
 
 func (x *Index) spaceOf(spec *SourceSpec) *keyspace {
-	id := keyspaceID{class: class{spec.Pool, spec.Type, spec.Mode, spec.Fixed}}
+	id := keyspaceID{class: class{spec.Type, spec.Mode}}
 	if spec.Mode.Base() == metric.All {
 		id.worker = spec.ID
 	}
@@ -248,7 +262,7 @@ func (x *Index) spaceOf(spec *SourceSpec) *keyspace {
 func (x *Index) keyspace(id keyspaceID) *keyspace {
 	space := x.spaces[id]
 	if space == nil {
-		space = &keyspace{id: id, cells: map[string]uint32{}}
+		space = &keyspace{id: id}
 		x.spaces[id] = space
 	}
 	return space
@@ -261,8 +275,7 @@ func compareSources(a, b *Source) int {
 		}
 		return 1
 	}
-	return cmp.Or(strings.Compare(a.spec.Pool, b.spec.Pool), strings.Compare(a.spec.Name, b.spec.Name),
-		cmp.Compare(a.spec.Created, b.spec.Created))
+	return cmp.Or(strings.Compare(a.spec.Name, b.spec.Name), cmp.Compare(a.spec.Created, b.spec.Created))
 }
 
 // Sources lists the sources in the order of addition. The slice is the index's own:
@@ -280,21 +293,28 @@ func (x *Index) Sources() []*Source {
 }
 
 // Learn tells the index of one more entry of the source: its raw key, which is not kept,
-// and its slot, which must be beyond that of the last one. The entry's value is 0 until the caller
-// loads it. An error concerns this
-// entry alone, which is then left out: what ParseKey returned, or one that is ErrSample,
-// ErrSeriesLimit or ErrLabelLimit.
+// and its slot, which must be beyond that of the last one. The entry's value is 0 until the
+// caller loads it. An error concerns this entry alone, which is then left out: what ParseKey
+// returned, or one that is ErrSample, ErrSeriesLimit or ErrLabelLimit.
 func (x *Index) Learn(s *Source, raw []byte, slot uint32) error {
-	// The conversion in the index expression does not allocate.
-	cell, ok := s.space.cells[string(raw)]
+	return x.LearnAt(s, raw, slot, s.spec.Created)
+}
+
+// LearnAt is Learn for an entry of a folded source whose own time is known: created is when
+// something was folded into it last, in Unix nanoseconds.
+func (x *Index) LearnAt(s *Source, raw []byte, slot uint32, created int64) error {
+	hash := hashBytes(raw)
+	cell, ok := s.space.cells.find(hash, raw)
 	if !ok {
-		return x.learnNew(s, raw, slot)
+		return x.learnNew(s, raw, hash, slot, created)
 	}
-	if g := x.desc[cell].group; s.spec.Created > g.newest {
-		x.newer(g, s.spec.Created)
-		if key, err := s.spec.ParseKey(raw); err == nil {
-			x.offerHelp(g, key.Help, s.spec.Created)
-		}
+	d := &x.desc[cell]
+	g := d.node.group
+	if g.last != s || s.folded && created > g.folded {
+		x.join(s, g, created, raw)
+	}
+	if metric.HasStyle(d.point.Bound) {
+		x.offerStyle(s, cell, created, raw)
 	}
 	x.pin(s, cell)
 	s.append(slot, cell)
@@ -315,35 +335,84 @@ func (s *Source) append(slot, cell uint32) {
 	}
 }
 
-// newer takes note that a source made then is the newest with an entry in g so far. It
-// happens at the first entry of a source in a family, if at all.
-func (x *Index) newer(g *group, created int64) {
-	g.newest = created
-	if len(g.family.groups) > 1 {
-		x.touch(g.family)
+// join takes note that a source has an entry in a group, made or folded at created. raw is one
+// key of those in the group.
+func (x *Index) join(s *Source, g *group, created int64, raw []byte) {
+	// An interleaved source may be listed twice, which does no harm.
+	if recent := s.groups[max(0, len(s.groups)-32):]; !slices.Contains(recent, g) {
+		s.groups = append(s.groups, g)
+	}
+	g.last = s
+	created = clampTime(created)
+	switch {
+	case s.folded:
+		g.folded = max(g.folded, created)
+	case s.alive:
+		g.alive = max(g.alive, created)
+	default:
+		g.dead = max(g.dead, created)
+	}
+	x.unranked = x.unranked || len(g.rivals) > 0
+	if created > g.newest {
+		g.newest = created
+		if key, err := s.spec.ParseKey(raw); err == nil {
+			x.offerHelp(g, key, created)
+		}
 	}
 }
 
-// touch says that the family's part of the layout is out of date.
-func (x *Index) touch(fam *family) {
-	fam.dirty = true
+// touch says that the group's part of the layout is out of date.
+func (x *Index) touch(g *group) {
+	g.dirty = true
 	x.layout = nil
 }
 
 // offerHelp takes the help text of the newest source that has one.
-func (x *Index) offerHelp(g *group, help string, created int64) {
-	if help == "" || (g.help != "" && (created < g.helpAt || (created == g.helpAt && help <= g.help))) {
+func (x *Index) offerHelp(g *group, key metric.Key, created int64) {
+	if key.NoHelp || (g.hasHelp && (created < g.helpAt || (created == g.helpAt && key.Help <= g.help))) {
 		return
 	}
-	if g.help != help {
-		x.touch(g.family)
+	if !g.hasHelp || g.help != key.Help {
+		x.touch(g)
 	}
-	g.help, g.helpAt = help, created
+	g.help, g.helpAt, g.hasHelp = key.Help, created, true
+}
+
+// offerStyle takes the spelling of a bound that clients have spelled in several ways from the
+// newest source that has one.
+func (x *Index) offerStyle(s *Source, cell uint32, created int64, raw []byte) {
+	d := &x.desc[cell]
+	if clampTime(created) < x.styleAt[cell] {
+		return
+	}
+	key, err := s.spec.ParseKey(raw)
+	if err != nil {
+		return
+	}
+	if i := labelIndex(key.Series.Labels, d.point.BoundLabel()); i >= 0 {
+		x.takeStyle(cell, metric.StyleOf(key.Series.Labels[i].Value), clampTime(created))
+	}
+}
+
+// takeStyle is offerStyle for a style that is known.
+func (x *Index) takeStyle(cell uint32, style metric.BoundStyle, created int64) {
+	d, at := &x.desc[cell], x.styleAt[cell]
+	if !metric.HasStyle(d.point.Bound) || created < at || created == at && style < d.point.Style {
+		return
+	}
+	if x.styleAt == nil {
+		x.styleAt = map[uint32]int64{}
+	}
+	x.styleAt[cell] = created
+	if d.point.Style != style {
+		d.point.Style = style
+		x.touch(d.node.group)
+	}
 }
 
 // newKey finds or makes the cell of a raw key that its keyspace has not seen. fam is the
 // family that key is of, or nil if there is none yet; raw may be another spelling of key.
-func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key metric.Key, raw []byte) (uint32, error) {
+func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key metric.Key, raw []byte, hash uint32, created int64) (uint32, error) {
 	id, err := identify(key, &s.spec)
 	if err != nil {
 		return 0, err
@@ -351,84 +420,103 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 	if err := x.relabel(&id, &s.spec, space.id.mode, r); err != nil && !x.seating {
 		return 0, err
 	}
-	pool := space.id.pool
 	if fam == nil {
-		fam = &family{name: id.family, groups: map[class]*group{}, held: map[string]held{}}
+		fam = &family{name: id.family}
 	}
-	g := fam.groups[space.id.class]
-	if g == nil {
-		g = &group{family: fam, class: space.id.class, ruling: r, nodes: map[string]*node{}, newest: math.MinInt64}
+	g := fam.group(space.id.class)
+	set := x.share.labelSet(withoutEmpty(id.labels))
+	var n *node
+	if g != nil {
+		n = g.nodes[set]
 	}
-	x.keyBuf = appendLabelsKey(x.keyBuf[:0], id.labels)
-	n := g.nodes[string(x.keyBuf)]
-	point := view.Point{Kind: id.kind, Bound: id.bound}
-	held := fam.held[pool]
 	if n != nil {
-		for _, cp := range n.points {
-			if cp.Point == point {
-				// Another spelling of a key: another help text, another dialect.
-				switch {
-				case x.seating:
-				case held.keys >= spellings*x.opts.MaxFamilySeries:
-					return 0, limited(ErrFamilyLimit, id.family, "%d keys", held.keys)
-				case x.keys[pool] >= spellings*x.opts.MaxSeries:
-					return 0, limited(ErrSeriesLimit, id.family, "%d keys with one more", x.keys[pool])
-				}
-				x.spell(n, fam, id.labels)
-				x.addKey(space, fam, raw, cp.cell)
-				return cp.cell, nil
+		for _, c := range n.cells {
+			d := &x.desc[c]
+			if d.point.Kind != id.point.Kind || d.point.Bound != id.point.Bound {
+				continue
 			}
+			x.share.labels.put(set)
+			// Another spelling of a key: another help text, another dialect.
+			switch {
+			case x.seating:
+			case fam.keys >= spellings*x.opts.MaxFamilySeries:
+				return 0, limited(ErrFamilyLimit, id.family, "%d keys", fam.keys)
+			case x.keys >= spellings*x.opts.MaxSeries:
+				return 0, limited(ErrSeriesLimit, id.family, "%d keys with one more", x.keys)
+			}
+			x.spell(n, id.labels)
+			x.takeStyle(c, id.point.Style, clampTime(created))
+			x.addKey(space, fam, raw, hash, c)
+			return c, nil
 		}
 	}
 	switch {
 	case x.seating:
-	case held.series >= x.opts.MaxFamilySeries:
-		return 0, limited(ErrFamilyLimit, id.family, "%d series", held.series)
-	case x.series[pool] >= x.opts.MaxSeries:
-		return 0, limited(ErrSeriesLimit, id.family, "%d series with one more", x.series[pool])
-	case held.series == 0 && x.holding[pool] >= x.opts.MaxFamilies:
-		return 0, limited(ErrFamiliesLimit, id.family, "%d families without one", x.holding[pool])
+	case fam.series >= x.opts.MaxFamilySeries:
+		err = limited(ErrFamilyLimit, id.family, "%d series", fam.series)
+	case x.series >= x.opts.MaxSeries:
+		err = limited(ErrSeriesLimit, id.family, "%d series with one more", x.series)
+	case fam.series == 0 && x.holding >= x.opts.MaxFamilies:
+		err = limited(ErrFamiliesLimit, id.family, "%d families without one", x.holding)
 	}
-	if held.series == 0 {
-		x.holding[pool]++
+	if err != nil {
+		x.share.labels.put(set)
+		return 0, err
+	}
+	if fam.series == 0 {
+		x.holding++
+	}
+	x.families[fam.name] = fam
+	if g == nil {
+		g = newGroup(fam, space.id.class, r)
+		fam.groups = append(fam.groups, g)
 	}
 	if n == nil {
-		n = &node{labels: slices.Clip(id.labels)}
-		g.nodes[string(x.keyBuf)] = n
+		n = &node{group: g, set: set}
+		g.nodes[set] = n
+	} else {
+		x.share.labels.put(set)
 	}
-	x.spell(n, fam, id.labels)
-	x.families[id.family] = fam
-	fam.groups[g.class] = g
-	cell := x.newCell(cellDesc{g, n, point})
-	n.points = append(n.points, cellPoint{point, cell})
-	slices.SortFunc(n.points, comparePoints)
-	x.series[pool]++
-	held.series++
-	fam.held[pool] = held
-	x.addKey(space, fam, raw, cell)
+	x.spell(n, id.labels)
+	cell := x.newCell(cellDesc{n, nil, id.point})
+	x.addKey(space, fam, raw, hash, cell)
+	x.desc[cell].key = space.cells.keys[len(space.cells.keys)-1].key
+	n.cells = append(n.cells, cell)
+	slices.SortFunc(n.cells, func(a, b uint32) int { return comparePoints(x.desc[a].point, x.desc[b].point) })
+	x.series++
+	fam.series++
+	if g.kinds&(1<<id.point.Kind) == 0 {
+		g.kinds |= 1 << id.point.Kind
+		x.findRivals(g)
+	}
+	x.takeStyle(cell, id.point.Style, clampTime(created))
 	return cell, nil
 }
 
 // spell gives a node the labels of an entry that differ from its own, if at all, in those
 // without a value. The more labels are served, so that it does not matter who came first.
-func (x *Index) spell(n *node, fam *family, labels []metric.Label) {
-	if len(labels) > len(n.labels) || (len(labels) == len(n.labels) && metric.CompareLabels(labels, n.labels) < 0) {
-		n.labels = slices.Clip(labels)
-		x.touch(fam)
+func (x *Index) spell(n *node, labels []metric.Label) {
+	if n.served != nil {
+		has := n.served.value
+		if len(labels) < len(has) || len(labels) == len(has) && metric.CompareLabels(labels, has) >= 0 {
+			return
+		}
 	}
+	old := n.served
+	n.served = x.share.labelSet(labels)
+	x.share.labels.put(old)
+	x.touch(n.group)
 }
 
 // addKey makes a raw key lead to a cell.
-func (x *Index) addKey(space *keyspace, fam *family, raw []byte, cell uint32) {
-	space.cells[string(raw)] = cell
-	x.keys[space.id.pool]++
-	held := fam.held[space.id.pool]
-	held.keys++
-	fam.held[space.id.pool] = held
+func (x *Index) addKey(space *keyspace, fam *family, raw []byte, hash uint32, cell uint32) {
+	space.cells.add(x.share.key(raw, hash), cell)
+	x.keys++
+	fam.keys++
 }
 
 func (x *Index) newCell(d cellDesc) uint32 {
-	init := Zero(d.group.typ, d.group.mode)
+	init := Zero(d.node.group.typ, d.node.group.mode)
 	x.unpinned++
 	if n := len(x.free); n > 0 {
 		c := x.free[n-1]
@@ -458,7 +546,7 @@ func (x *Index) activate(cell uint32, by int32) {
 	was := x.active[cell]
 	x.active[cell] += by
 	if was == 0 || was+by == 0 {
-		x.touch(x.desc[cell].group.family)
+		x.touch(x.desc[cell].node.group)
 	}
 }
 
@@ -469,6 +557,7 @@ func (s *Source) Compact() {
 		s.space.usual = len(s.cells)
 	}
 	s.slots.Compact()
+	s.groups = slices.Clip(s.groups)
 	if n := len(s.cells); cap(s.cells)-n > n/16 {
 		s.cells = append(make([]uint32, 0, n), s.cells...)
 		s.values = append(make([]float64, 0, n), s.values...)
@@ -499,6 +588,7 @@ func (x *Index) SetAlive(s *Source, alive bool) {
 	if alive {
 		x.activateAll(s, 1, metric.Mode.Live)
 	}
+	x.unranked = true
 }
 
 // activateAll adds by to the number of sources that serve a cell, for those cells that s
@@ -520,12 +610,22 @@ func (x *Index) activateAll(s *Source, by int32, which func(metric.Mode) bool) {
 	}
 }
 
-// Remove takes a source and its values out of the view.
+// Remove takes a source and its values out of the view. What it was counts as folded now: of
+// sources that disagree, those that were there before do not come back because of it.
 func (x *Index) Remove(s *Source) {
 	if s.space == nil {
 		panic("BUG: source " + s.spec.Name + " removed twice")
 	}
 	x.activateAll(s, -1, func(metric.Mode) bool { return true })
+	for _, g := range s.groups {
+		if !s.folded && !s.seat {
+			g.folded = max(g.folded, x.nanoseconds())
+		}
+		if g.last == s {
+			g.last = nil
+		}
+	}
+	x.unranked = true
 	spaces := []*keyspace{s.space}
 	x.unpin(s.cells)
 	for i := range s.parts {
@@ -533,7 +633,7 @@ func (x *Index) Remove(s *Source) {
 		spaces = append(spaces, s.parts[i].space)
 	}
 	s.slots = deltas.List{}
-	s.cells, s.values, s.second, s.parts = nil, nil, nil, nil
+	s.cells, s.values, s.second, s.parts, s.groups, s.ahead = nil, nil, nil, nil, nil, nil
 	s.space = nil
 	x.removed++
 	for _, space := range spaces {
@@ -544,9 +644,14 @@ func (x *Index) Remove(s *Source) {
 		}
 	}
 	if x.unpinned > 256 && x.unpinned > len(x.desc)-len(x.free)-x.unpinned {
-		for _, space := range x.spaces {
-			x.sweepSpace(space)
-		}
+		x.sweep()
+	}
+}
+
+// sweep frees all cells that no source has any more.
+func (x *Index) sweep() {
+	for _, space := range x.spaces {
+		x.sweepSpace(space)
 	}
 }
 
@@ -561,80 +666,71 @@ func (x *Index) unpin(cells []uint32) {
 	}
 }
 
-// sweepSpace frees the cells of a keyspace that no source has any more.
+// sweepSpace frees the cells of a keyspace that no source has any more, and forgets the keys
+// that lead to them; of one without sources, all keys.
 func (x *Index) sweepSpace(space *keyspace) {
-	if x.unpinned == 0 {
+	if x.unpinned == 0 && space.sources > 0 {
 		return
 	}
 	var gone []uint32
-	for raw, c := range space.cells {
-		if x.pins[c] == 0 {
-			delete(space.cells, raw)
-			gone = append(gone, c)
-			fam, pool := x.desc[c].group.family, space.id.pool
-			held := fam.held[pool]
-			held.keys--
-			fam.held[pool] = held
-			x.keys[pool]--
+	space.cells.remove(func(k keyRef) bool {
+		if x.pins[k.cell] > 0 && space.sources > 0 {
+			return false
 		}
-	}
+		gone = append(gone, k.cell)
+		x.desc[k.cell].node.group.family.keys--
+		x.keys--
+		x.share.keys.put(k.key)
+		return true
+	})
 	for _, c := range gone {
-		x.freeCell(c)
+		if x.pins[c] == 0 {
+			x.freeCell(c)
+		}
 	}
 }
 
 // freeCell forgets a cell; several raw keys may lead to it, so it may be free already.
 func (x *Index) freeCell(c uint32) {
-	d := x.desc[c]
-	if d.group == nil {
+	n := x.desc[c].node
+	if n == nil {
 		return
 	}
-	d.node.points = slices.DeleteFunc(d.node.points, func(p cellPoint) bool { return p.cell == c })
-	if len(d.node.points) == 0 {
-		x.keyBuf = appendLabelsKey(x.keyBuf[:0], d.node.labels)
-		delete(d.group.nodes, string(x.keyBuf))
+	g, fam := n.group, n.group.family
+	n.cells = slices.DeleteFunc(n.cells, func(has uint32) bool { return has == c })
+	if len(n.cells) == 0 {
+		delete(g.nodes, n.set)
+		x.share.labels.put(n.set)
+		x.share.labels.put(n.served)
 	}
-	fam := d.group.family
-	held := fam.held[d.group.pool]
-	if held.series--; held.series == 0 {
-		x.holding[d.group.pool]--
+	x.series--
+	if fam.series--; fam.series == 0 {
+		x.holding--
 	}
-	fam.held[d.group.pool] = held
-	if len(d.group.nodes) == 0 {
-		delete(fam.groups, d.group.class)
-		if len(fam.groups) == 0 {
-			delete(x.families, fam.name)
-		}
-	}
-	x.series[d.group.pool]--
 	x.desc[c] = cellDesc{}
+	delete(x.styleAt, c)
 	x.free = append(x.free, c)
 	x.unpinned--
+	if len(g.nodes) == 0 {
+		x.emptied(g)
+	}
 }
 
-// Each calls yield for every entry of a source: a raw key that leads to its series, its
-// value and its timestamp. It is for saving what a source holds whose file can no longer
-// be read, and takes time in proportion to all keys of the source's kind.
+// Each calls yield for every entry of a source: a raw key that leads to its series, empty if it
+// has none, its value and its timestamp. Entries of one series get one of its keys, always the
+// same. It is for saving what a source holds whose file can no longer be read, and takes time
+// in proportion to the source's entries.
 func (x *Index) Each(s *Source, yield func(raw string, value, stamp float64)) {
 	raws := make([]string, len(s.cells))
-	fill := func(space *keyspace, cells []uint32, at func(i int) int) {
-		byCell := make(map[uint32]string, len(cells))
-		for raw, c := range space.cells {
-			// Several spellings may lead to one series; any will do, as long as it is always the
-			// same one.
-			if old, ok := byCell[c]; !ok || raw < old {
-				byCell[c] = raw
-			}
-		}
-		for i, c := range cells {
-			if c != sink {
-				raws[at(i)] = byCell[c]
-			}
+	for i, c := range s.cells {
+		if c != sink {
+			raws[i] = x.desc[c].key.value
 		}
 	}
-	fill(s.space, s.cells, func(i int) int { return i })
 	for _, p := range s.parts {
-		fill(p.space, p.cells, func(i int) int { return int(p.entries[i]) })
+		for k, c := range p.cells {
+			raws[p.entries[k]] = x.desc[c].key.value
+		}
 	}
 	for i, raw := range raws {
 		stamp := 0.0
@@ -650,8 +746,25 @@ func (x *Index) Each(s *Source, yield func(raw string, value, stamp float64)) {
 // could not be read counts with what was last loaded into it.
 func (x *Index) Snapshot() *view.Snapshot {
 	layout := x.Layout()
+	x.combine()
+	snap := x.snapshots.Take(layout)
+	if nan := x.gather(snap); nan != x.careful {
+		// Either a NaN has just been added to a sum, or there is none any more to look out for.
+		x.careful = nan
+		if nan {
+			x.combine()
+			x.gather(snap)
+		}
+	}
+	return snap
+}
+
+// combine adds up the values of all sources in the cells.
+func (x *Index) combine() {
 	copy(x.hi, x.init)
 	clear(x.lo)
+	clear(x.nans)
+	x.nanCount, x.nanName = 0, ""
 	for _, s := range x.Sources() {
 		if len(s.cells) == 0 {
 			continue
@@ -663,9 +776,32 @@ func (x *Index) Snapshot() *view.Snapshot {
 			x.accumulateParts(s)
 		}
 	}
-	snap := x.snapshots.Take(layout)
-	x.gather(snap.Values)
-	return snap
+	for c, n := range x.nans {
+		// A gauge that every process has set to NaN is NaN; nothing is spoilt by that.
+		if x.desc[c].node.group.typ == metric.Gauge && n == x.active[c] {
+			x.hi[c] = math.NaN()
+		}
+	}
+}
+
+// Close gives back what the index has in a Share. The index must not be used any more; layouts
+// and snapshots that it has handed out stay good.
+func (x *Index) Close() {
+	for _, space := range x.spaces {
+		for _, k := range space.cells.keys {
+			x.share.keys.put(k.key)
+		}
+	}
+	for _, fam := range x.families {
+		for _, g := range fam.groups {
+			for _, n := range g.nodes {
+				x.share.labels.put(n.set)
+				x.share.labels.put(n.served)
+			}
+			x.discard(g)
+		}
+	}
+	*x = Index{}
 }
 
 // Entries is the number of entries of all sources.

@@ -15,14 +15,18 @@ import (
 	"aggregatord/internal/view"
 )
 
-// parseTestKey reads "family sample help a=b c=d"; a _ stands for no help.
+// parseTestKey reads "family sample help a=b c=d"; a _ stands for no help, a - for an empty one.
 func parseTestKey(raw []byte) (metric.Key, error) {
 	f := strings.Fields(string(raw))
 	if len(f) < 3 {
 		return metric.Key{}, errors.New("bad test key")
 	}
 	k := metric.Key{Family: f[0], Series: metric.Series{Sample: f[1]}}
-	if f[2] != "_" {
+	switch f[2] {
+	case "_":
+		k.NoHelp = true
+	case "-":
+	default:
 		k.Help = f[2]
 	}
 	for _, l := range f[3:] {
@@ -43,7 +47,6 @@ type entry struct {
 // it was made.
 type file struct {
 	kind, id string
-	pool     string
 	created  int64
 	dead     bool
 	entries  []entry
@@ -51,7 +54,7 @@ type file struct {
 
 func (f file) spec() SourceSpec {
 	typ, mode, _ := strings.Cut(f.kind, " ")
-	s := SourceSpec{Pool: f.pool, Name: f.kind + "_" + f.id, ID: f.id, Created: f.created, ParseKey: parseTestKey}
+	s := SourceSpec{Name: f.kind + "_" + f.id, ID: f.id, Created: f.created, ParseKey: parseTestKey}
 	s.Type, _ = metric.ParseType(typ)
 	s.Mode, _ = metric.ParseMode(mode)
 	return s
@@ -137,14 +140,10 @@ func fold(t testing.TB, x *Index, s *Source) {
 		if into == nil {
 			into = x.AddFolded(spec)
 		}
-		raws := map[uint32]string{}
-		for raw, c := range s.space.cells {
-			raws[c] = raw
-		}
 		for i, c := range s.cells {
 			at := slices.Index(into.cells, c)
 			if at < 0 {
-				if err := x.Learn(into, []byte(raws[c]), uint32(into.Entries())); err != nil {
+				if err := x.Learn(into, []byte(x.desc[c].key.value), uint32(into.Entries())); err != nil {
 					t.Fatal(err)
 				}
 				at = into.Entries() - 1
@@ -206,7 +205,7 @@ func TestSnapshot(t *testing.T) {
 				{kind: "gauge max", id: "1", entries: []entry{{"g g _ pid=9 z=1", 5, 0}}},
 				{kind: "gauge all", id: "1", entries: []entry{{"h h _ pid=9 z=1", 6, 0}}},
 			},
-			lines("# g gauge max Multiprocess metric", "g z=1 5", "# h gauge all Multiprocess metric", "h pid=1 z=1 6"),
+			lines("# g gauge max Multiprocess metric", "g z=1 5", "# h gauge all Multiprocess metric", "h exported_pid=9 pid=1 z=1 6"),
 		},
 		{"a counter's own pid", []file{{kind: "counter", id: "1", entries: []entry{{"c c_total H pid=9", 5, 0}}}}, lines("# c counter H", "c_total pid=9 5")},
 		{"histograms with different buckets", []file{
@@ -228,17 +227,48 @@ func TestSnapshot(t *testing.T) {
 			lines("# h histogram H", "h_bucket le=1.0 2", "h_bucket le=+Inf 2", "h_count 2"),
 		},
 		{"summary", two("summary", entry{"s s_count H", 1, 0}, entry{"s s_sum H", 2.25, 0}), lines("# s summary H", "s_sum 2.25", "s_count 1")},
-		{"pools", []file{
-			{kind: "counter", pool: "web", id: "1", entries: []entry{{"c c_total H", 1, 0}, {"c c_total H pool=x exported_pool=y", 1, 0}}},
-			{kind: "counter", pool: "jobs", id: "1", entries: []entry{{"c c_total H", 2, 0}}},
-			{kind: "gauge max", pool: "jobs", id: "1", entries: []entry{{"g g H", 2, 0}}},
-			{kind: "gauge min", pool: "web", id: "1", entries: []entry{{"g g H", 3, 0}}},
-		}, lines("# c counter H", "c_total exported_exported_pool=x exported_pool=y pool=web 1", "c_total pool=jobs 2", "c_total pool=web 1",
-			"# g gauge max H", "g pool=jobs 2", "g pool=web 3")},
 		{"the newest file says the type", []file{
 			{kind: "counter", id: "1", created: 1, entries: []entry{{"x x_total H", 1, 0}}},
+			{kind: "gauge max", id: "2", created: 2, entries: []entry{{"x_total x_total H", 2, 0}}},
+		}, lines("# x_total gauge max H", "x_total 2")},
+		{"no sample in common", []file{
+			{kind: "counter", id: "1", created: 1, entries: []entry{{"x x_total H", 1, 0}}},
 			{kind: "gauge max", id: "2", created: 2, entries: []entry{{"x x H", 2, 0}}},
-		}, lines("# x gauge max H", "x 2")},
+			{kind: "histogram", id: "1", created: 1, entries: []entry{{"y y_bucket H le=1", 3, 0}}},
+			{kind: "counter", id: "1", created: 1, entries: []entry{{"y y_total H", 4, 0}}},
+			{kind: "summary", id: "1", created: 1, entries: []entry{{"z z_count H", 5, 0}}},
+			{kind: "counter", id: "2", created: 1, entries: []entry{{"z z_total H", 6, 0}}},
+		}, lines("# x counter H", "x_total 1", "# x gauge max H", "x 2", "# y counter H", "y_total 4", "# y histogram H", "y_bucket le=1.0 3",
+			"y_bucket le=+Inf 3", "y_count 3", "# z counter H", "z_total 6", "# z summary H", "z_count 5")},
+		{"a gauge named like a histogram's sample", []file{
+			{kind: "histogram", id: "1", created: 1, entries: []entry{{"h h_sum H", 1, 0}, {"h h_bucket H le=1", 1, 0}}},
+			{kind: "gauge max", id: "2", created: 2, entries: []entry{{"h_count h_count H", 2, 0}}},
+		}, lines("# h_count gauge max H", "h_count 2")},
+		{"a counter without total beside a gauge", []file{
+			{kind: "counter", id: "1", created: 3, entries: []entry{{"x x H", 1, 0}}},
+			{kind: "gauge max", id: "2", created: 2, entries: []entry{{"x x H", 2, 0}}},
+		}, lines("# x counter H", "x 1")},
+		{"who loses pushes nobody out", []file{
+			{kind: "summary", id: "1", created: 2, entries: []entry{{"s s_sum H", 1, 0}}},
+			{kind: "gauge max", id: "2", created: 1, entries: []entry{{"s_sum s_sum H", 2, 0}}},
+			{kind: "gauge min", id: "3", created: 3, entries: []entry{{"s_count s_count H", 3, 0}}},
+		}, lines("# s_count gauge min H", "s_count 3", "# s_sum gauge max H", "s_sum 2")},
+		{"the living come first", []file{
+			{kind: "gauge max", id: "1", created: 1, entries: []entry{{"x x H", 1, 0}}},
+			{kind: "gauge min", id: "2", created: 2, dead: true, entries: []entry{{"x x H", 2, 0}}},
+		}, lines("# x gauge max H", "x 1")},
+		{"the newest of the dead", []file{
+			{kind: "gauge max", id: "1", created: 1, dead: true, entries: []entry{{"x x H", 1, 0}}},
+			{kind: "gauge livemin", id: "2", created: 2, dead: true, entries: []entry{{"x x H", 2, 0}}},
+		}, ""},
+		{"an empty help", two("counter", entry{"c c_total -", 1, 0}, entry{"c c_total _", 2, 0}), "# c counter \nc_total 3\n"},
+		{"NaN is not added", []file{
+			{kind: "counter", id: "1", entries: []entry{{"c c_total H", nan, 0}}},
+			{kind: "counter", id: "2", entries: []entry{{"c c_total H", 4, 0}}},
+			{kind: "histogram", id: "1", entries: []entry{{"h h_sum H", nan, 0}, {"h h_bucket H le=+Inf", 1, 0}}},
+			{kind: "gauge sum", id: "1", entries: []entry{{"g g H a=1", nan, 0}, {"g g H a=2", nan, 0}}},
+			{kind: "gauge sum", id: "2", entries: []entry{{"g g H a=1", 5, 0}, {"g g H a=2", nan, 0}}},
+		}, lines("# c counter H", "c_total 4", "# g gauge sum H", "g a=1 5", "g a=2 NaN", "# h histogram H", "h_bucket le=+Inf 1", "h_sum 0", "h_count 1")},
 		{"the newest file says the mode", []file{
 			{kind: "gauge max", id: "2", created: 3, entries: []entry{{"x x H", 2, 0}}},
 			{kind: "gauge min", id: "1", created: 2, entries: []entry{{"x x H", 1, 0}}},
@@ -326,18 +356,15 @@ func TestLearnRefuses(t *testing.T) {
 
 func TestSeriesLimit(t *testing.T) {
 	x := NewIndex(Options{MaxSeries: 2})
-	s := add(t, x, file{kind: "counter", pool: "a", id: "1", entries: []entry{{"c c_total H", 1, 0}, {"d d_total H", 2, 0}}})
+	s := add(t, x, file{kind: "counter", id: "1", entries: []entry{{"c c_total H", 1, 0}, {"d d_total H", 2, 0}}})
 	if err := x.Learn(s, []byte("e e_total H"), 9); !errors.Is(err, ErrSeriesLimit) {
 		t.Fatalf("third series: %v", err)
 	}
-	// Known series go on, another pool has room of its own, and what goes makes room.
-	add(t, x, file{kind: "counter", pool: "a", id: "2", entries: []entry{{"c c_total H", 1, 0}}})
-	add(t, x, file{kind: "counter", pool: "b", id: "2", entries: []entry{{"c c_total H", 1, 0}}})
+	// Known series go on, and what goes makes room.
+	add(t, x, file{kind: "counter", id: "2", entries: []entry{{"c c_total H", 1, 0}}})
 	x.Remove(s)
-	for i := range 1000 { // enough for what is unused to be swept up
-		x.Remove(add(t, x, file{kind: "gauge all", pool: "c", id: strconv.Itoa(i), entries: []entry{{"c c H", 1, 0}}}))
-	}
-	want := lines("# c counter H", "c_total pool=a 1", "c_total pool=b 1")
+	add(t, x, file{kind: "counter", id: "3", entries: []entry{{"e e_total H", 3, 0}}})
+	want := lines("# c counter H", "c_total 1", "# e counter H", "e_total 3")
 	if got := dump(x); got != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
@@ -348,7 +375,7 @@ func TestConflicts(t *testing.T) {
 	old := add(t, x, file{kind: "gauge all", id: "1", created: 1, entries: []entry{{"x x H a=1", 1, 0}, {"x x H a=2", 1, 0}}})
 	add(t, x, file{kind: "gauge max", id: "2", created: 2, entries: []entry{{"x x H", 2, 0}}})
 	dump(x)
-	want := []Conflict{{Family: "x", Winner: "gauge max", Loser: "gauge all", Series: 2}}
+	want := []Conflict{{Sample: "x", Family: "x", Winner: "gauge max", Loser: "gauge all", Series: 2}}
 	if got := x.Conflicts(); !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
@@ -498,9 +525,9 @@ func TestAgainstModel(t *testing.T) {
 			for _, s := range slices.Clone(x.Sources()) {
 				x.Remove(s)
 			}
-			if x.unpinned != 0 || len(x.free) != len(x.desc)-1 || len(x.families) != 0 || len(x.spaces) != 0 || x.series[""] != 0 || x.keys[""] != 0 {
+			if x.unpinned != 0 || len(x.free) != len(x.desc)-1 || len(x.families) != 0 || len(x.spaces) != 0 || x.series != 0 || x.keys != 0 {
 				t.Errorf("an empty index keeps %d unpinned cells, %d of %d free, %d families, %d keyspaces, %d series, %d keys",
-					x.unpinned, len(x.free), len(x.desc)-1, len(x.families), len(x.spaces), x.series[""], x.keys[""])
+					x.unpinned, len(x.free), len(x.desc)-1, len(x.families), len(x.spaces), x.series, x.keys)
 			}
 		})
 	}

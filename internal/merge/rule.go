@@ -14,11 +14,11 @@ var (
 	// ErrSample: the sample name does not belong to the family, or lacks a label that
 	// its type needs. Serving it would make the exposition invalid.
 	ErrSample = errors.New("sample does not belong to its family")
-	// ErrSeriesLimit: the pool holds as many series as it may.
+	// ErrSeriesLimit: the index holds as many series as it may.
 	ErrSeriesLimit = errors.New("series limit of the pool reached")
-	// ErrFamilyLimit: the family holds as many series of the pool as it may.
+	// ErrFamilyLimit: the family holds as many series as it may.
 	ErrFamilyLimit = errors.New("series limit of the family reached")
-	// ErrFamiliesLimit: the pool holds as many families as it may.
+	// ErrFamiliesLimit: the index holds as many families as it may.
 	ErrFamiliesLimit = errors.New("limit of metric families of the pool reached")
 	// ErrLabelLimit: the series has more labels than it may.
 	ErrLabelLimit = errors.New("label limit of a series reached")
@@ -50,8 +50,7 @@ func limited(limit error, family, format string, args ...any) error {
 // le and quantile.
 type identity struct {
 	family string
-	kind   view.PointKind
-	bound  float64
+	point  view.Point
 	labels []metric.Label
 }
 
@@ -70,27 +69,27 @@ func identify(key metric.Key, spec *SourceSpec) (identity, error) {
 		id.family = FamilyOf(key, spec.Type)
 		switch {
 		case suffix == "_total":
-			id.kind = view.Total
+			id.point.Kind = view.Total
 		case suffix == "" && id.family != key.Family:
-			id.kind = view.Total
+			id.point.Kind = view.Total
 		case suffix == "":
-			id.kind = view.Value
+			id.point.Kind = view.Value
 		default:
 			ok = false
 		}
 	case metric.Gauge:
-		id.kind = view.Value
+		id.point.Kind = view.Value
 		ok = suffix == ""
 	case metric.Histogram, metric.Summary:
 		switch {
 		case suffix == "_sum":
-			id.kind = view.Sum
+			id.point.Kind = view.Sum
 		case suffix == "_count":
-			id.kind = view.Count
+			id.point.Kind = view.Count
 		case suffix == "_bucket" && spec.Type == metric.Histogram:
-			id.kind, boundLabel = view.Bucket, "le"
+			id.point.Kind, boundLabel = view.Bucket, "le"
 		case suffix == "" && spec.Type == metric.Summary:
-			id.kind, boundLabel = view.Quantile, "quantile"
+			id.point.Kind, boundLabel = view.Quantile, "quantile"
 		default:
 			ok = false
 		}
@@ -100,26 +99,20 @@ func identify(key metric.Key, spec *SourceSpec) (identity, error) {
 	if !ok {
 		return id, fmt.Errorf("%w: %s %q has sample %q", ErrSample, spec.Type, key.Family, sample)
 	}
+	value, found := "", false
 	if boundLabel != "" {
-		value, found := "", false
 		id.labels, value, found = takeLabel(id.labels, boundLabel)
 		if found {
-			id.bound, found = metric.ParseBound(value)
+			id.point.Bound, found = metric.ParseBound(value)
 		}
-		if !found || id.bound != id.bound {
+		if !found || id.point.Bound != id.point.Bound {
 			return id, fmt.Errorf("%w: sample %q has %s=%q, which is no number", ErrSample, sample, boundLabel, value)
 		}
 	}
-	return id, nil
-}
-
-// FamilyName returns the OpenMetrics name of a family: clients from before OpenMetrics name
-// that of a counter like its sample, with _total.
-func FamilyName(family string, typ metric.Type) string {
-	if base, total := strings.CutSuffix(family, "_total"); typ == metric.Counter && total && base != "" {
-		return base
+	if metric.HasStyle(id.point.Bound) {
+		id.point.Style = metric.StyleOf(value)
 	}
-	return family
+	return id, nil
 }
 
 // FamilyOf returns the OpenMetrics name of the family that a key is of.
@@ -127,7 +120,7 @@ func FamilyOf(key metric.Key, typ metric.Type) string {
 	if len(key.Series.Sample) > len(key.Family) {
 		return key.Family // the sample of a family a_total is a_total_total
 	}
-	return FamilyName(key.Family, typ)
+	return metric.FamilyName(key.Family, typ)
 }
 
 func labelIndex(labels []metric.Label, name string) int {
@@ -170,20 +163,4 @@ func renameLabel(labels []metric.Label, name string) []metric.Label {
 	labels[i].Name = free
 	metric.SortLabels(labels)
 	return labels
-}
-
-// appendLabelsKey appends what tells one label list from another. 0xff occurs in no
-// UTF-8 text, so no two lists read the same. A label without a value is as good as none: that
-// is Prometheus's data model, and of two such series in one scrape it keeps the first.
-func appendLabelsKey(dst []byte, labels []metric.Label) []byte {
-	for _, l := range labels {
-		if l.Value == "" {
-			continue
-		}
-		dst = append(dst, l.Name...)
-		dst = append(dst, 0xff)
-		dst = append(dst, l.Value...)
-		dst = append(dst, 0xff)
-	}
-	return dst
 }

@@ -26,12 +26,16 @@ type Ruling struct {
 	// one series, and are what Each yields. It must not change the key that it is given. Nil:
 	// its own.
 	Key func(dst []byte, key metric.Key) []byte
-	// Target are labels to add; a worker's own label of the name becomes exported_NAME.
-	// External are labels to add where there is none of the name. Both are sorted.
-	Target, External []metric.Label
 	// ExpireAfter is after how many seconds without a change a series is not served, until it
 	// changes again. 0: never.
 	ExpireAfter float64
+	// DropZero leaves out the series of gauges in modes all and liveall that are 0.
+	DropZero bool
+}
+
+// dropsZero reports whether series of a class are left out where they are 0.
+func (r *Ruling) dropsZero(c class) bool {
+	return r.DropZero && c.typ == metric.Gauge && c.mode.Base() == metric.All
 }
 
 // noRuling is in force where nothing was said.
@@ -110,8 +114,16 @@ const unsetScale = 1e-12
 // Observe finds out when the values of a source were set that do not say so themselves, as a
 // most recent mode needs it that the source's own mode is not: a change is as old as the
 // first look that finds it, and a value that was there at the first look as old as its
-// process, one that is 0 older than any other. Snapshot does it for all sources.
+// process, one that is 0 older than any other. It also finds the timestamps that are in the future. Snapshot
+// does it for all sources.
 func (x *Index) Observe(s *Source) {
+	if s.spec.Mode.Base() == metric.MostRecent {
+		for i, t := range s.second {
+			if t > x.now {
+				x.clamp(s, uint32(i), t)
+			}
+		}
+	}
 	for i := range s.parts {
 		p := &s.parts[i]
 		if !p.recent() {
@@ -121,6 +133,9 @@ func (x *Index) Observe(s *Source) {
 		for k, e := range p.entries {
 			if stamped {
 				p.stamps[k] = s.second[e]
+				if p.stamps[k] > x.now {
+					p.stamps[k] = x.clamp(s, e, p.stamps[k])
+				}
 				continue
 			}
 			v := s.value(e)
@@ -154,7 +169,8 @@ func foldedStamp(s *Source, e uint32) float64 {
 }
 
 // Stamp returns when an entry's value was set, in Unix seconds, as far as is known: for
-// keeping it in a most recent mode.
+// keeping it in a most recent mode. One that says it was set in the future has the time at
+// which a Snapshot or Observe has seen it first.
 func (s *Source) Stamp(entry int) float64 {
 	for i := range s.parts {
 		if !s.parts[i].recent() {
@@ -165,6 +181,9 @@ func (s *Source) Stamp(entry int) float64 {
 		}
 	}
 	if s.second != nil && !s.folded {
+		if a, ok := s.ahead[uint32(entry)]; ok && a.stamp == s.second[entry] {
+			return a.seen
+		}
 		return s.second[entry]
 	}
 	return 0
@@ -179,34 +198,17 @@ func (x *Index) accumulateParts(s *Source) {
 		if !s.serves(p.space.id.mode) {
 			continue
 		}
-		switch rule(p.space.id.class) {
-		case metric.Sum:
+		base := rule(p.space.id.class)
+		switch {
+		case base == metric.Sum:
 			for k, c := range p.cells {
-				h, v := hi[c], s.value(p.entries[k])
-				sum := h + v
-				vv := sum - h
-				lo[c] += (h - (sum - vv)) + (v - vv)
-				hi[c] = sum
-			}
-		case metric.Max:
-			for k, c := range p.cells {
-				if v := s.value(p.entries[k]); greater(v, hi[c]) {
-					hi[c] = v
+				if v := s.value(p.entries[k]); v == v {
+					x.hi[c], x.lo[c] = sumStep(x.hi[c], x.lo[c], v, 0)
+				} else {
+					x.leaveOut(c)
 				}
 			}
-		case metric.Min:
-			for k, c := range p.cells {
-				if v := s.value(p.entries[k]); less(v, hi[c]) {
-					hi[c] = v
-				}
-			}
-		case metric.MostRecent:
-			for k, c := range p.cells {
-				if t, v := p.stamps[k], s.value(p.entries[k]); t > lo[c] || (t == lo[c] && t > 0 && greater(v, hi[c])) {
-					hi[c], lo[c] = v, t
-				}
-			}
-		case metric.All:
+		case base == metric.All:
 			// All that is equal of one worker is added, but what lives replaces what was folded:
 			// lo tells which of both is in the cell.
 			origin := 2.0
@@ -214,32 +216,46 @@ func (x *Index) accumulateParts(s *Source) {
 				origin = 1
 			}
 			for k, c := range p.cells {
-				if lo[c] != origin {
-					hi[c], lo[c] = 0, origin
+				v := s.value(p.entries[k])
+				if p.space.id.collapses && lo[c] == origin {
+					v += hi[c]
 				}
-				hi[c] += s.value(p.entries[k])
+				hi[c], lo[c] = v, origin
+			}
+		default:
+			step := operations[base].step
+			for k, c := range p.cells {
+				t := 0.0
+				if p.recent() {
+					t = p.stamps[k]
+				}
+				hi[c], lo[c] = step(hi[c], lo[c], s.value(p.entries[k]), t)
 			}
 		}
 	}
 }
 
 // learnNew is Learn for an entry whose raw key the source's keyspace does not have.
-func (x *Index) learnNew(s *Source, raw []byte, slot uint32) error {
-	err := x.learnKey(s, raw, slot)
-	if _, limited := err.(*LimitError); limited { //nolint:errorlint // made in this package, never wrapped
-		x.refused = true
+func (x *Index) learnNew(s *Source, raw []byte, hash, slot uint32, created int64) error {
+	err := x.learnKey(s, raw, hash, slot, created)
+	_, limited := err.(*LimitError) //nolint:errorlint // made in this package, never wrapped
+	if limited && x.unpinned > 0 {
+		x.sweep() // what nobody has any more makes room
+		err = x.learnKey(s, raw, hash, slot, created)
+		_, limited = err.(*LimitError) //nolint:errorlint // the same
 	}
+	x.refused = x.refused || limited
 	return err
 }
 
-func (x *Index) learnKey(s *Source, raw []byte, slot uint32) error {
+func (x *Index) learnKey(s *Source, raw []byte, hash, slot uint32, created int64) error {
 	key, err := s.spec.ParseKey(raw)
 	if err != nil {
 		return err
 	}
 	name := FamilyOf(key, s.spec.Type)
 	fam := x.families[name]
-	r := x.rulingOf(fam, name, &s.spec)
+	r := x.rulingOf(fam, name, s.spec.Type)
 	class := s.space.id.class
 	if r.Mode != metric.NoMode && class.typ == metric.Gauge {
 		class.mode = r.Mode
@@ -254,29 +270,29 @@ func (x *Index) learnKey(s *Source, raw []byte, slot uint32) error {
 			return nil
 		}
 	}
-	help := key.Help
+	help := key
 	if r.Key != nil {
 		x.ownKey = r.Key(x.ownKey[:0], key)
 		raw = x.ownKey
+		hash = hashBytes(raw)
 	}
 	space, elsewhere := s.space, class != s.space.id.class || collapses
 	if elsewhere {
 		space = x.keyspace(keyspaceID{class: class, worker: worker, collapses: collapses})
 	}
-	cell, ok := space.cells[string(raw)]
+	cell, ok := space.cells.find(hash, raw)
 	if !ok {
-		if cell, err = x.newKey(s, space, fam, r, key, raw); err != nil {
+		if cell, err = x.newKey(s, space, fam, r, key, raw, hash, created); err != nil {
 			if space.sources == 0 {
 				delete(x.spaces, space.id)
 			}
 			return err
 		}
 	}
-	g := x.desc[cell].group
-	x.offerHelp(g, help, s.spec.Created)
-	if s.spec.Created > g.newest {
-		x.newer(g, s.spec.Created)
-	}
+	g := x.desc[cell].node.group
+	x.offerHelp(g, help, clampTime(created))
+	g.newest = max(g.newest, clampTime(created))
+	x.join(s, g, created, raw)
 	x.pins[cell]++
 	if x.pins[cell] == 1 {
 		x.unpinned--
@@ -293,31 +309,21 @@ func (x *Index) learnKey(s *Source, raw []byte, slot uint32) error {
 }
 
 // rulingOf returns what holds for a family. fam is nil if the index has none of the name.
-func (x *Index) rulingOf(fam *family, name string, spec *SourceSpec) *Ruling {
-	if x.opts.Rules == nil || spec.Fixed {
+func (x *Index) rulingOf(fam *family, name string, typ metric.Type) *Ruling {
+	if x.opts.Rules == nil {
 		return noRuling
 	}
-	if fam != nil {
-		if r := fam.rulings[rulingKey{spec.Pool, spec.Type}]; r != nil {
-			return r
-		}
+	if fam != nil && fam.rulings[typ] != nil {
+		return fam.rulings[typ]
 	}
-	r := x.opts.Rules(spec.Pool, name, spec.Type)
+	r := x.opts.Rules(name, typ)
 	if r == nil {
 		r = noRuling
 	}
 	if fam != nil {
-		if fam.rulings == nil {
-			fam.rulings = map[rulingKey]*Ruling{}
-		}
-		fam.rulings[rulingKey{spec.Pool, spec.Type}] = r
+		fam.rulings[typ] = r
 	}
 	return r
-}
-
-type rulingKey struct {
-	pool string
-	typ  metric.Type
 }
 
 // relabel makes the labels that are served of those that a worker wrote. The error is that of
@@ -325,10 +331,19 @@ type rulingKey struct {
 //
 // What it does with pid follows prometheus_client's multiprocess.py, so that no series
 // changes identity on the day a user switches: a gauge loses a label pid of its own and, in
-// the modes that serve one series per process, gets the process's ID for it.
+// the modes that serve one series per process, gets the process's ID for it. There its own
+// becomes exported_pid, because series that differ in nothing else would become one.
 func (x *Index) relabel(id *identity, spec *SourceSpec, mode metric.Mode, r *Ruling) error {
 	if r.Labels != nil {
 		id.labels = r.Labels(id.labels)
+	}
+	if spec.Type == metric.Gauge && mode.Base() == metric.All {
+		if i := labelIndex(id.labels, "pid"); i >= 0 && id.labels[i].Value != "" {
+			id.labels = renameLabel(id.labels, "pid")
+			if x.ownPID == "" || id.family < x.ownPID {
+				x.ownPID = id.family
+			}
+		}
 	}
 	if spec.Type == metric.Gauge {
 		id.labels, _, _ = takeLabel(id.labels, "pid")
@@ -336,20 +351,12 @@ func (x *Index) relabel(id *identity, spec *SourceSpec, mode metric.Mode, r *Rul
 			id.labels = withLabel(id.labels, metric.Label{Name: "pid", Value: spec.ID})
 		}
 	}
-	if spec.Pool != "" {
-		id.labels = withLabel(renameLabel(id.labels, "pool"), metric.Label{Name: "pool", Value: spec.Pool})
-	}
-	err := x.checkLabels(id)
-	for _, l := range r.Target {
-		id.labels = withLabel(renameLabel(id.labels, l.Name), l)
-	}
-	for _, l := range r.External {
-		if labelIndex(id.labels, l.Name) < 0 {
-			id.labels = withLabel(id.labels, l)
-		}
-	}
-	return err
+	return x.checkLabels(id)
 }
+
+// OwnPID names a gauge, the first by name, that has a label pid of its own in a mode that serves
+// one series per process, where ours is called pid: its own is exported_pid. Empty: none.
+func (x *Index) OwnPID() string { return x.ownPID }
 
 func (x *Index) checkLabels(id *identity) error {
 	if len(id.labels) > x.opts.MaxLabels {
@@ -370,7 +377,7 @@ func (x *Index) checkLabels(id *identity) error {
 // series that are known go on when limits change. Remove the source that it returns when all
 // sources are there.
 func (x *Index) Seat(old *Index, s *Source) *Source {
-	seat := x.add(&Source{spec: s.spec, alive: s.alive, folded: s.folded})
+	seat := x.add(&Source{spec: s.spec, alive: s.alive, folded: s.folded, seat: true})
 	x.seating = true
 	defer func() { x.seating = false }()
 	old.Each(s, func(raw string, _, _ float64) {

@@ -19,7 +19,7 @@ var allModes = []metric.Mode{
 }
 
 func ruled(r *Ruling) Options {
-	return Options{Rules: func(string, string, metric.Type) *Ruling { return r }}
+	return Options{Rules: func(string, metric.Type) *Ruling { return r }}
 }
 
 // drop leaves a label out, and keeps a key without it.
@@ -89,8 +89,8 @@ func TestModeInForce(t *testing.T) {
 				for _, s := range slices.Clone(x.Sources()) {
 					x.Remove(s)
 				}
-				if x.unpinned != 0 || len(x.free) != len(x.desc)-1 || len(x.spaces) != 0 || x.keys[""] != 0 {
-					t.Errorf("something is left: %d unpinned, %d spaces, %d keys", x.unpinned, len(x.spaces), x.keys[""])
+				if x.unpinned != 0 || len(x.free) != len(x.desc)-1 || len(x.spaces) != 0 || x.keys != 0 {
+					t.Errorf("something is left: %d unpinned, %d spaces, %d keys", x.unpinned, len(x.spaces), x.keys)
 				}
 			})
 		}
@@ -198,8 +198,8 @@ func TestRulingsLabels(t *testing.T) {
 		if got, want := dump(x), lines("# c counter H", "c_total m=a 11", "c_total m=b 4"); got != want {
 			t.Errorf("got:\n%swant:\n%s", got, want)
 		}
-		if x.keys[""] != 2 {
-			t.Errorf("%d keys are kept, want those that are left", x.keys[""])
+		if x.keys != 2 {
+			t.Errorf("%d keys are kept, want those that are left", x.keys)
 		}
 		x.Each(s, func(raw string, value, _ float64) {
 			if raw != "c c_total H m=a" || value != 8 {
@@ -233,21 +233,11 @@ func TestRulingsLabels(t *testing.T) {
 			}
 		})
 	}
-	t.Run("added", func(t *testing.T) {
-		x := NewIndex(ruled(&Ruling{
-			Target:   []metric.Label{{Name: "env", Value: "prod"}},
-			External: []metric.Label{{Name: "env", Value: "never"}, {Name: "region", Value: "eu"}, {Name: "zone", Value: "z"}},
-		}))
-		add(t, x, file{kind: "counter", id: "1", pool: "web", entries: []entry{{"c c_total H env=mine zone=own", 1, 0}}})
-		if got, want := dump(x), lines("# c counter H", "c_total env=prod exported_env=mine pool=web region=eu zone=own 1"); got != want {
-			t.Errorf("got:\n%swant:\n%s", got, want)
-		}
-	})
 }
 
 func TestRulingsDropHelpUnit(t *testing.T) {
 	r := &Ruling{Drop: true}
-	x := NewIndex(Options{Rules: func(_, family string, _ metric.Type) *Ruling {
+	x := NewIndex(Options{Rules: func(family string, _ metric.Type) *Ruling {
 		switch family {
 		case "gone":
 			return r
@@ -265,19 +255,6 @@ func TestRulingsDropHelpUnit(t *testing.T) {
 	}
 	if x.Dropped() != 2 {
 		t.Errorf("%d series dropped, want 2", x.Dropped())
-	}
-}
-
-func TestFixed(t *testing.T) {
-	x := NewIndex(ruled(&Ruling{Drop: true}))
-	s := x.Add(SourceSpec{Type: metric.Gauge, Mode: metric.Max, Created: 1 << 62, ParseKey: parseTestKey, Fixed: true})
-	if err := x.Learn(s, []byte("build_info build_info H version=1"), 0); err != nil {
-		t.Fatal(err)
-	}
-	s.Values()[0] = 1
-	add(t, x, file{kind: "gauge max", id: "1", entries: []entry{{"build_info build_info H version=1", 7, 0}}})
-	if got, want := dump(x), lines("# build_info gauge max H", "build_info version=1 1"); got != want {
-		t.Errorf("got:\n%swant:\n%s", got, want)
 	}
 }
 
@@ -339,7 +316,7 @@ func TestRulingsAgainstModel(t *testing.T) {
 				rule.Drop = r.IntN(6) == 0
 				rulings[f] = rule
 			}
-			x := NewIndex(Options{Rules: func(_, family string, _ metric.Type) *Ruling { return rulings[family] }})
+			x := NewIndex(Options{Rules: func(family string, _ metric.Type) *Ruling { return rulings[family] }})
 			modes := map[string]metric.Mode{}
 			for _, f := range families {
 				modes[f] = allModes[r.IntN(8)]
@@ -445,8 +422,8 @@ func TestLimits(t *testing.T) {
 	learn("d d_total H", ErrFamiliesLimit)
 	learn("c c_total H l=1", nil)
 	x.Remove(s)
-	if len(x.families) != 0 || x.series[""] != 0 || x.keys[""] != 0 || x.holding[""] != 0 || len(x.free) != len(x.desc)-1 {
-		t.Errorf("something is left: %d families, %d series, %d keys", len(x.families), x.series[""], x.keys[""])
+	if len(x.families) != 0 || x.series != 0 || x.keys != 0 || x.holding != 0 || len(x.free) != len(x.desc)-1 {
+		t.Errorf("something is left: %d families, %d series, %d keys", len(x.families), x.series, x.keys)
 	}
 	s = x.Add(file{kind: "counter", id: "2"}.spec())
 	learn("a a_total H l=3", nil)

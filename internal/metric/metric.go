@@ -42,6 +42,15 @@ func ParseType(s string) (Type, bool) {
 	return Unknown, false
 }
 
+// FamilyName returns the OpenMetrics name of a family: clients from before OpenMetrics name
+// that of a counter like its sample, with _total.
+func FamilyName(family string, typ Type) string {
+	if base, total := strings.CutSuffix(family, "_total"); typ == Counter && total && base != "" {
+		return base
+	}
+	return family
+}
+
 // Mode says how the values that several processes hold for one gauge become the
 // served ones. Counters, histograms and summaries are always added and have NoMode.
 type Mode uint8

@@ -29,7 +29,8 @@ type Policy struct {
 
 // poolPolicy is what holds for one pool.
 type poolPolicy struct {
-	rules []rule // its own, then the global ones
+	labels []metric.Label
+	rules  []rule // its own, then the global ones
 	// ruling is for families that no rule matches.
 	ruling *Ruling
 }
@@ -64,7 +65,7 @@ func Compile(spec Spec) (*Policy, error) {
 	}
 	global := compileRules("metrics", spec.Rules, fail)
 	p.external = compileLabels("external_labels", spec.ExternalLabels, fail)
-	p.other = p.poolOf(nil, global)
+	p.other = poolOf(nil, global)
 	for _, name := range slices.Sorted(maps.Keys(spec.Pools)) {
 		in := spec.Pools[name]
 		place := "pools." + name
@@ -72,7 +73,7 @@ func Compile(spec Spec) (*Policy, error) {
 		if i := slices.IndexFunc(labels, func(l metric.Label) bool { return l.Name == "pool" }); i >= 0 && name != "" {
 			fail(fmt.Errorf("%s.labels: the label %q has the pool's name already; choose another", place, "pool"))
 		}
-		p.pools[name] = p.poolOf(labels, slices.Concat(compileRules(place+".metrics", in.Rules, fail), global))
+		p.pools[name] = poolOf(labels, slices.Concat(compileRules(place+".metrics", in.Rules, fail), global))
 	}
 	seen := map[string]bool{}
 	for i, in := range spec.Info {
@@ -196,7 +197,7 @@ func compileRules(place string, in []Rule, fail func(error)) []rule {
 // onlyDrops reports whether Drop is all that the rule does.
 func (r *Rule) onlyDrops() bool {
 	return r.GaugeMode == metric.NoMode && r.Help == "" && r.Unit == "" && len(r.DropLabels) == 0 && len(r.KeepLabels) == 0 &&
-		len(r.RenameLabels) == 0 && r.ExpireAfter == 0
+		len(r.RenameLabels) == 0 && r.ExpireAfter == 0 && !r.DropZeroAll
 }
 
 // hasUnit reports whether a family of this name may have the unit.
@@ -262,6 +263,14 @@ func (p *Policy) Limits() Limits {
 		return Limits{}
 	}
 	return p.spec.Limits
+}
+
+// MetricRelabelConfigs returns those of the Spec, checked. Nobody may change them.
+func (p *Policy) MetricRelabelConfigs() []*relabel.Config {
+	if p == nil {
+		return nil
+	}
+	return p.relabel
 }
 
 // Info returns the constant series, which nobody may change.

@@ -153,13 +153,17 @@ func TestRuling(t *testing.T) {
 	if r.Unit != "bytes" || r.Help != "Size." || r.Mode != metric.Max || r.Retention != time.Minute || r.ExpireAfter != 90 || r.Rule != "metrics[0]" {
 		t.Errorf("ruling %+v", r)
 	}
-	if len(r.Target) != 1 || r.Target[0] != (metric.Label{Name: "env", Value: "prod"}) || len(r.External) != 2 || r.External[0].Name != "a" {
-		t.Errorf("labels %v, %v", r.Target, r.External)
+	env, pool := metric.Label{Name: "env", Value: "prod"}, metric.Label{Name: "pool", Value: "web"}
+	if target, external := p.Labels("web"); !slices.Equal(target, []metric.Label{env, pool}) || len(external) != 2 || external[0].Name != "a" {
+		t.Errorf("labels %v, %v", target, external)
+	}
+	if target, external := p.Labels(""); target != nil || len(external) != 2 {
+		t.Errorf("labels of a pool without a name: %v, %v", target, external)
 	}
 	if r := p.For("web", "sizes", metric.Gauge); r.Unit != "" || r.Help != "Size." {
 		t.Errorf("without the unit in its name: %+v", r)
 	}
-	if r := p.For("jobs", "other", metric.Gauge); r.Rule != "" || r.Target != nil || len(r.External) != 2 {
+	if r := p.For("jobs", "other", metric.Gauge); r.Rule != "" {
 		t.Errorf("without a rule: %+v", r)
 	}
 	if p.For("x", "size", metric.Gauge) != p.For("y", "size", metric.Gauge) {

@@ -17,8 +17,7 @@ type Ruling struct {
 	Retention time.Duration
 }
 
-// For returns what holds for a family, given by its OpenMetrics name. It is never nil: of a
-// family that no rule is for, it has the labels of the pool.
+// For returns what holds for a family, given by its OpenMetrics name. It is never nil.
 func (p *Policy) For(pool, family string, typ metric.Type) *Ruling {
 	if p == nil {
 		return nothing
@@ -53,15 +52,31 @@ func (p *Policy) Says(pool string) bool {
 	return len(own.rules) > 0
 }
 
+// Labels returns what is added to each series of a pool: the labels of a target, which a series'
+// own of the name give way to, the pool's name among them; and the external ones, which give way
+// to a series' own. Nobody may change them.
+func (p *Policy) Labels(pool string) (target, external []metric.Label) {
+	if pool != "" {
+		target = []metric.Label{{Name: "pool", Value: pool}}
+	}
+	if p == nil {
+		return target, nil
+	}
+	if own := p.pools[pool]; own != nil && len(own.labels) > 0 {
+		target = slices.Concat(target, own.labels)
+		metric.SortLabels(target)
+	}
+	return target, p.external
+}
+
 // poolOf puts together what holds for a pool.
-func (p *Policy) poolOf(target []metric.Label, rules []rule) *poolPolicy {
-	base := merge.Ruling{Target: target, External: p.external}
-	out := &poolPolicy{rules: slices.Clone(rules), ruling: &Ruling{Ruling: base}}
+func poolOf(labels []metric.Label, rules []rule) *poolPolicy {
+	out := &poolPolicy{labels: labels, rules: slices.Clone(rules), ruling: nothing}
 	for i := range out.rules {
 		r := &out.rules[i]
-		m := base
+		var m merge.Ruling
 		m.Rule, m.Mode, m.Drop, m.Help, m.Unit = r.name, r.GaugeMode, r.Drop, r.Help, r.Unit
-		m.ExpireAfter = r.ExpireAfter.Seconds()
+		m.ExpireAfter, m.DropZero = r.ExpireAfter.Seconds(), r.DropZeroAll
 		if r.labels != nil {
 			m.Labels = r.labels.apply
 			if r.labels.listed != nil {

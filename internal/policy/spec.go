@@ -69,6 +69,9 @@ type Rule struct {
 	// ExpireAfter is after which time without a change a series is no longer served. When it
 	// changes it is back, with its whole value. 0: never.
 	ExpireAfter time.Duration
+	// DropZeroAll leaves out the series of gauges in modes all and liveall that are 0: what a
+	// gauge that only one worker sets has of all others.
+	DropZeroAll bool
 }
 
 // InfoSeries is a constant series of value 1.

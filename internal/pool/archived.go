@@ -81,7 +81,7 @@ func (p *Pool) showLocked(s archive.Space) {
 	}
 	if f == nil {
 		f = &shown{asOf: table.LastFold(), source: p.index.AddFolded(merge.SourceSpec{
-			Pool: p.spec.Name, Type: s.Type, Mode: s.Mode, ID: s.Worker, ParseKey: store.ParseKey,
+			Created: table.LastFold().UnixNano(), Type: s.Type, Mode: s.Mode, ID: s.Worker, ParseKey: store.ParseKey,
 		})}
 		p.shown[s] = f
 	}

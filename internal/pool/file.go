@@ -193,7 +193,7 @@ func (p *Pool) adoptLocked(t *file, f *store.File) error {
 	t.file, t.entries, t.base, t.loaded = f, 0, nil, false
 	t.state = alive
 	t.source = p.index.Add(merge.SourceSpec{
-		Pool: p.spec.Name, Name: t.name.Base, Type: t.name.Type, Mode: t.name.Mode, ID: t.name.ID,
+		Name: t.name.Base, Type: t.name.Type, Mode: t.name.Mode, ID: t.name.ID,
 		Created: f.Created().UnixNano(), ParseKey: t.name.ParseKey,
 	})
 	p.open[f.Identity()] = t

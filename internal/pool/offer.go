@@ -165,7 +165,7 @@ func (p *Pool) offerLocked(t *file) *fold.File {
 		f.Route = func(k int, e store.Entry) fold.Route {
 			key, space, keep := p.spaceOf(t, e.Key)
 			r := fold.Route{Key: key, Space: space, Stamp: e.Stamp, Keep: keep}
-			if space.Mode == metric.MostRecent && t.name.Mode.Base() != metric.MostRecent {
+			if space.Mode == metric.MostRecent {
 				r.Stamp = stamps[k]
 			}
 			return r

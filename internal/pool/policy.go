@@ -45,6 +45,7 @@ func (p *Pool) SetPolicy(to *policy.Policy) error {
 		p.index.Remove(s)
 	}
 	p.index.Remember(old)
+	old.Close()
 	return nil
 }
 
@@ -52,6 +53,7 @@ func (p *Pool) SetPolicy(to *policy.Policy) error {
 func (p *Pool) adoptPolicyLocked(to *policy.Policy) {
 	p.policy = to
 	opts, limits := p.mergeOptions, to.Limits()
+	opts.Share = p.share
 	opts.MaxSeries = cmp.Or(limits.SeriesPerPool, opts.MaxSeries)
 	opts.MaxFamilySeries = cmp.Or(limits.SeriesPerFamily, opts.MaxFamilySeries)
 	opts.MaxFamilies = cmp.Or(limits.FamiliesPerPool, opts.MaxFamilies)
@@ -59,7 +61,7 @@ func (p *Pool) adoptPolicyLocked(to *policy.Policy) {
 	opts.MaxLabelName = cmp.Or(limits.LabelNameLength, opts.MaxLabelName)
 	opts.MaxLabelValue = cmp.Or(limits.LabelValueLength, opts.MaxLabelValue)
 	if to != nil {
-		opts.Rules = func(pool, family string, typ metric.Type) *merge.Ruling { return &to.For(pool, family, typ).Ruling }
+		opts.Rules = func(family string, typ metric.Type) *merge.Ruling { return &to.For(p.spec.Name, family, typ).Ruling }
 	}
 	p.index = merge.NewIndex(opts)
 	p.index.SetTime(unixSeconds(p.now()))

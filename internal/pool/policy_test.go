@@ -312,7 +312,7 @@ func TestPolicyUnderScrapes(t *testing.T) {
 				sum, i := 0.0, 0
 				for _, f := range snap.Layout.Families {
 					for _, m := range f.Metrics {
-						user := slices.ContainsFunc(m.Labels, func(l metric.Label) bool { return l.Name == "user" || l.Name == "pid" })
+						user := slices.ContainsFunc(m.AllLabels(), func(l metric.Label) bool { return l.Name == "user" || l.Name == "pid" })
 						switch f.Name {
 						case "hits":
 							ruled[0] = !user || ruled[0]

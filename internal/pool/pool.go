@@ -50,6 +50,8 @@ type Options struct {
 	ArchiveDir string
 	// Descriptors is the budget of open files. Default: one of its own.
 	Descriptors *Descriptors
+	// Share has what pools with equal keys keep once. Default: nothing is shared.
+	Share *merge.Share
 	// OnProgress is called for each file of the first scan, if there are many: how many of them
 	// are done. It must return soon. Default: nothing.
 	OnProgress func(done, files int)
@@ -101,6 +103,7 @@ type Pool struct {
 	descriptors  *Descriptors
 	fileLimits   store.Limits
 	mergeOptions merge.Options
+	share        *merge.Share
 	archiving    ArchiveOptions
 	onProgress   func(done, files int)
 	prober       *watch.Prober
@@ -203,7 +206,7 @@ func New(spec Spec, opts Options) *Pool {
 	}
 	p := &Pool{
 		spec: spec, logger: logger, metrics: opts.Metrics, folds: opts.Metrics.folds.For(spec.Name), now: opts.Now,
-		descriptors: opts.Descriptors, fileLimits: opts.Limits, mergeOptions: opts.Merge, onProgress: opts.OnProgress,
+		descriptors: opts.Descriptors, fileLimits: opts.Limits, mergeOptions: opts.Merge, share: opts.Share, onProgress: opts.OnProgress,
 		prober: watch.NewProber(spec.Path), lister: watch.NewDir(spec.Path),
 		files: map[string]*file{}, staged: map[string]*file{}, open: map[store.Identity]*file{}, asked: map[string]bool{},
 		shown: map[archive.Space]*shown{}, gauges: map[fileGauge]bool{}, refusals: map[refusal]bool{}, reported: map[merge.Conflict]bool{}, heirs: map[string]bool{},
@@ -432,6 +435,7 @@ func (p *Pool) Close() error {
 	}
 	p.files, p.staged, p.orphans, p.open, p.loads = nil, nil, nil, nil, nil
 	p.shown = nil
+	p.index.Close()
 	p.index = merge.NewIndex(p.mergeOptions)
 	p.metrics.forget(p.spec.Name)
 	return errors.Join(append(errs, p.folder.Close())...)

@@ -130,7 +130,7 @@ func text(snap *view.Snapshot) string {
 		for _, m := range f.Metrics {
 			for _, p := range m.Points {
 				b.WriteString(f.Name + p.Kind.Suffix())
-				for _, l := range m.Labels {
+				for _, l := range m.AllLabels() {
 					b.WriteString(" " + l.Name + "=" + l.Value)
 				}
 				fmt.Fprintf(&b, " %v\n", snap.Values[i])

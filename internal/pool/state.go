@@ -102,7 +102,7 @@ func (p *Pool) State() State {
 	s := State{
 		Spec: p.spec, Up: p.scanErr == nil && p.listed, Err: p.scanErr, Ready: p.ready.Load(),
 		Liveness: p.prober.Choice(), KnownBy: map[watch.Method]int{}, Workers: len(p.workers), Alive: p.aliveLocked(),
-		Files: map[FileState]int{}, Foreign: p.foreign, Series: p.index.Series(p.spec.Name), Conflicts: p.index.Conflicts(),
+		Files: map[FileState]int{}, Foreign: p.foreign, Series: p.index.Series(), Conflicts: p.index.Conflicts(),
 		Dropped: p.index.Dropped(), Expired: p.index.Expired(), LastPass: p.lastPass, LastPassTook: p.lastPassTook, Passes: p.passes,
 		FileErrors: map[store.Reason]uint64{}, EntryErrors: map[store.Reason]uint64{},
 		Rival: p.rival, IndexLimits: p.index.Limits(), FileLimits: p.limits.InForce(), OpenFiles: p.descriptors.Max(),

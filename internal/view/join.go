@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"math"
 	"slices"
-	"sort"
 	"strings"
 
 	"aggregatord/internal/metric"
@@ -173,24 +172,6 @@ func (j *Joiner) Join(parts []Part) *Snapshot {
 	return out
 }
 
-// Origin returns the part that a value of the last Join is from, and its index in the values of
-// the part's snapshot.
-func (j *Joiner) Origin(value int) (part, index int) {
-	if j.sole {
-		return 0, value
-	}
-	i := sort.Search(len(j.order), func(i int) bool { return j.layout.Families[i].First > value }) - 1
-	f, at := j.order[i], j.layout.Families[i].First
-	for _, r := range f.runs {
-		if n := int(r.n); value < at+n {
-			s := f.from[r.source]
-			return s.part, s.family.First + int(r.from) + value - at
-		}
-		at += int(r.n)
-	}
-	panic("BUG: value of no part")
-}
-
 // Conflicts lists what the last Join left out, by sample name. It never changes.
 func (j *Joiner) Conflicts() []Conflict { return j.conflicts }
 
@@ -326,12 +307,12 @@ func (j *Joiner) build(from []source) *joinedFamily {
 		}
 	}
 	slices.SortFunc(all, func(a, b placed) int {
-		return cmp.Or(compareMetrics(&a.Metric, &b.Metric), cmp.Compare(a.member, b.member))
+		return cmp.Or(CompareMetrics(&a.Metric, &b.Metric), cmp.Compare(a.member, b.member))
 	})
 	out.Metrics, out.Points = make([]Metric, 0, n), 0
 	for i := range all {
 		m := &all[i]
-		if i > 0 && compareMetrics(&all[i-1].Metric, &m.Metric) == 0 {
+		if i > 0 && CompareMetrics(&all[i-1].Metric, &m.Metric) == 0 {
 			out.equal += len(m.Points)
 			m.Metric = all[i-1].Metric
 			continue
@@ -405,8 +386,8 @@ func indexOf(labels []metric.Label, name string) int {
 	return -1
 }
 
-// compareMetrics orders metrics by their labels, as metric.CompareLabels does.
-func compareMetrics(a, b *Metric) int {
+// CompareMetrics orders metrics by all their labels, as metric.CompareLabels does.
+func CompareMetrics(a, b *Metric) int {
 	if len(a.Extra)+len(b.Extra) == 0 {
 		return metric.CompareLabels(a.Labels, b.Labels)
 	}
@@ -593,4 +574,26 @@ func (j *Joiner) decide(parts []Part) (changed bool) {
 func claimOf(parts []Part, r *rival) Claim {
 	f := &parts[r.part].Snapshot.Layout.Families[r.family]
 	return Claim{parts[r.part].Name, f.Name, f.Type, f.Mode, parts[r.part].Sole}
+}
+
+// Origin says which part a value of the last joined snapshot is of, and which value of that
+// part's snapshot it is.
+func (j *Joiner) Origin(value int) (part, at int) {
+	if j.sole {
+		return 0, value
+	}
+	i, found := slices.BinarySearchFunc(j.order, value, func(f *joinedFamily, value int) int { return cmp.Compare(f.First, value) })
+	if !found {
+		i--
+	}
+	f := j.order[i]
+	rest := uint32(value - f.First)
+	for _, r := range f.runs {
+		if rest < r.n {
+			s := f.from[r.source]
+			return s.part, s.family.First + int(r.from+rest)
+		}
+		rest -= r.n
+	}
+	panic("BUG: value of no part")
 }

@@ -195,6 +195,14 @@ func TestJoin(t *testing.T) {
 			if !slices.Equal(conflicts, tc.conflicts) || j.Equal() != tc.equal {
 				t.Errorf("conflicts %q, %d equal, want %q, %d", conflicts, j.Equal(), tc.conflicts, tc.equal)
 			}
+			for value, v := range s.Values {
+				if part, at := j.Origin(value); tc.parts[part].Snapshot.Values[at] != v {
+					t.Errorf("value %d is not that of part %d, %d", value, part, at)
+				}
+			}
+			for i := range tc.parts {
+				tc.parts[i].Snapshot.Retain()
+			}
 			if again := j.Join(tc.parts); again.Layout != s.Layout {
 				t.Error("the same parts make another layout")
 			}

@@ -1,4 +1,9 @@
-package policy
+// Package relabel applies metric_relabel_configs to a view: layout to layout, with where each
+// value comes from. It knows no pool and no rule.
+//
+// Its invariant: what becomes of a sample is what Prometheus would have made of it after a
+// scrape, and the result is a layout like any other: no two families want the same name.
+package relabel
 
 import (
 	"cmp"
@@ -7,9 +12,8 @@ import (
 
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
-	"github.com/prometheus/prometheus/model/relabel"
+	prom "github.com/prometheus/prometheus/model/relabel"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/view"
 )
@@ -24,7 +28,7 @@ import (
 // become equal the first is served, in the order of the output; a histogram or summary whose
 // labels become those of another one goes whole, because their buckets do not belong together.
 type Relabeler struct {
-	configs  []*relabel.Config
+	configs  []*prom.Config
 	families map[familyID][]relabeledMetric
 	in       *view.Layout
 	out      *Relabeled
@@ -53,11 +57,11 @@ type familyID struct {
 type relabeledMetric struct {
 	// family, labels, kinds and from are of what is left, if whole: points with the numbers of
 	// the points that they were.
-	whole  bool
-	family string
-	labels []metric.Label
-	points []view.Point
-	from   []uint32
+	whole         bool
+	family        string
+	labels, extra []metric.Label
+	points        []view.Point
+	from          []uint32
 	// loose is what is left if not.
 	loose []looseSample
 	// dropped is how many points are not left.
@@ -71,12 +75,13 @@ type looseSample struct {
 	from   uint32
 }
 
-// Relabeler returns what applies the policy's metric_relabel_configs, nil if there are none.
-func (p *Policy) Relabeler() *Relabeler {
-	if p == nil || len(p.relabel) == 0 {
+// New returns what applies some metric_relabel_configs, which have been validated; nil if there
+// are none. Nobody may change them afterwards.
+func New(configs []*prom.Config) *Relabeler {
+	if len(configs) == 0 {
 		return nil
 	}
-	return &Relabeler{configs: p.relabel}
+	return &Relabeler{configs: configs}
 }
 
 // Apply returns what becomes of a layout: of the same layout always the same.
@@ -111,20 +116,21 @@ func (r *Relabeler) relabelFamily(b *labels.Builder, f *view.Family) []relabeled
 
 func (r *Relabeler) relabelMetric(b *labels.Builder, sb *labels.ScratchBuilder, f *view.Family, m *view.Metric) relabeledMetric {
 	out := relabeledMetric{whole: true}
+	all := m.AllLabels()
 	for i, p := range m.Points {
 		sb.Reset()
 		sb.Add(model.MetricNameLabel, f.Name+p.Kind.Suffix())
-		for _, l := range m.Labels {
+		for _, l := range all {
 			sb.Add(l.Name, l.Value)
 		}
-		bound := boundLabel(p.Kind)
+		bound := p.BoundLabel()
 		if bound != "" {
-			sb.Add(bound, string(metric.AppendBound(nil, p.Bound)))
+			sb.Add(bound, string(p.AppendBound(nil)))
 		}
 		sb.Sort()
 		b.Reset(sb.Labels())
 		s := looseSample{from: uint32(i)}
-		if !relabel.ProcessBuilder(b, r.configs...) {
+		if !prom.ProcessBuilder(b, r.configs...) {
 			out.dropped++
 			continue
 		}
@@ -145,22 +151,11 @@ func (r *Relabeler) relabelMetric(b *labels.Builder, sb *labels.ScratchBuilder, 
 	out.whole = out.assemble(f, m)
 	if out.whole {
 		out.loose = nil
-		if slices.Equal(out.labels, m.Labels) {
-			out.labels = m.Labels
+		if slices.Equal(out.labels, all) {
+			out.labels, out.extra = m.Labels, m.Extra // which others share
 		}
 	}
 	return out
-}
-
-// boundLabel is the label that tells the points of this kind apart.
-func boundLabel(k view.PointKind) string {
-	switch k {
-	case view.Bucket:
-		return "le"
-	case view.Quantile:
-		return "quantile"
-	}
-	return ""
 }
 
 // assemble puts the samples that are left of a metric together again, and reports whether
@@ -176,9 +171,9 @@ func (m *relabeledMetric) assemble(f *view.Family, was *view.Metric) bool {
 		own := s.labels
 		switch p.Kind {
 		case view.Bucket, view.Quantile:
-			bound := boundLabel(p.Kind)
+			bound := p.BoundLabel()
 			at := slices.IndexFunc(s.labels, func(l metric.Label) bool { return l.Name == bound })
-			if at < 0 || s.labels[at].Value != string(metric.AppendBound(nil, p.Bound)) {
+			if at < 0 || s.labels[at].Value != string(p.AppendBound(nil)) {
 				return false
 			}
 			own = slices.Delete(slices.Clone(s.labels), at, at+1)
@@ -191,7 +186,7 @@ func (m *relabeledMetric) assemble(f *view.Family, was *view.Metric) bool {
 			if f.Type == metric.Counter {
 				// A counter may get or lose its _total.
 				p.Kind, family, ok = view.Value, s.name, true
-				if base := merge.FamilyName(s.name, metric.Counter); base != s.name {
+				if base := metric.FamilyName(s.name, metric.Counter); base != s.name {
 					p.Kind, family = view.Total, base
 				}
 			}
@@ -218,6 +213,15 @@ func (m *relabeledMetric) assemble(f *view.Family, was *view.Metric) bool {
 
 const maxBound = 1.7976931348623157e308 // the greatest finite one
 
+// claim is what a name of the output is: a family, or ("", Unknown) a sample by itself.
+type claim struct {
+	family string
+	typ    metric.Type
+}
+
+// hasUnit reports whether a family of this name may have the unit.
+func hasUnit(family, unit string) bool { return strings.HasSuffix(family, "_"+unit) }
+
 // arranged is a family of the output that is being put together.
 type arranged struct {
 	view.Family
@@ -234,13 +238,13 @@ type arrangedMetric struct {
 // arrange makes a layout of what became of the families of in.
 func (r *Relabeler) arrange(in *view.Layout) *Relabeled {
 	out := &Relabeled{Layout: &view.Layout{}}
-	loose := map[string]bool{} // families of the output that are served sample by sample
+	loose := map[claim]bool{} // families of the output that are served sample by sample
 	for settled := false; !settled; {
 		settled = r.settle(in, loose)
 	}
-	families := map[string]*arranged{}
+	families := map[claim]*arranged{}
 	family := func(name string, i int, typ metric.Type) *arranged {
-		f := families[name]
+		f := families[claim{name, typ}]
 		if f == nil {
 			f = &arranged{Family: in.Families[i], order: i}
 			f.Name, f.Type, f.Metrics, f.Sparse = name, typ, nil, false
@@ -250,7 +254,7 @@ func (r *Relabeler) arrange(in *view.Layout) *Relabeled {
 			if f.Unit != "" && !hasUnit(name, f.Unit) {
 				f.Unit = ""
 			}
-			families[name] = f
+			families[claim{name, typ}] = f
 		}
 		f.Sparse = f.Sparse || in.Families[i].Sparse
 		return f
@@ -271,11 +275,12 @@ func (r *Relabeler) arrange(in *view.Layout) *Relabeled {
 					single(s.name, s.labels, first+s.from)
 				}
 			case len(m.points) == 0:
-			case loose[m.family]:
+			case loose[claim{m.family, f.Type}]:
+				whole := view.Metric{Labels: m.labels, Extra: m.extra}
 				for j, p := range m.points {
-					labels := m.labels
-					if bound := boundLabel(p.Kind); bound != "" {
-						labels = append(slices.Clone(labels), metric.Label{Name: bound, Value: string(metric.AppendBound(nil, p.Bound))})
+					labels := whole.AllLabels()
+					if bound := p.BoundLabel(); bound != "" {
+						labels = append(slices.Clone(labels), metric.Label{Name: bound, Value: string(p.AppendBound(nil))})
 						metric.SortLabels(labels)
 					}
 					single(m.family+p.Kind.Suffix(), labels, first+m.from[j])
@@ -286,7 +291,7 @@ func (r *Relabeler) arrange(in *view.Layout) *Relabeled {
 				for j, p := range m.from {
 					from[j] = first + p
 				}
-				to.metrics = append(to.metrics, arrangedMetric{view.Metric{Labels: m.labels, Points: m.points}, from, i})
+				to.metrics = append(to.metrics, arrangedMetric{view.Metric{Labels: m.labels, Extra: m.extra, Points: m.points}, from, i})
 			}
 			first += uint32(len(f.Metrics[k].Points))
 		}
@@ -296,16 +301,16 @@ func (r *Relabeler) arrange(in *view.Layout) *Relabeled {
 	for _, f := range families {
 		sorted = append(sorted, f)
 	}
-	slices.SortFunc(sorted, func(a, b *arranged) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(sorted, func(a, b *arranged) int { return cmp.Or(strings.Compare(a.Name, b.Name), cmp.Compare(a.Type, b.Type)) })
 	for _, f := range sorted {
 		// Equal ones stay in the order of the input.
 		slices.SortStableFunc(f.metrics, func(a, b arrangedMetric) int {
-			return cmp.Or(metric.CompareLabels(a.Labels, b.Labels), cmp.Compare(a.of, b.of))
+			return cmp.Or(view.CompareMetrics(&a.Metric, &b.Metric), cmp.Compare(a.of, b.of))
 		})
 		f.First = len(out.From)
 		var shared []view.Point
 		for i, m := range f.metrics {
-			if i > 0 && slices.Equal(f.metrics[i-1].Labels, m.Labels) {
+			if i > 0 && view.CompareMetrics(&f.metrics[i-1].Metric, &m.Metric) == 0 {
 				out.Equal += len(m.Points)
 				collisions[f.Name] = true
 				continue
@@ -313,7 +318,7 @@ func (r *Relabeler) arrange(in *view.Layout) *Relabeled {
 			if !slices.Equal(shared, m.Points) {
 				shared = m.Points
 			}
-			f.Metrics = append(f.Metrics, view.Metric{Labels: m.Labels, Points: shared})
+			f.Metrics = append(f.Metrics, view.Metric{Labels: m.Labels, Extra: m.Extra, Points: shared})
 			out.From = append(out.From, m.from...)
 		}
 		f.Points = len(out.From) - f.First
@@ -329,11 +334,7 @@ func (r *Relabeler) arrange(in *view.Layout) *Relabeled {
 
 // settle adds to loose the families whose names mean something else elsewhere, too: as
 // another type, or as a sample by itself. It reports whether there were none.
-func (r *Relabeler) settle(in *view.Layout, loose map[string]bool) bool {
-	type claim struct {
-		family string // "" for a sample by itself
-		typ    metric.Type
-	}
+func (r *Relabeler) settle(in *view.Layout, loose map[claim]bool) bool {
 	claims := map[string]claim{}
 	settled := true
 	take := func(name string, c claim) {
@@ -342,9 +343,9 @@ func (r *Relabeler) settle(in *view.Layout, loose map[string]bool) bool {
 		case !taken:
 			claims[name] = c
 		case has != c:
-			for _, family := range []string{has.family, c.family} {
-				if family != "" && !loose[family] {
-					loose[family] = true
+			for _, whole := range []claim{has, c} {
+				if whole.family != "" && !loose[whole] {
+					loose[whole] = true
 					settled = false
 				}
 			}
@@ -361,12 +362,13 @@ func (r *Relabeler) settle(in *view.Layout, loose map[string]bool) bool {
 				continue
 			}
 			c := claim{m.family, f.Type}
-			if loose[m.family] {
+			if loose[c] {
 				c = claim{}
 			}
 			if m.family != last {
 				last, kinds = m.family, 0
-				if c.family != "" {
+				// The TYPE line of a counter has the name of its sample.
+				if c.family != "" && f.Type != metric.Counter {
 					take(m.family, c)
 				}
 			}

@@ -1,6 +1,7 @@
-package policy
+package relabel
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -10,7 +11,7 @@ import (
 
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
-	"github.com/prometheus/prometheus/model/relabel"
+	prom "github.com/prometheus/prometheus/model/relabel"
 
 	"aggregatord/internal/metric"
 	"aggregatord/internal/view"
@@ -54,7 +55,7 @@ func show(t *testing.T, l *view.Layout, from []uint32) string {
 	var b strings.Builder
 	i := 0
 	for k, f := range l.Families {
-		if f.First != i || k > 0 && l.Families[k-1].Name >= f.Name {
+		if f.First != i || k > 0 && cmp.Or(strings.Compare(l.Families[k-1].Name, f.Name), cmp.Compare(l.Families[k-1].Type, f.Type)) >= 0 {
 			t.Errorf("family %q begins at %d, want %d, or is out of order", f.Name, f.First, i)
 		}
 		fmt.Fprintf(&b, "# %s %s\n", f.Type, f.Name)
@@ -67,8 +68,8 @@ func show(t *testing.T, l *view.Layout, from []uint32) string {
 				for _, l := range m.Labels {
 					b.WriteString(l.Name + "=" + l.Value + " ")
 				}
-				if bound := boundLabel(p.Kind); bound != "" {
-					b.WriteString(bound + "=" + string(metric.AppendBound(nil, p.Bound)) + " ")
+				if bound := p.BoundLabel(); bound != "" {
+					b.WriteString(bound + "=" + string(p.AppendBound(nil)) + " ")
 				}
 				fmt.Fprintf(&b, "} %d\n", from[i])
 				i++
@@ -81,11 +82,11 @@ func show(t *testing.T, l *view.Layout, from []uint32) string {
 	return b.String()
 }
 
-func config(action relabel.Action, regex string, set ...func(*relabel.Config)) *relabel.Config {
-	c := relabel.DefaultRelabelConfig
+func config(action prom.Action, regex string, set ...func(*prom.Config)) *prom.Config {
+	c := prom.DefaultRelabelConfig
 	c.Action = action
 	if regex != "" {
-		c.Regex = relabel.MustNewRegexp(regex)
+		c.Regex = prom.MustNewRegexp(regex)
 	}
 	for _, f := range set {
 		f(&c)
@@ -93,29 +94,30 @@ func config(action relabel.Action, regex string, set ...func(*relabel.Config)) *
 	return &c
 }
 
-func source(names ...string) func(*relabel.Config) {
-	return func(c *relabel.Config) {
+func source(names ...string) func(*prom.Config) {
+	return func(c *prom.Config) {
 		for _, n := range names {
 			c.SourceLabels = append(c.SourceLabels, model.LabelName(n))
 		}
 	}
 }
 
-func target(name string) func(*relabel.Config) {
-	return func(c *relabel.Config) { c.TargetLabel = name }
+func target(name string) func(*prom.Config) {
+	return func(c *prom.Config) { c.TargetLabel = name }
 }
 
-func replacement(s string) func(*relabel.Config) {
-	return func(c *relabel.Config) { c.Replacement = s }
+func replacement(s string) func(*prom.Config) {
+	return func(c *prom.Config) { c.Replacement = s }
 }
 
-func relabeler(t *testing.T, configs ...*relabel.Config) *Relabeler {
+func relabeler(t testing.TB, configs ...*prom.Config) *Relabeler {
 	t.Helper()
-	p, err := Compile(Spec{MetricRelabelConfigs: configs})
-	if err != nil {
-		t.Fatal(err)
+	for _, c := range configs {
+		if err := c.Validate(model.UTF8Validation); err != nil {
+			t.Fatal(err)
+		}
 	}
-	return p.Relabeler()
+	return New(configs)
 }
 
 func TestRelabel(t *testing.T) {
@@ -123,107 +125,107 @@ func TestRelabel(t *testing.T) {
 	whole := "# histogram h\nh_bucket{a=1 le=1.0 } 0\nh_bucket{a=1 le=2.5 } 1\nh_bucket{a=1 le=+Inf } 2\nh_sum{a=1 } 3\nh_count{a=1 } 4\n"
 	for name, c := range map[string]struct {
 		in             *view.Layout
-		configs        []*relabel.Config
+		configs        []*prom.Config
 		want           string
 		dropped, equal int
 	}{
-		"nothing matches": {layout(histogram), []*relabel.Config{config(relabel.Drop, "x", source("a"))}, whole, 0, 0},
+		"nothing matches": {layout(histogram), []*prom.Config{config(prom.Drop, "x", source("a"))}, whole, 0, 0},
 		"replace": {
 			layout([]string{"gauge g", "a=x-1"}),
-			[]*relabel.Config{config(relabel.Replace, "(.*)-(.*)", source("a"), target("b"), replacement("$2"))},
+			[]*prom.Config{config(prom.Replace, "(.*)-(.*)", source("a"), target("b"), replacement("$2"))},
 			"# gauge g\ng{a=x-1 b=1 } 0\n", 0, 0,
 		},
 		"replace by nothing removes": {
 			layout([]string{"gauge g", "a=1 b=2"}),
-			[]*relabel.Config{config(relabel.Replace, "", source("b"), target("a"), replacement(""))},
+			[]*prom.Config{config(prom.Replace, "", source("b"), target("a"), replacement(""))},
 			"# gauge g\ng{b=2 } 0\n", 0, 0,
 		},
 		"several sources": {
 			layout([]string{"gauge g", "a=1 b=2"}),
-			[]*relabel.Config{config(relabel.Replace, "", source("a", "b", "none"), target("c"))},
+			[]*prom.Config{config(prom.Replace, "", source("a", "b", "none"), target("c"))},
 			"# gauge g\ng{a=1 b=2 c=1;2; } 0\n", 0, 0,
 		},
 		"one after the other": {
 			layout([]string{"gauge g", "a=1"}),
-			[]*relabel.Config{config(relabel.Replace, "", source("a"), target("b")), config(relabel.Drop, "1", source("b"))},
+			[]*prom.Config{config(prom.Replace, "", source("a"), target("b")), config(prom.Drop, "1", source("b"))},
 			"", 1, 0,
 		},
 		"keep": {
-			layout([]string{"counter c", "a=1", "a=2"}), []*relabel.Config{config(relabel.Keep, "2", source("a"))}, "# counter c\nc_total{a=2 } 1\n", 1, 0,
+			layout([]string{"counter c", "a=1", "a=2"}), []*prom.Config{config(prom.Keep, "2", source("a"))}, "# counter c\nc_total{a=2 } 1\n", 1, 0,
 		},
 		"drop by sample name": {
-			layout([]string{"counter c", "a=1"}, []string{"gauge d", ""}), []*relabel.Config{config(relabel.Drop, "c_total", source("__name__"))}, "# gauge d\nd{} 1\n", 1, 0,
+			layout([]string{"counter c", "a=1"}, []string{"gauge d", ""}), []*prom.Config{config(prom.Drop, "c_total", source("__name__"))}, "# gauge d\nd{} 1\n", 1, 0,
 		},
-		"dropequal": {layout([]string{"gauge g", "a=1 b=1", "a=1 b=2"}), []*relabel.Config{config(relabel.DropEqual, "", source("a"), target("b"))}, "# gauge g\ng{a=1 b=2 } 1\n", 1, 0},
-		"keepequal": {layout([]string{"gauge g", "a=1 b=1", "a=1 b=2"}), []*relabel.Config{config(relabel.KeepEqual, "", source("a"), target("b"))}, "# gauge g\ng{a=1 b=1 } 0\n", 1, 0},
-		"labelmap":  {layout([]string{"gauge g", "x_a=1 b=2"}), []*relabel.Config{config(relabel.LabelMap, "x_(.*)")}, "# gauge g\ng{a=1 b=2 x_a=1 } 0\n", 0, 0},
-		"labelkeep": {layout([]string{"gauge g", "a=1 b=2"}), []*relabel.Config{config(relabel.LabelKeep, "__name__|b")}, "# gauge g\ng{b=2 } 0\n", 0, 0},
-		"lowercase": {layout([]string{"gauge g", "a=Ab"}), []*relabel.Config{config(relabel.Lowercase, "", source("a"), target("a"))}, "# gauge g\ng{a=ab } 0\n", 0, 0},
-		"uppercase": {layout([]string{"gauge g", "a=Ab"}), []*relabel.Config{config(relabel.Uppercase, "", source("a"), target("b"))}, "# gauge g\ng{a=Ab b=AB } 0\n", 0, 0},
+		"dropequal": {layout([]string{"gauge g", "a=1 b=1", "a=1 b=2"}), []*prom.Config{config(prom.DropEqual, "", source("a"), target("b"))}, "# gauge g\ng{a=1 b=2 } 1\n", 1, 0},
+		"keepequal": {layout([]string{"gauge g", "a=1 b=1", "a=1 b=2"}), []*prom.Config{config(prom.KeepEqual, "", source("a"), target("b"))}, "# gauge g\ng{a=1 b=1 } 0\n", 1, 0},
+		"labelmap":  {layout([]string{"gauge g", "x_a=1 b=2"}), []*prom.Config{config(prom.LabelMap, "x_(.*)")}, "# gauge g\ng{a=1 b=2 x_a=1 } 0\n", 0, 0},
+		"labelkeep": {layout([]string{"gauge g", "a=1 b=2"}), []*prom.Config{config(prom.LabelKeep, "__name__|b")}, "# gauge g\ng{b=2 } 0\n", 0, 0},
+		"lowercase": {layout([]string{"gauge g", "a=Ab"}), []*prom.Config{config(prom.Lowercase, "", source("a"), target("a"))}, "# gauge g\ng{a=ab } 0\n", 0, 0},
+		"uppercase": {layout([]string{"gauge g", "a=Ab"}), []*prom.Config{config(prom.Uppercase, "", source("a"), target("b"))}, "# gauge g\ng{a=Ab b=AB } 0\n", 0, 0},
 		"hashmod": {
 			layout([]string{"gauge g", "a=baz"}),
-			[]*relabel.Config{config(relabel.HashMod, "", source("a"), target("d"), func(c *relabel.Config) { c.Modulus = 1000 })},
+			[]*prom.Config{config(prom.HashMod, "", source("a"), target("d"), func(c *prom.Config) { c.Modulus = 1000 })},
 			"# gauge g\ng{a=baz d=976 } 0\n", 0, 0,
 		},
 		"renamed family": {
 			layout(histogram),
-			[]*relabel.Config{config(relabel.Replace, "h(_.*)", source("__name__"), target("__name__"), replacement("new$1"))},
+			[]*prom.Config{config(prom.Replace, "h(_.*)", source("__name__"), target("__name__"), replacement("new$1"))},
 			strings.NewReplacer("h_", "new_", "m h", "m new").Replace(whole), 0, 0,
 		},
 		"without a name": {
-			layout([]string{"gauge g", "a=1"}), []*relabel.Config{config(relabel.LabelDrop, "__name__")}, "", 1, 0,
+			layout([]string{"gauge g", "a=1"}), []*prom.Config{config(prom.LabelDrop, "__name__")}, "", 1, 0,
 		},
 		"equal series": {
-			layout([]string{"counter c", "a=1", "a=2", "a=3 b=1"}), []*relabel.Config{config(relabel.LabelDrop, "a")}, "# counter c\nc_total{} 0\nc_total{b=1 } 2\n", 0, 1,
+			layout([]string{"counter c", "a=1", "a=2", "a=3 b=1"}), []*prom.Config{config(prom.LabelDrop, "a")}, "# counter c\nc_total{} 0\nc_total{b=1 } 2\n", 0, 1,
 		},
 		"equal histograms": {
-			layout([]string{"histogram h", "a=1", "a=2"}), []*relabel.Config{config(relabel.LabelDrop, "a")}, strings.ReplaceAll(whole, "a=1 ", ""), 0, 5,
+			layout([]string{"histogram h", "a=1", "a=2"}), []*prom.Config{config(prom.LabelDrop, "a")}, strings.ReplaceAll(whole, "a=1 ", ""), 0, 5,
 		},
 		"some buckets": {
 			layout(histogram),
-			[]*relabel.Config{config(relabel.Drop, `h_bucket;2\.5`, source("__name__", "le"))},
+			[]*prom.Config{config(prom.Drop, `h_bucket;2\.5`, source("__name__", "le"))},
 			strings.Replace(whole, "h_bucket{a=1 le=2.5 } 1\n", "", 1), 1, 0,
 		},
 		"without the last bucket": {
 			layout(histogram),
-			[]*relabel.Config{config(relabel.Drop, `\+Inf`, source("le"))},
+			[]*prom.Config{config(prom.Drop, `\+Inf`, source("le"))},
 			"# unknown h_bucket\nh_bucket{a=1 le=1.0 } 0\nh_bucket{a=1 le=2.5 } 1\n# unknown h_count\nh_count{a=1 } 4\n# unknown h_sum\nh_sum{a=1 } 3\n", 1, 0,
 		},
 		"without buckets": {
 			layout(histogram),
-			[]*relabel.Config{config(relabel.Drop, `h_bucket`, source("__name__"))},
+			[]*prom.Config{config(prom.Drop, `h_bucket`, source("__name__"))},
 			"# unknown h_count\nh_count{a=1 } 4\n# unknown h_sum\nh_sum{a=1 } 3\n", 3, 0,
 		},
 		"of one of two histograms": {
 			// The other cannot keep its type, or the sum would be there twice.
 			layout([]string{"histogram h", "a=1", "a=2"}),
-			[]*relabel.Config{config(relabel.Drop, `h_(bucket|count);1`, source("__name__", "a"))},
+			[]*prom.Config{config(prom.Drop, `h_(bucket|count);1`, source("__name__", "a"))},
 			"# unknown h_bucket\nh_bucket{a=2 le=+Inf } 7\nh_bucket{a=2 le=1.0 } 5\nh_bucket{a=2 le=2.5 } 6\n# unknown h_count\nh_count{a=2 } 9\n# unknown h_sum\nh_sum{a=1 } 3\nh_sum{a=2 } 8\n", 4, 0,
 		},
 		"other bounds": {
 			layout(histogram),
-			[]*relabel.Config{config(relabel.Replace, `(\d)\.0`, source("le"), target("le"))},
+			[]*prom.Config{config(prom.Replace, `(\d)\.0`, source("le"), target("le"))},
 			"# unknown h_bucket\nh_bucket{a=1 le=+Inf } 2\nh_bucket{a=1 le=1 } 0\nh_bucket{a=1 le=2.5 } 1\n# unknown h_count\nh_count{a=1 } 4\n# unknown h_sum\nh_sum{a=1 } 3\n", 0, 0,
 		},
 		"one sample renamed": {
 			layout(histogram),
-			[]*relabel.Config{config(relabel.Replace, "h_sum", source("__name__"), target("__name__"), replacement("seconds"))},
+			[]*prom.Config{config(prom.Replace, "h_sum", source("__name__"), target("__name__"), replacement("seconds"))},
 			"# unknown h_bucket\nh_bucket{a=1 le=+Inf } 2\nh_bucket{a=1 le=1.0 } 0\nh_bucket{a=1 le=2.5 } 1\n# unknown h_count\nh_count{a=1 } 4\n# unknown seconds\nseconds{a=1 } 3\n", 0, 0,
 		},
 		"quantiles": {
-			layout([]string{"summary s", "a=1"}), []*relabel.Config{config(relabel.Drop, `0\.5`, source("quantile"))}, "# summary s\ns_sum{a=1 } 1\ns_count{a=1 } 2\n", 1, 0,
+			layout([]string{"summary s", "a=1"}), []*prom.Config{config(prom.Drop, `0\.5`, source("quantile"))}, "# summary s\ns_sum{a=1 } 1\ns_count{a=1 } 2\n", 1, 0,
 		},
 		"counter without _total": {
-			layout([]string{"counter c", "a=1"}), []*relabel.Config{config(relabel.Replace, "c_total", source("__name__"), target("__name__"), replacement("n"))}, "# counter n\nn{a=1 } 0\n", 0, 0,
+			layout([]string{"counter c", "a=1"}), []*prom.Config{config(prom.Replace, "c_total", source("__name__"), target("__name__"), replacement("n"))}, "# counter n\nn{a=1 } 0\n", 0, 0,
 		},
 		"two become one family": {
 			layout([]string{"gauge a", "l=2"}, []string{"gauge b", "l=1", "l=2"}),
-			[]*relabel.Config{config(relabel.Replace, "b", source("__name__"), target("__name__"), replacement("a"))},
+			[]*prom.Config{config(prom.Replace, "b", source("__name__"), target("__name__"), replacement("a"))},
 			"# gauge a\na{l=1 } 1\na{l=2 } 0\n", 0, 1,
 		},
 		"of two types": {
 			layout([]string{"counter a", "l=2"}, []string{"gauge b", "l=1"}),
-			[]*relabel.Config{config(relabel.Replace, "b", source("__name__"), target("__name__"), replacement("a_total"))},
+			[]*prom.Config{config(prom.Replace, "b", source("__name__"), target("__name__"), replacement("a_total"))},
 			"# unknown a_total\na_total{l=1 } 1\na_total{l=2 } 0\n", 0, 0,
 		},
 	} {
@@ -254,21 +256,21 @@ func TestRelabelSamples(t *testing.T) {
 			families = append(families, f)
 		}
 		in := layout(families...)
-		actions := []*relabel.Config{
-			config(relabel.Drop, "[bc]x.*|dx_bucket", source("__name__")),
-			config(relabel.Drop, `2\.5|0\.5`, source("le")),
-			config(relabel.Drop, `\+Inf`, source("le")),
-			config(relabel.Keep, "0", source("l")),
-			config(relabel.LabelDrop, "l"),
-			config(relabel.LabelDrop, "k"),
-			config(relabel.LabelDrop, "le"),
-			config(relabel.Replace, "(.)x(.*)", source("__name__"), target("__name__"), replacement("m$2")),
-			config(relabel.Replace, "c(.*);0", source("__name__", "k"), target("__name__"), replacement("d$1")),
-			config(relabel.Replace, "(.*)_sum", source("__name__"), target("__name__"), replacement("$1")),
-			config(relabel.Replace, "", source("k"), target("quantile")),
-			config(relabel.LabelMap, "k", replacement("le")),
+		actions := []*prom.Config{
+			config(prom.Drop, "[bc]x.*|dx_bucket", source("__name__")),
+			config(prom.Drop, `2\.5|0\.5`, source("le")),
+			config(prom.Drop, `\+Inf`, source("le")),
+			config(prom.Keep, "0", source("l")),
+			config(prom.LabelDrop, "l"),
+			config(prom.LabelDrop, "k"),
+			config(prom.LabelDrop, "le"),
+			config(prom.Replace, "(.)x(.*)", source("__name__"), target("__name__"), replacement("m$2")),
+			config(prom.Replace, "c(.*);0", source("__name__", "k"), target("__name__"), replacement("d$1")),
+			config(prom.Replace, "(.*)_sum", source("__name__"), target("__name__"), replacement("$1")),
+			config(prom.Replace, "", source("k"), target("quantile")),
+			config(prom.LabelMap, "k", replacement("le")),
 		}
-		var configs []*relabel.Config
+		var configs []*prom.Config
 		for range r.IntN(3) + 1 {
 			configs = append(configs, actions[r.IntN(len(actions))])
 		}
@@ -278,7 +280,7 @@ func TestRelabelSamples(t *testing.T) {
 		dropped := 0
 		for _, s := range samples(in) {
 			b := labels.NewBuilder(s)
-			if !relabel.ProcessBuilder(b, validated(configs)...) || b.Get("__name__") == "" {
+			if !prom.ProcessBuilder(b, validated(configs)...) || b.Get("__name__") == "" {
 				dropped++
 				continue
 			}
@@ -308,8 +310,8 @@ func TestRelabelSamples(t *testing.T) {
 	}
 }
 
-func validated(configs []*relabel.Config) []*relabel.Config {
-	var out []*relabel.Config
+func validated(configs []*prom.Config) []*prom.Config {
+	var out []*prom.Config
 	for _, c := range configs {
 		own := *c
 		if err := own.Validate(model.UTF8Validation); err != nil {
@@ -330,8 +332,8 @@ func samples(l *view.Layout) []labels.Labels {
 				for _, l := range m.Labels {
 					sb.Add(l.Name, l.Value)
 				}
-				if bound := boundLabel(p.Kind); bound != "" {
-					sb.Add(bound, string(metric.AppendBound(nil, p.Bound)))
+				if bound := p.BoundLabel(); bound != "" {
+					sb.Add(bound, string(p.AppendBound(nil)))
 				}
 				sb.Sort()
 				out = append(out, sb.Labels())
@@ -342,7 +344,7 @@ func samples(l *view.Layout) []labels.Labels {
 }
 
 func TestRelabelRemembers(t *testing.T) {
-	r := relabeler(t, config(relabel.Replace, "", target("new"), replacement("x")))
+	r := relabeler(t, config(prom.Replace, "", target("new"), replacement("x")))
 	in := layout([]string{"counter c", "a=1"}, []string{"gauge g", "a=1"})
 	first := r.Apply(in)
 	if r.Apply(in) != first {
@@ -374,13 +376,8 @@ func BenchmarkRelabel(b *testing.B) {
 		families = append(families, f)
 	}
 	in := layout(families...)
-	p, err := Compile(Spec{MetricRelabelConfigs: []*relabel.Config{
-		config(relabel.Replace, "/api/(.*)", source("handler"), target("resource")), config(relabel.Drop, "x", source("handler")),
-	}})
-	if err != nil {
-		b.Fatal(err)
-	}
-	r := p.Relabeler()
+	r := relabeler(b,
+		config(prom.Replace, "/api/(.*)", source("handler"), target("resource")), config(prom.Drop, "x", source("handler")))
 	r.Apply(in)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -388,5 +385,33 @@ func BenchmarkRelabel(b *testing.B) {
 		next.Families = slices.Clone(in.Families)
 		next.Families[0].Metrics = slices.Clone(next.Families[0].Metrics)
 		r.Apply(&next)
+	}
+}
+
+// TestFamiliesOfOneName: a gauge beside a counter of its name is not touched.
+func TestFamiliesOfOneName(t *testing.T) {
+	in := layout([]string{"counter jobs", "a=1", "a=2"}, []string{"gauge jobs", "a=1"}, []string{"counter up", "a=3"})
+	out := relabeler(t, config(prom.Drop, "2", source("a"))).Apply(in)
+	want := "# counter jobs\njobs_total{a=1 } 0\n# gauge jobs\njobs{a=1 } 2\n# counter up\nup_total{a=3 } 3\n"
+	if got := show(t, out.Layout, out.From); got != want {
+		t.Errorf("got:\n%swant:\n%s", got, want)
+	}
+}
+
+// TestExtra: labels that metrics share are seen by the rules, and stay shared where they are not
+// changed.
+func TestExtra(t *testing.T) {
+	in := layout([]string{"counter c", "a=1", "z=2"})
+	extra := []metric.Label{{Name: "pool", Value: "web"}}
+	for i := range in.Families[0].Metrics {
+		in.Families[0].Metrics[i].Extra = extra
+	}
+	out := relabeler(t, config(prom.Keep, "web", source("pool")), config(prom.Replace, "2", source("z"), target("pool"), replacement("x"))).Apply(in)
+	ms := out.Layout.Families[0].Metrics
+	if len(ms) != 2 || &ms[0].Extra[0] != &extra[0] || &ms[0].Labels[0] != &in.Families[0].Metrics[0].Labels[0] {
+		t.Errorf("what is as before is not the same: %+v", ms)
+	}
+	if got, want := ms[1].AllLabels(), []metric.Label{{Name: "pool", Value: "x"}, {Name: "z", Value: "2"}}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }

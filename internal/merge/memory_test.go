@@ -1,0 +1,115 @@
+package merge
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+
+	"aggregatord/internal/metric"
+	"aggregatord/internal/store"
+)
+
+// pools makes indexes of equal pools: four workers with twelve files each, a counter file, one of
+// histograms and so on, with real keys. It returns how many series and entries they have.
+func pools(tb testing.TB, n int, share func() *Share) (all []*Index, series, entries int) {
+	tb.Helper()
+	type kind struct {
+		typ  metric.Type
+		mode metric.Mode
+		keys [][]byte
+	}
+	var kinds []kind
+	key := func(family, sample, help string, labels ...metric.Label) []byte {
+		return store.AppendKey(nil, metric.Key{Family: family, Help: help, Series: metric.Series{Sample: sample, Labels: labels}})
+	}
+	label := func(name string, i int) metric.Label {
+		return metric.Label{Name: name, Value: fmt.Sprintf("/api/v1/things/%d", i)}
+	}
+	counters, histograms := kind{typ: metric.Counter}, kind{typ: metric.Histogram}
+	for i := range 120 {
+		f := fmt.Sprintf("requests_%d", i/12)
+		counters.keys = append(counters.keys, key(f, f+"_total", "How many there were.", label("handler", i), metric.Label{Name: "method", Value: "GET"}))
+	}
+	for i := range 24 {
+		f := fmt.Sprintf("request_seconds_%d", i/8)
+		at := label("handler", i)
+		histograms.keys = append(histograms.keys, key(f, f+"_sum", "How long they took.", at))
+		for _, le := range []string{"0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "+Inf"} {
+			histograms.keys = append(histograms.keys, key(f, f+"_bucket", "How long they took.", at, metric.Label{Name: "le", Value: le}))
+		}
+	}
+	kinds = append(kinds, counters, histograms, kind{typ: metric.Summary, keys: [][]byte{key("s", "s_sum", "S."), key("s", "s_count", "S.")}})
+	for mode := metric.Sum; mode <= metric.LiveMostRecent; mode++ {
+		f := "level_" + mode.String()
+		g := kind{typ: metric.Gauge, mode: mode}
+		for i := range 12 {
+			g.keys = append(g.keys, key(f, f, "How much there is.", label("queue", i)))
+		}
+		kinds = append(kinds, g)
+	}
+	f := "level_all"
+	kinds = append(kinds, kind{metric.Gauge, metric.All, [][]byte{key(f, f, "How much there is.")}})
+	for p := range n {
+		x := NewIndex(Options{Share: share()})
+		for worker := range 4 {
+			id := fmt.Sprint(p*4 + worker)
+			for _, k := range kinds {
+				s := x.Add(SourceSpec{Name: fmt.Sprintf("%v_%v_%s.db", k.typ, k.mode, id), Type: k.typ, Mode: k.mode, ID: id, Created: int64(worker), ParseKey: store.ParseKey})
+				for i, raw := range k.keys {
+					if err := x.Learn(s, raw, uint32(i)*16); err != nil {
+						tb.Fatal(err)
+					}
+				}
+				s.Compact()
+				entries += s.Entries()
+			}
+		}
+		x.Layout()
+		series += x.Series()
+		all = append(all, x)
+	}
+	return all, series, entries
+}
+
+// heap is how much memory is in use.
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// TestMemoryOfManyPools: what equal pools have in common is there once. An index without others
+// needs about three times as much for a series.
+func TestMemoryOfManyPools(t *testing.T) {
+	const bound = 300 // bytes; 4 entries of 13 are in it
+	pools(t, 2, NewShare)
+	share := NewShare()
+	before := heap()
+	all, series, entries := pools(t, 50, func() *Share { return share })
+	shared := heap() - before
+	before = heap()
+	alone, _, _ := pools(t, 10, NewShare)
+	each := heap() - before
+	t.Logf("%d series, %d entries: %d bytes a series, %d alone", series, entries, shared/uint64(series), each/uint64(series/5))
+	if shared/uint64(series) > bound {
+		t.Errorf("%d bytes a series, want at most %d", shared/uint64(series), bound)
+	}
+	runtime.KeepAlive(all)
+	runtime.KeepAlive(alone)
+}
+
+func BenchmarkManyPools(b *testing.B) {
+	for b.Loop() {
+		share := NewShare()
+		before := heap()
+		all, series, entries := pools(b, 350, func() *Share { return share })
+		used := heap() - before
+		b.ReportMetric(float64(used)/float64(series), "B/series")
+		b.ReportMetric(float64(used)/1e6, "MB")
+		b.ReportMetric(float64(series), "series")
+		b.ReportMetric(float64(entries), "entries")
+		runtime.KeepAlive(all)
+	}
+}

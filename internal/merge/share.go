@@ -1,0 +1,281 @@
+package merge
+
+import (
+	"encoding/binary"
+	"hash/maphash"
+	"math"
+	"slices"
+	"sync"
+	"unsafe"
+
+	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
+)
+
+// A Share keeps what several indexes have in common once: raw keys, labels, and the lists that
+// layouts are made of. Pools of one application have nearly all of that in common. It forgets
+// what no index uses any more. It is safe for several goroutines; those of different indexes
+// wait for each other only when a series appears or goes.
+type Share struct {
+	keys    pile[string]
+	labels  pile[[]metric.Label]
+	points  pile[[]view.Point]
+	metrics pile[[]view.Metric]
+}
+
+// NewShare returns an empty Share.
+func NewShare() *Share { return &Share{} }
+
+// Len is the number of things that it keeps.
+func (s *Share) Len() int { return s.keys.len() + s.labels.len() + s.points.len() + s.metrics.len() }
+
+// A kept is an entry of a pile: is one value for all who use it. It never changes.
+type kept[V any] struct {
+	value V
+	hash  uint32
+	refs  uint32 // guarded by the pile's mu
+}
+
+// pile is a set of values by what is in them: an open hash table with linear probing.
+type pile[V any] struct {
+	// mu guards all below and the refs of all entries.
+	mu    sync.Mutex
+	slots []*kept[V] // a power of two, at most three quarters full
+	n     int
+}
+
+func (p *pile[V]) len() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.n
+}
+
+// get returns the entry whose value equal says yes to, or one with what make returns. The
+// caller has a reference of it, to be given back by put.
+func (p *pile[V]) get(hash uint32, equal func(V) bool, make func() V) *kept[V] {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e := p.findLocked(hash, equal); e != nil {
+		e.refs++
+		return e
+	}
+	if (p.n+1)*4 > len(p.slots)*3 {
+		p.growLocked()
+	}
+	e := &kept[V]{value: make(), hash: hash, refs: 1}
+	p.insertLocked(e)
+	p.n++
+	return e
+}
+
+// find returns the entry without a reference of it, nil if there is none.
+func (p *pile[V]) find(hash uint32, equal func(V) bool) *kept[V] {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.findLocked(hash, equal)
+}
+
+func (p *pile[V]) findLocked(hash uint32, equal func(V) bool) *kept[V] {
+	if len(p.slots) == 0 {
+		return nil
+	}
+	mask := uint32(len(p.slots) - 1)
+	for i := hash & mask; p.slots[i] != nil; i = (i + 1) & mask {
+		if e := p.slots[i]; e.hash == hash && equal(e.value) {
+			return e
+		}
+	}
+	return nil
+}
+
+func (p *pile[V]) insertLocked(e *kept[V]) {
+	mask := uint32(len(p.slots) - 1)
+	i := e.hash & mask
+	for p.slots[i] != nil {
+		i = (i + 1) & mask
+	}
+	p.slots[i] = e
+}
+
+func (p *pile[V]) growLocked() {
+	old := p.slots
+	p.slots = make([]*kept[V], max(8, 2*len(old)))
+	for _, e := range old {
+		if e != nil {
+			p.insertLocked(e)
+		}
+	}
+}
+
+// put gives back a reference; nil is none.
+func (p *pile[V]) put(e *kept[V]) {
+	if e == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e.refs--; e.refs > 0 {
+		return
+	}
+	mask := uint32(len(p.slots) - 1)
+	gap := e.hash & mask
+	for p.slots[gap] != e {
+		gap = (gap + 1) & mask
+	}
+	p.slots[gap] = nil
+	p.n--
+	// What came after it because its place was taken moves up.
+	for i := (gap + 1) & mask; p.slots[i] != nil; i = (i + 1) & mask {
+		if home := p.slots[i].hash & mask; (i-home)&mask >= (i-gap)&mask {
+			p.slots[gap], p.slots[i] = p.slots[i], nil
+			gap = i
+		}
+	}
+	if len(p.slots) > 64 && p.n < len(p.slots)/8 {
+		old := p.slots
+		p.slots = make([]*kept[V], len(old)/4)
+		for _, e := range old {
+			if e != nil {
+				p.insertLocked(e)
+			}
+		}
+	}
+}
+
+var seed = maphash.MakeSeed()
+
+func hashBytes(b []byte) uint32 { return uint32(maphash.Bytes(seed, b)) }
+
+// key returns the one entry of a raw key.
+func (s *Share) key(raw []byte, hash uint32) *kept[string] {
+	return s.keys.get(hash, func(v string) bool { return v == string(raw) }, func() string { return string(raw) })
+}
+
+func hashLabels(labels []metric.Label) uint32 {
+	var h maphash.Hash
+	h.SetSeed(seed)
+	for _, l := range labels {
+		h.WriteString(l.Name)
+		h.WriteByte(0xff) // in no UTF-8 text
+		h.WriteString(l.Value)
+		h.WriteByte(0xff)
+	}
+	return uint32(h.Sum64())
+}
+
+// labelSet returns the one entry of a list of labels, which it may keep.
+func (s *Share) labelSet(labels []metric.Label) *kept[[]metric.Label] {
+	return s.labels.get(hashLabels(labels), func(v []metric.Label) bool { return slices.Equal(v, labels) },
+		func() []metric.Label { return slices.Clip(labels) })
+}
+
+func (s *Share) findLabels(labels []metric.Label) *kept[[]metric.Label] {
+	return s.labels.find(hashLabels(labels), func(v []metric.Label) bool { return slices.Equal(v, labels) })
+}
+
+// pointList returns the one entry of a list of points, of which it keeps a copy.
+func (s *Share) pointList(points []view.Point) *kept[[]view.Point] {
+	var h maphash.Hash
+	h.SetSeed(seed)
+	var b [10]byte
+	for _, p := range points {
+		b[0], b[1] = byte(p.Kind), byte(p.Style)
+		binary.LittleEndian.PutUint64(b[2:], math.Float64bits(p.Bound))
+		h.Write(b[:]) //nolint:errcheck // never fails
+	}
+	return s.points.get(uint32(h.Sum64()), func(v []view.Point) bool { return slices.Equal(v, points) },
+		func() []view.Point { return slices.Clone(points) })
+}
+
+// metricList returns the one entry of a list of metrics whose labels and points are those of
+// entries; it may keep the list.
+func (s *Share) metricList(metrics []view.Metric) *kept[[]view.Metric] {
+	var h maphash.Hash
+	h.SetSeed(seed)
+	same := func(a, b *view.Metric) bool {
+		return unsafe.SliceData(a.Labels) == unsafe.SliceData(b.Labels) && len(a.Labels) == len(b.Labels) &&
+			unsafe.SliceData(a.Points) == unsafe.SliceData(b.Points) && len(a.Points) == len(b.Points)
+	}
+	for i := range metrics {
+		m := &metrics[i]
+		maphash.WriteComparable(&h, unsafe.SliceData(m.Labels))
+		maphash.WriteComparable(&h, unsafe.SliceData(m.Points))
+	}
+	return s.metrics.get(uint32(h.Sum64()), func(v []view.Metric) bool {
+		if len(v) != len(metrics) {
+			return false
+		}
+		for i := range v {
+			if !same(&v[i], &metrics[i]) {
+				return false
+			}
+		}
+		return true
+	}, func() []view.Metric { return slices.Clip(metrics) })
+}
+
+// keyTable finds the cells of raw keys: an open hash table of the numbers of keys.
+type keyTable struct {
+	keys  []keyRef
+	slots []uint32 // a power of two, at most three quarters full: number of a key + 1, or 0
+}
+
+type keyRef struct {
+	key  *kept[string]
+	cell uint32
+}
+
+// find returns the cell that a raw key leads to.
+func (t *keyTable) find(hash uint32, raw []byte) (cell uint32, ok bool) {
+	if len(t.slots) == 0 {
+		return 0, false
+	}
+	mask := uint32(len(t.slots) - 1)
+	for i := hash & mask; t.slots[i] != 0; i = (i + 1) & mask {
+		k := &t.keys[t.slots[i]-1]
+		if k.key.hash == hash && k.key.value == string(raw) { // the conversion does not allocate
+			return k.cell, true
+		}
+	}
+	return 0, false
+}
+
+// add makes a key that is not there lead to a cell.
+func (t *keyTable) add(key *kept[string], cell uint32) {
+	t.keys = append(t.keys, keyRef{key, cell})
+	if len(t.keys)*4 > len(t.slots)*3 {
+		t.rebuild(max(8, 2*len(t.slots)))
+		return
+	}
+	t.insert(len(t.keys))
+}
+
+func (t *keyTable) insert(number int) {
+	mask := uint32(len(t.slots) - 1)
+	i := t.keys[number-1].key.hash & mask
+	for t.slots[i] != 0 {
+		i = (i + 1) & mask
+	}
+	t.slots[i] = uint32(number)
+}
+
+func (t *keyTable) rebuild(size int) {
+	t.slots = make([]uint32, size)
+	for n := range t.keys {
+		t.insert(n + 1)
+	}
+}
+
+// remove takes out the keys that gone says yes to.
+func (t *keyTable) remove(gone func(keyRef) bool) {
+	before := len(t.keys)
+	t.keys = slices.DeleteFunc(t.keys, gone)
+	if len(t.keys) == before {
+		return
+	}
+	size := 8
+	for len(t.keys)*4 > size*3 {
+		size *= 2
+	}
+	t.rebuild(size)
+}
