@@ -65,12 +65,6 @@ func summary(sum, count float64, pairs ...string) met {
 	return met{labels(pairs...), []pt{{view.Sum, 0, sum}, {view.Count, 0, count}}}
 }
 
-// created adds a created point to a metric.
-func created(m met, at float64) met {
-	m.points = append(slices.Clone(m.points), pt{view.Created, 0, at})
-	return m
-}
-
 // snapshot builds a snapshot the way package merge promises to: families sorted by name,
 // metrics by labels, equal point lists shared.
 func snapshot(fams ...fam) *view.Snapshot {

@@ -114,12 +114,6 @@ func TestCollisions(t *testing.T) {
 			nil,
 		},
 		{
-			"created_is_claimed_in_text_where_served", text, snaps(snapshot(
-				fam{name: "x", typ: metric.Counter, metrics: []met{created(total(1), 2)}}, gauge("x_created"))),
-			[]string{"x_total counter", "x_created gauge"},
-			[]string{`"x_created": name_collision with "x"`},
-		},
-		{
 			"own_metrics_win", text, snaps(snapshot(histogram("a"), gauge("b")), snapshot(gauge("a_sum"))),
 			[]string{"a_sum gauge", "b gauge"},
 			[]string{`"a": name_collision with "a_sum"`},
@@ -285,7 +279,7 @@ func TestSeveralSnapshotsAreSortedTogether(t *testing.T) {
 
 func TestFilter(t *testing.T) {
 	snap := snapshot(
-		fam{name: "jobs", typ: metric.Counter, metrics: []met{created(total(1), 5)}},
+		fam{name: "jobs", typ: metric.Counter, metrics: []met{total(1)}},
 		fam{name: "lat", typ: metric.Histogram, metrics: []met{buckets(1, 2, 3, 4)}},
 		fam{name: "my.load", typ: metric.Gauge, metrics: []met{value(1)}},
 		fam{name: "size", typ: metric.Summary, metrics: []met{summary(1, 2)}},
@@ -300,15 +294,14 @@ func TestFilter(t *testing.T) {
 	}{
 		{"nothing_selected", text, []string{"nope"}, nil},
 		{"family", text, []string{"lat"}, lat},
-		{"counter_by_openmetrics_name", text, []string{"jobs"}, []string{"jobs_total", "jobs_created"}},
+		{"counter_by_openmetrics_name", text, []string{"jobs"}, []string{"jobs_total"}},
 		{"counter_by_text_name", text, []string{"jobs_total"}, []string{"jobs_total"}},
-		{"created", text, []string{"jobs_created"}, []string{"jobs_created"}},
 		{"sample", text, []string{"lat_sum"}, []string{"lat_sum"}},
 		{"samples", text, []string{"lat_sum", "lat_count"}, []string{"lat_sum", "lat_count"}},
 		{"buckets", text, []string{"lat_bucket"}, lat[:3]},
 		{"two_families", text, []string{"size", "lat_count"}, []string{"lat_count", "size_sum", "size_count"}},
 		{"sample_openmetrics", om, []string{"lat_sum"}, lat},
-		{"counter_openmetrics", om, []string{"jobs_total"}, []string{"jobs_total", "jobs_created"}},
+		{"counter_openmetrics", om, []string{"jobs_total"}, []string{"jobs_total"}},
 		{"by_the_workers_name", text, []string{"my.load"}, []string{"my_load"}},
 		{"by_the_escaped_name", text, []string{"my_load"}, []string{"my_load"}},
 		{"empty_values_are_none", text, []string{"", ""}, nil},

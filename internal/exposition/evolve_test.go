@@ -25,7 +25,7 @@ func TestEvolvingLayouts(t *testing.T) {
 		points := []view.Point{{Kind: view.Value}}
 		switch r.IntN(3) {
 		case 0:
-			f.Type, points = metric.Histogram, []view.Point{{Kind: view.Bucket, Bound: 1}, {Kind: view.Sum}, {Kind: view.Count}, {Kind: view.Created}}
+			f.Type, points = metric.Histogram, []view.Point{{Kind: view.Bucket, Bound: 1}, {Kind: view.Sum}, {Kind: view.Count}}
 		case 1:
 			f.Type, points = metric.Counter, []view.Point{{Kind: view.Total}}
 		}

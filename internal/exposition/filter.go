@@ -48,7 +48,7 @@ func (f Filter) selects(v *rendered, s *section) kindSet {
 		return s.kinds
 	}
 	var selected kindSet
-	for k := view.Value; k <= view.Created; k++ {
+	for k := view.Value; k <= view.Count; k++ {
 		if s.kinds.has(k) && (f.has(s.base+k.Suffix()) || f.has(raw+k.Suffix())) {
 			selected |= setOf(k)
 		}

@@ -270,15 +270,15 @@ func TestEveryFormatParsesBack(t *testing.T) {
 // The protobuf must be what client_golang would send for the same metrics.
 func TestProtobufMessages(t *testing.T) {
 	snap := snapshot(
-		fam{name: "jobs", typ: metric.Counter, help: "Jobs.", metrics: []met{created(total(3, "q", "ä"), 1500000000.5)}},
+		fam{name: "jobs", typ: metric.Counter, help: "Jobs.", metrics: []met{total(3, "q", "ä")}},
 		fam{name: "lat", typ: metric.Histogram, metrics: []met{
-			created(buckets(1, 2, 300, 7.5, "p", "/"), 12), buckets(0.5, 1.5, 2.5, -1, "p", "x"),
+			buckets(1, 2, 300, 7.5, "p", "/"), buckets(0.5, 1.5, 2.5, -1, "p", "x"),
 			buckets(-1, 0, 3, 0, "p", "y"), buckets(0, 0, 1e20, 0, "p", "z"),
 		}},
 		fam{name: "old", typ: metric.Counter, metrics: []met{value(5)}},
 		fam{name: "size", typ: metric.Summary, metrics: []met{{nil, []pt{{view.Quantile, 0.5, math.NaN()}, {view.Sum, 0, 2}, {view.Count, 0, 200}}}}},
 		fam{name: "sizes", typ: metric.Summary, metrics: []met{
-			created(summary(1, -1, "a", "1"), -5), created(summary(1, math.NaN(), "a", "2"), math.Inf(1)), summary(1, math.Inf(1), "a", "3"), summary(1, 2.9, "a", "4"),
+			summary(1, -1, "a", "1"), summary(1, math.NaN(), "a", "2"), summary(1, math.Inf(1), "a", "3"), summary(1, 2.9, "a", "4"),
 		}},
 		fam{name: "temp", typ: metric.Gauge, sparse: true, metrics: []met{value(view.Absent, "r", "1"), value(math.Inf(-1), "r", "2")}},
 		fam{name: "unset", typ: metric.Gauge, sparse: true, metrics: []met{value(view.Absent)}},
@@ -286,8 +286,8 @@ func TestProtobufMessages(t *testing.T) {
 	)
 	out, _ := encode(Format{Kind: Protobuf}, snap)
 	want := []string{
-		`name:"jobs_total" help:"Jobs." type:COUNTER metric:{label:{name:"q" value:"ä"} counter:{value:3 created_timestamp:{seconds:1500000000 nanos:500000000}}}`,
-		`name:"lat" help:"Help of lat." type:HISTOGRAM metric:{label:{name:"p" value:"/"} histogram:{sample_count:300 sample_sum:7.5 bucket:{cumulative_count:1 upper_bound:1} bucket:{cumulative_count:2 upper_bound:2.5} created_timestamp:{seconds:12}}} metric:{label:{name:"p" value:"x"} histogram:{sample_count_float:2.5 sample_sum:-1 bucket:{cumulative_count_float:0.5 upper_bound:1} bucket:{cumulative_count_float:1.5 upper_bound:2.5}}} metric:{label:{name:"p" value:"y"} histogram:{sample_count_float:3 sample_sum:0 bucket:{cumulative_count_float:-1 upper_bound:1} bucket:{cumulative_count_float:0 upper_bound:2.5}}} metric:{label:{name:"p" value:"z"} histogram:{sample_count_float:1e+20 sample_sum:0 bucket:{cumulative_count_float:0 upper_bound:1} bucket:{cumulative_count_float:0 upper_bound:2.5}}}`,
+		`name:"jobs_total" help:"Jobs." type:COUNTER metric:{label:{name:"q" value:"ä"} counter:{value:3}}`,
+		`name:"lat" help:"Help of lat." type:HISTOGRAM metric:{label:{name:"p" value:"/"} histogram:{sample_count:300 sample_sum:7.5 bucket:{cumulative_count:1 upper_bound:1} bucket:{cumulative_count:2 upper_bound:2.5}}} metric:{label:{name:"p" value:"x"} histogram:{sample_count_float:2.5 sample_sum:-1 bucket:{cumulative_count_float:0.5 upper_bound:1} bucket:{cumulative_count_float:1.5 upper_bound:2.5}}} metric:{label:{name:"p" value:"y"} histogram:{sample_count_float:3 sample_sum:0 bucket:{cumulative_count_float:-1 upper_bound:1} bucket:{cumulative_count_float:0 upper_bound:2.5}}} metric:{label:{name:"p" value:"z"} histogram:{sample_count_float:1e+20 sample_sum:0 bucket:{cumulative_count_float:0 upper_bound:1} bucket:{cumulative_count_float:0 upper_bound:2.5}}}`,
 		`name:"old" help:"Help of old." type:COUNTER metric:{counter:{value:5}}`,
 		`name:"size" help:"Help of size." type:SUMMARY metric:{summary:{sample_count:200 sample_sum:2 quantile:{quantile:0.5 value:nan}}}`,
 		`name:"sizes" help:"Help of sizes." type:SUMMARY metric:{label:{name:"a" value:"1"} summary:{sample_count:0 sample_sum:1}} metric:{label:{name:"a" value:"2"} summary:{sample_count:0 sample_sum:1}} metric:{label:{name:"a" value:"3"} summary:{sample_count:18446744073709551615 sample_sum:1}} metric:{label:{name:"a" value:"4"} summary:{sample_count:2 sample_sum:1}}`,

@@ -36,7 +36,7 @@ type rendered struct {
 }
 
 // A section is one family of the output with its own TYPE line. Most families of a
-// layout are one section; the text formats show created points as a family of their own.
+// layout are one section; a counter of old and new clients is two outside of OpenMetrics.
 // It is the unit that is copied where a layout has changed elsewhere.
 type section struct {
 	family int // index into the layout's families
@@ -81,17 +81,18 @@ func (s *section) claims(f Format) []string {
 	switch s.typ {
 	case metric.Counter:
 		if f.openMetrics() {
-			suffixes(view.Total, view.Created)
+			suffixes(view.Total)
+			names = append(names, s.base+"_created")
 		}
 	case metric.Histogram:
 		suffixes(view.Bucket, view.Sum, view.Count)
 		if f.openMetrics() {
-			suffixes(view.Created)
+			names = append(names, s.base+"_created")
 		}
 	case metric.Summary:
 		suffixes(view.Sum, view.Count)
 		if f.openMetrics() {
-			suffixes(view.Created)
+			names = append(names, s.base+"_created")
 		}
 	}
 	return names
@@ -110,45 +111,27 @@ func split(fam *view.Family, has kindSet, f Format) []section {
 		}
 	}
 	whole := view.Value // a head without a suffix
-	createdBase := name("")
 	switch fam.Type {
 	case metric.Counter:
-		createdBase = counterBase()
 		total := setOf(view.Total)
 		switch {
 		case f.openMetrics() && has.has(view.Total):
-			add(metric.Counter, counterBase(), whole, total|setOf(view.Created))
+			add(metric.Counter, counterBase(), whole, total)
 		case f.openMetrics():
 			// A counter must have _total, so a family without is of no known type.
 			add(metric.Unknown, name(""), whole, setOf(view.Value))
 		default:
-			if f.Kind == Protobuf {
-				total |= setOf(view.Created)
-			}
 			if has.has(view.Total) {
 				add(metric.Counter, counterBase(), view.Total, total)
 			}
 			add(metric.Counter, name(""), whole, setOf(view.Value))
 		}
 	case metric.Histogram:
-		kinds := setOf(view.Bucket, view.Sum, view.Count)
-		if !f.text() && f.Kind != JSON {
-			kinds |= setOf(view.Created)
-		}
-		add(metric.Histogram, name(""), whole, kinds)
+		add(metric.Histogram, name(""), whole, setOf(view.Bucket, view.Sum, view.Count))
 	case metric.Summary:
-		kinds := setOf(view.Quantile, view.Sum, view.Count)
-		if !f.text() && f.Kind != JSON {
-			kinds |= setOf(view.Created)
-		}
-		add(metric.Summary, name(""), whole, kinds)
+		add(metric.Summary, name(""), whole, setOf(view.Quantile, view.Sum, view.Count))
 	default:
 		add(fam.Type, name(""), whole, setOf(view.Value))
-		return sections
-	}
-	if f.text() {
-		// As client_python's generate_latest: a gauge of its own, after the family.
-		add(metric.Gauge, createdBase, view.Created, setOf(view.Created))
 	}
 	return sections
 }

@@ -475,7 +475,7 @@ func EachSample(snap *view.Snapshot, sel selector.Selector, yield func(ref view.
 			continue
 		}
 		at := fam.First
-		var names [view.Created + 1]string // by kind, once for each family
+		var names [view.Count + 1]string // by kind, once for each family
 		for m := range fam.Metrics {
 			points := fam.Metrics[m].Points
 			for p, point := range points {

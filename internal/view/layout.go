@@ -98,12 +98,11 @@ const (
 	Quantile
 	Sum
 	Count
-	Created
 )
 
 // Suffix is what the sample name has after the family name.
 func (k PointKind) Suffix() string {
-	return [...]string{Value: "", Total: "_total", Bucket: "_bucket", Quantile: "", Sum: "_sum", Count: "_count", Created: "_created"}[k]
+	return [...]string{Value: "", Total: "_total", Bucket: "_bucket", Quantile: "", Sum: "_sum", Count: "_count"}[k]
 }
 
 // A Point is one sample of a metric.
