@@ -224,9 +224,12 @@ jobs{q="b"} 2
 `},
 		{"counter_of_old_and_new_clients_openmetrics", Format{Kind: OpenMetrics100}, snapshot(fam{name: "jobs", typ: metric.Counter, help: "h", metrics: []met{
 			total(1, "q", "a"), value(2, "q", "b"),
-		}}), `# HELP jobs h
-# TYPE jobs counter
+		}}), `# HELP jobs_total h
+# TYPE jobs_total unknown
 jobs_total{q="a"} 1
+# HELP jobs h
+# TYPE jobs unknown
+jobs{q="b"} 2
 # EOF
 `},
 		{"not_utf8", Format{}, snapshot(fam{name: "g", typ: metric.Gauge, help: "a\xffb\x00", metrics: []met{

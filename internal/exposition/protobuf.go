@@ -59,11 +59,10 @@ var kindOf = [...]struct {
 
 func appendProtobufHeader(dst []byte, s *section, fam *view.Family) []byte {
 	dst = append(dst, tagName)
-	dst = protowire.AppendString(dst, s.base+s.headSuffix)
-	if fam.Help != "" {
-		dst = append(dst, tagHelp)
-		dst = protowire.AppendString(dst, clean(fam.Help))
-	}
+	dst = protowire.AppendString(dst, s.head)
+	dst = append(dst, tagHelp)
+	dst = protowire.AppendString(dst, clean(fam.Help))
+	// A counter has its unit before the _total that its name ends in here.
 	if unitFits(s.base, fam.Unit) {
 		dst = append(dst, tagUnit)
 		dst = protowire.AppendString(dst, fam.Unit)

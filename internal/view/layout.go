@@ -15,7 +15,7 @@ import (
 // read it for as long as they like; a reader may use its address as a version and
 // cache what it renders from it.
 //
-// Families are sorted by name, the metrics of a family by labels. Every point has one
+// Families are sorted by name, those of one name by type, the metrics of a family by labels. Every point has one
 // value in the Values of a Snapshot, in the same order: the points of the first metric
 // of the first family, then those of its second metric, and so on.
 type Layout struct {
@@ -33,8 +33,10 @@ type Family struct {
 	// Mode is the gauge mode in force, NoMode for the other types. Pools that disagree
 	// show the mode of the first of them.
 	Mode metric.Mode
-	// Help is never empty for what workers wrote.
+	// Help is empty where the application gave an empty text.
 	Help string
+	// Shape says what a family of gauges is where a format has a word for more than gauges.
+	Shape Shape
 	// Unit is the OpenMetrics unit, empty for none. The name ends in it, after a _.
 	Unit string
 	// Rule is the name of the rule that is in force, empty if the workers alone decide, and
@@ -48,6 +50,37 @@ type Family struct {
 	// First is the index of the family's first value in a Snapshot's Values, and Points
 	// how many it has.
 	First, Points int
+}
+
+// Shape says what a family of gauges is in OpenMetrics. In every other format it is a gauge,
+// and in OpenMetrics too as long as its names or values are not what the shape asks for.
+type Shape uint8
+
+// The shapes.
+const (
+	// Plain is a gauge, and the shape of all families that are no gauges.
+	Plain Shape = iota
+	// Info is a family whose name ends in _info and whose values are 1.
+	Info
+	// StateSet is a family of states, as the clients' Enum writes it: each metric has a label
+	// named like the family, and the value is 1 in the state that is on and 0 in the others.
+	StateSet
+)
+
+var shapeNames = [...]string{Plain: "", Info: "info", StateSet: "stateset"}
+
+// String returns the OpenMetrics name of the shape, "" for Plain.
+func (s Shape) String() string {
+	if int(s) < len(shapeNames) {
+		return shapeNames[s]
+	}
+	return ""
+}
+
+// ParseShape returns the shape whose String is s, "" for Plain.
+func ParseShape(s string) (Shape, bool) {
+	i := slices.Index(shapeNames[:], s)
+	return Shape(max(i, 0)), i >= 0
 }
 
 // A Metric is the points that share one set of labels (without le and quantile).
