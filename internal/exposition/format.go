@@ -77,11 +77,13 @@ var served = []struct {
 	{expfmt.FmtText, Text004},
 }
 
-// maxAccepted bounds the formats of an Accept. Scrapers name four or five.
-const maxAccepted = 8
+// maxAccepted bounds the formats of an Accept: OpenMetrics, protobuf and a text.
+const maxAccepted = 3
 
-// Accept is the formats that a client accepts, best first; never none. The zero value accepts
-// text 0.0.4. It can be compared and used as a map key.
+// Accept is the formats that a client accepts, best first, as far as it can matter: of
+// OpenMetrics, protobuf and the texts the best of each, and nothing after a text, which
+// carries whatever another format carries. The zero value accepts text 0.0.4. It can be
+// compared and used as a map key.
 type Accept struct {
 	formats [maxAccepted]Format
 	n       int
@@ -97,10 +99,13 @@ func (a Accept) Best() Format { return a.formats[0] }
 func (a Accept) Formats() []Format { return slices.Clone(a.formats[:max(a.n, 1)]) }
 
 func (a *Accept) add(f Format) {
-	if a.n < maxAccepted && !slices.Contains(a.formats[:a.n], f) {
-		a.formats[a.n] = f
-		a.n++
+	for _, has := range a.formats[:a.n] {
+		if has.text() || (has.openMetrics() && f.openMetrics()) || has.Kind == f.Kind {
+			return
+		}
 	}
+	a.formats[a.n] = f
+	a.n++
 }
 
 // Negotiate returns the best format for the Accept header of a scrape, as if it could carry
