@@ -120,6 +120,9 @@ func logOmissions(logger *zap.Logger) func(exposition.Report) {
 		for _, o := range r.Omissions {
 			logger.Warn("left out of the output, which would be invalid with it", zap.Stringer("what", o))
 		}
+		for _, o := range r.Untyped {
+			logger.Info("written without its type, which the format cannot say beside the rest", zap.Stringer("what", o))
+		}
 	}
 }
 

@@ -310,11 +310,11 @@ func write(t *testing.T, dir, base, series string, by float64) *store.Writer {
 	return w
 }
 
-// disagree makes two files disagree on the type of a family, which the next scrape, and
+// disagree makes two files disagree on the mode of a gauge, which the next scrape, and
 // nothing else, finds and logs.
 func disagree(t *testing.T, dir string) {
 	t.Helper()
-	write(t, dir, "counter_8.db", "odd_total", 1)
+	write(t, dir, "gauge_min_8.db", "odd", 1)
 	write(t, dir, "gauge_max_9.db", "odd", 1)
 }
 

@@ -3,6 +3,7 @@ package daemon
 import (
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,6 +28,7 @@ type metrics struct {
 	size      telemetry.GaugeVec   // encoding
 	sentBytes telemetry.CounterVec // encoding
 	omitted   telemetry.GaugeVec   // format
+	losses    telemetry.GaugeVec   // format, served, reason
 
 	events, overflows telemetry.CounterVec // pool
 	eventsUp          telemetry.GaugeVec   // pool
@@ -46,6 +48,7 @@ func newMetrics(set *telemetry.Set) *metrics {
 		size:       set.GaugeVec("aggregatord_scrape_size_bytes", "Size of the body of the last scrape answered: plain as encoded, and as sent with each content encoding.", "encoding"),
 		sentBytes:  set.CounterVec("aggregatord_scrape_sent_bytes_total", "Bytes of response bodies sent.", "encoding"),
 		omitted:    set.GaugeVec("aggregatord_omissions", "Families, and parts of families, left out of a format because the exposition would be invalid with them; the log names them.", "format"),
+		losses:     set.GaugeVec("aggregatord_format_losses", "Families, and parts of families, that a format leaves out or has without their type, by why. A format that is served instead carries more, to clients that accept both.", "format", "served", "reason"),
 		events:     set.CounterVec("aggregatord_watch_events_total", "File system events that said the directory may have changed.", "pool"),
 		overflows:  set.CounterVec("aggregatord_watch_overflows_total", "Times file system events were lost; a rescan makes up for it.", "pool"),
 		eventsUp:   set.GaugeVec("aggregatord_watch_up", "1 if the directory's file system events arrive; 0: it is looked at every second.", "pool"),
@@ -83,23 +86,41 @@ func (m *metrics) observe(i serve.ScrapeInfo) {
 	}
 }
 
-// reporter returns the function that logs and counts what an encoder must leave out.
+// reporter returns the function that logs and counts what formats do not carry.
 func (m *metrics) reporter(log *zap.Logger) func(exposition.Report) {
 	var mu sync.Mutex
-	known := map[string]map[exposition.Omission]bool{}
+	type key struct{ format, served string }
+	known := map[key]map[exposition.Omission]bool{}
 	return func(r exposition.Report) {
 		mu.Lock()
 		defer mu.Unlock()
-		format := r.Format.String()
-		m.omitted.With(format).Set(float64(len(r.Omissions)))
-		now := map[exposition.Omission]bool{}
-		for _, o := range r.Omissions {
+		k := key{r.Format.String(), r.Instead.String()}
+		if !r.Avoided() {
+			m.omitted.With(k.format).Set(float64(len(r.Omissions)))
+		}
+		now, counts := map[exposition.Omission]bool{}, map[exposition.Reason]float64{}
+		for _, o := range slices.Concat(r.Omissions, r.Untyped) {
 			now[o] = true
-			if !known[format][o] {
-				log.Warn("left out of the exposition, which would be invalid with it", zap.String("format", format), zap.Stringer("what", o))
+			counts[o.Reason]++
+			switch what := zap.Stringer("what", o); {
+			case known[k][o]:
+			case r.Avoided():
+				log.Info("a format does not carry everything, another is served to those who accept it", zap.String("format", k.format), zap.String("served", k.served), what)
+			case o.Untyped:
+				log.Info("served without its type, which the format cannot say beside the rest", zap.String("format", k.format), what)
+			default:
+				log.Warn("left out of the exposition, which would be invalid with it", zap.String("format", k.format), what)
 			}
 		}
-		known[format] = now
+		for o := range known[k] {
+			if counts[o.Reason] == 0 {
+				m.losses.Remove(k.format, k.served, string(o.Reason))
+			}
+		}
+		for reason, n := range counts {
+			m.losses.With(k.format, k.served, string(reason)).Set(n)
+		}
+		known[k] = now
 	}
 }
 

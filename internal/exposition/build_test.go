@@ -65,17 +65,11 @@ func summary(sum, count float64, pairs ...string) met {
 	return met{labels(pairs...), []pt{{view.Sum, 0, sum}, {view.Count, 0, count}}}
 }
 
-// created adds a created point to a metric.
-func created(m met, at float64) met {
-	m.points = append(slices.Clone(m.points), pt{view.Created, 0, at})
-	return m
-}
-
-// snapshot builds a snapshot the way package merge promises to: families sorted by name,
-// metrics by labels, equal point lists shared.
+// snapshot builds a snapshot the way package merge promises to: families sorted by name and
+// type, metrics by labels, equal point lists shared.
 func snapshot(fams ...fam) *view.Snapshot {
 	fams = slices.Clone(fams)
-	slices.SortFunc(fams, func(a, b fam) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(fams, func(a, b fam) int { return cmp.Or(strings.Compare(a.name, b.name), cmp.Compare(a.typ, b.typ)) })
 	layout := &view.Layout{}
 	s := &view.Snapshot{Layout: layout}
 	for _, f := range fams {
@@ -108,9 +102,30 @@ func snapshot(fams ...fam) *view.Snapshot {
 	return s
 }
 
+// extra adds labels that all metrics of a snapshot share.
+func extra(s *view.Snapshot, pairs ...string) *view.Snapshot {
+	shared := labels(pairs...)
+	for f := range s.Layout.Families {
+		for m := range s.Layout.Families[f].Metrics {
+			s.Layout.Families[f].Metrics[m].Extra = shared
+		}
+	}
+	return s
+}
+
+// leftOut returns what an exposition does not have, not what is there without its type.
+func leftOut(all []Omission) (left []Omission) {
+	for _, o := range all {
+		if !o.Untyped {
+			left = append(left, o)
+		}
+	}
+	return left
+}
+
 // encode returns the exposition of snapshots by a new encoder, and its report.
 func encode(f Format, snaps ...*view.Snapshot) (string, []Omission) {
 	var omissions []Omission
-	e := &Encoder{OnReport: func(r Report) { omissions = r.Omissions }}
+	e := &Encoder{OnReport: func(r Report) { omissions = append(r.Omissions, r.Untyped...) }}
 	return string(e.Append(nil, f, Filter{}, snaps...)), omissions
 }

@@ -1,130 +1,115 @@
 package exposition
 
 import (
-	"fmt"
+	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
 	"aggregatord/internal/view"
 )
 
-// Reason says why something was left out of an exposition. It is short and constant, for
-// use as a metric label.
-type Reason string
-
-// The reasons.
-const (
-	// NameCollision: a name of the family is already taken by another (With).
-	NameCollision Reason = "name_collision"
-	// BadName: the family has no name.
-	BadName Reason = "bad_name"
-	// LabelCollision: metrics had a label name that is illegal or reserved, or after
-	// escaping two labels of one name, or the labels of an earlier metric.
-	LabelCollision Reason = "label_collision"
-	// BadPoint: points do not belong to the type of their family, or their bound is NaN.
-	BadPoint Reason = "bad_point"
-	// TooLarge: the labels of the family need more than 4 GiB.
-	TooLarge Reason = "too_large"
-)
-
-// An Omission is what was left out of one family, and why.
-type Omission struct {
-	Family string // as the snapshot names it
-	Reason Reason
-	// With names the family that was preferred, in a NameCollision.
-	With string
-	// Metrics is the number of metrics left out, or Points that of points. The whole
-	// family was left out if both are 0.
-	Metrics, Points int
-}
-
-// String says it in a few words, for a log line.
-func (o Omission) String() string {
-	switch {
-	case o.Metrics > 0:
-		return fmt.Sprintf("%d metrics of %q: %s", o.Metrics, o.Family, o.Reason)
-	case o.Points > 0:
-		return fmt.Sprintf("%d points of %q: %s", o.Points, o.Family, o.Reason)
-	case o.With != "":
-		return fmt.Sprintf("%q: %s with %q", o.Family, o.Reason, o.With)
-	}
-	return fmt.Sprintf("%q: %s", o.Family, o.Reason)
-}
-
-// A Report lists what a format has to leave out of the layouts served last, in the order
-// of the output.
-type Report struct {
-	Format    Format
-	Omissions []Omission
-}
-
-// WholeFamilies counts the families that were left out whole.
-func (r Report) WholeFamilies() int {
-	n := 0
-	for _, o := range r.Omissions {
-		if o.Metrics == 0 && o.Points == 0 {
-			n++
-		}
-	}
-	return n
-}
-
 // An Encoder turns snapshots into bytes. The zero value is ready for use, by any number
 // of goroutines. It keeps what it rendered of the layouts of the last call, for each
 // format it was asked for, and nothing of earlier layouts.
 type Encoder struct {
-	// OnReport, if set before first use, is called when what must be left out of a format
-	// has changed, with an empty list when nothing is left out any more. It is called by
-	// the goroutine that encodes, and never while another call is under way.
+	// OnReport, if set before first use, is called when what a format does not carry has
+	// changed, with empty lists when it carries everything again. It is called by the
+	// goroutine that encodes, and never while another call is under way.
 	OnReport func(Report)
 
 	// mu guards what follows. It is held while a new layout is rendered, so that scrapes
 	// that arrive together render it once.
 	mu    sync.Mutex
-	plans []*plan     // all for the same layouts, newest first
-	views []*rendered // of those layouts, newest first
+	plans []*plan     // all for the same layouts, last used first
+	views []*rendered // of those layouts, last used first
 	// stale are the views of the layouts before those, until they are rendered anew.
 	stale []*rendered
 	// reported is what OnReport was told last.
-	reported map[Format][]Omission
+	reported map[reportKey]reportState
 
 	// reporting makes calls of OnReport exclusive.
 	reporting sync.Mutex
 }
 
-// maxPlans bounds the formats kept for one list of layouts. A pool has one or two kinds
-// of scrapers; someone who asks for every format and scheme in turn must not make the
-// daemon keep them all.
-const maxPlans = 4
+// reportKey is what reports are told apart by: a format that one client gets and another one
+// avoids has two.
+type reportKey struct{ format, instead Format }
+
+type reportState struct{ omissions, untyped []Omission }
+
+func (s reportState) equal(o reportState) bool {
+	return slices.Equal(s.omissions, o.omissions) && slices.Equal(s.untyped, o.untyped)
+}
+
+// maxRendered bounds the formats that are kept rendered for one list of layouts. A pool has
+// one or two kinds of scrapers; someone who asks for every format and scheme in turn must not
+// make the daemon keep them all.
+const maxRendered = 4
 
 // A plan is the output of a list of layouts in one format: which sections, in which
-// order. It never changes once built.
+// order. It never changes once built, but for what is rendered of it.
 type plan struct {
-	format    Format // canonical
-	layouts   []*view.Layout
-	views     []*rendered // one for each layout
-	parts     []part
-	omissions []Omission
+	format  Format // canonical
+	layouts []*view.Layout
+	parts   []part
+	// headings are those of the sections of each layout.
+	headings [][]heading
+	// What the format does not carry, whatever the values.
+	omissions, untyped []Omission
+	loss               loss
+	// out is what is rendered of it, once it is written; nil until then. Encoder.mu guards it.
+	out *output
 	// size is the length in bytes of the last whole output, a hint for the next.
 	size atomic.Int64
 }
 
-// A part is one section of one of the snapshots.
-type part struct {
-	snapshot int
-	section  *section
+// An output is what is rendered of a plan. It never changes.
+type output struct {
+	views     []*rendered // one for each layout
+	omissions []Omission  // of the views
 }
 
-// Append appends the exposition of the snapshots in a format. Families are sorted by
-// name, over all snapshots; the same snapshots give the same bytes. Where families claim
-// the same name, those of the last snapshot win (a daemon's own metrics stay visible
-// whatever the workers call theirs), then earlier families.
+// A part is one section of one of the snapshots.
+type part struct {
+	snapshot, section int
+	// judged says that the values decide how the section is served.
+	judged bool
+}
+
+// newPlan arranges the layouts of snapshots in a canonical format.
+func newPlan(f Format, snaps []*view.Snapshot) *plan {
+	p := &plan{format: f}
+	for _, s := range snaps {
+		p.layouts = append(p.layouts, s.Layout)
+	}
+	p.arrange()
+	for i := range p.parts {
+		part := &p.parts[i]
+		part.judged = p.headings[part.snapshot][part.section].judged(f)
+	}
+	return p
+}
+
+// section returns the heading, the family and the values of a part.
+func (p *plan) section(part *part, snaps []*view.Snapshot) (*heading, *view.Family, []float64) {
+	h := &p.headings[part.snapshot][part.section]
+	fam := &p.layouts[part.snapshot].Families[h.family]
+	return h, fam, snaps[part.snapshot].Values[fam.First : fam.First+fam.Points]
+}
+
+// Append appends the exposition of a snapshot in a format. Families are sorted by name and
+// type; the same snapshot gives the same bytes. What the format does not carry is left out
+// and reported.
+//
+// Of several snapshots, families are sorted together. Where families claim the same name,
+// those of the last snapshot win (a daemon's own metrics stay visible whatever the workers
+// call theirs), then earlier families.
 //
 // It does not allocate if dst has room and the layouts are those of the last call.
 func (e *Encoder) Append(dst []byte, f Format, sel Filter, snaps ...*view.Snapshot) []byte {
-	return e.append(dst, nil, f, sel, snaps)
+	dst, _ = e.Encode(dst, nil, AcceptOnly(f), sel, snaps...)
+	return dst
 }
 
 // AppendSections is Append of everything that also appends to ends where each section of
@@ -132,11 +117,45 @@ func (e *Encoder) Append(dst []byte, f Format, sel Filter, snaps ...*view.Snapsh
 // belongs to no section. As long as the layouts are the same, there are as many sections,
 // with the same families in the same order.
 func (e *Encoder) AppendSections(dst []byte, ends *[]int, f Format, snaps ...*view.Snapshot) []byte {
-	return e.append(dst, ends, f, Filter{}, snaps)
+	dst, _ = e.Encode(dst, ends, AcceptOnly(f), Filter{}, snaps...)
+	return dst
 }
 
-func (e *Encoder) append(dst []byte, ends *[]int, f Format, sel Filter, snaps []*view.Snapshot) []byte {
-	p := e.plan(f.canonical(), snaps)
+// Encode is Append, or with ends AppendSections, in the best format that a client accepts:
+// the first one that carries everything, or if there is none the first of those that carry
+// most. It returns which one it chose.
+func (e *Encoder) Encode(dst []byte, ends *[]int, accept Accept, sel Filter, snaps ...*view.Snapshot) ([]byte, Format) {
+	chosen := accept.Best()
+	p, least, fits := e.weigh(chosen, snaps)
+	if !least.none() {
+		for _, f := range accept.formats[1:max(accept.n, 1)] {
+			other, l, all := e.weigh(f, snaps)
+			if l.less(least) {
+				chosen, p, least, fits = f, other, l, all
+			}
+			if l.none() {
+				break
+			}
+		}
+	}
+	out := e.render(p, snaps)
+	if e.OnReport != nil {
+		e.report(accept, chosen, p, out, fits, snaps)
+	}
+	return p.write(dst, ends, out.views, fits, sel, snaps), chosen
+}
+
+// weigh returns the plan for a format, how much it loses, and whether all values fit.
+func (e *Encoder) weigh(f Format, snaps []*view.Snapshot) (p *plan, l loss, fits bool) {
+	p = e.plan(f.canonical(), snaps)
+	l, fits = p.judge(snaps)
+	l.left += p.loss.left
+	l.untyped += p.loss.untyped
+	return p, l, fits
+}
+
+// write appends the output of a plan. fits says that all values are fine.
+func (p *plan) write(dst []byte, ends *[]int, views []*rendered, fits bool, sel Filter, snaps []*view.Snapshot) []byte {
 	if hint := int(p.size.Load()); cap(dst)-len(dst) < hint && sel.All() {
 		dst = slices.Grow(dst, hint+hint/16)
 	}
@@ -144,16 +163,20 @@ func (e *Encoder) append(dst []byte, ends *[]int, f Format, sel Filter, snaps []
 	if p.format.Kind == JSON {
 		dst = append(dst, '[')
 	}
-	for _, part := range p.parts {
-		v, s := p.views[part.snapshot], part.section
+	for i := range p.parts {
+		part := &p.parts[i]
+		v := views[part.snapshot]
+		s := &v.sections[part.section]
 		kinds := s.kinds
 		if !sel.All() {
 			if kinds = sel.selects(v, s); kinds == 0 {
 				continue
 			}
 		}
-		fam := &v.layout.Families[s.family]
-		values := snaps[part.snapshot].Values[fam.First : fam.First+fam.Points]
+		_, fam, values := p.section(part, snaps)
+		if !fits && part.judged {
+			s, values = s.fit(p.format, fam, values)
+		}
 		switch p.format.Kind {
 		case Protobuf:
 			dst = v.appendProtobuf(dst, s, values)
@@ -181,14 +204,6 @@ func (e *Encoder) append(dst []byte, ends *[]int, f Format, sel Filter, snaps []
 // plan returns the plan for the layouts of the snapshots, the one of the last call if it
 // still fits.
 func (e *Encoder) plan(f Format, snaps []*view.Snapshot) *plan {
-	p, fresh := e.lookup(f, snaps)
-	if fresh && e.OnReport != nil {
-		e.report()
-	}
-	return p
-}
-
-func (e *Encoder) lookup(f Format, snaps []*view.Snapshot) (p *plan, fresh bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.plans) > 0 && !e.plans[0].of(snaps) {
@@ -207,68 +222,163 @@ func (e *Encoder) lookup(f Format, snaps []*view.Snapshot) (p *plan, fresh bool)
 		if p.format == f {
 			copy(e.plans[1:i+1], e.plans[:i])
 			e.plans[0] = p
-			return p, false
+			return p
 		}
 	}
-	p = &plan{format: f}
-	for _, s := range snaps {
-		p.layouts = append(p.layouts, s.Layout)
-		p.views = append(p.views, e.renderedLocked(s.Layout, f))
-	}
-	p.arrange()
+	// There are as many plans as canonical formats at most, and they are small.
+	p := newPlan(f, snaps)
 	e.plans = slices.Insert(e.plans, 0, p)
-	if len(e.plans) > maxPlans {
-		dropped := e.plans[maxPlans].format
-		e.plans = slices.Delete(e.plans, maxPlans, maxPlans+1)
-		e.views = slices.DeleteFunc(e.views, func(v *rendered) bool { return v.format == dropped })
-	}
-	return p, true
+	return p
 }
 
-// renderedLocked returns the view of a layout in a format.
-func (e *Encoder) renderedLocked(layout *view.Layout, f Format) *rendered {
-	for _, v := range e.views {
-		if v.layout == layout && v.format == f {
-			return v
+// render returns what is rendered of a plan.
+func (e *Encoder) render(p *plan, snaps []*view.Snapshot) *output {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if p.out != nil {
+		return p.out
+	}
+	p.out = &output{}
+	for i, s := range snaps {
+		v := e.renderedLocked(s.Layout, p.format, p.headings[i])
+		p.out.views = append(p.out.views, v)
+		for _, family := range slices.Sorted(maps.Keys(v.omissions)) {
+			p.out.omissions = append(p.out.omissions, v.omissions[family]...)
 		}
 	}
+	kept := 0
+	for _, other := range e.plans {
+		if other.out == nil {
+			continue
+		}
+		if kept++; kept > maxRendered {
+			other.out = nil
+			e.views = slices.DeleteFunc(e.views, func(v *rendered) bool { return v.format == other.format })
+		}
+	}
+	return p.out
+}
+
+// renderedLocked returns the view of a layout in a format under headings.
+func (e *Encoder) renderedLocked(layout *view.Layout, f Format, headings []heading) *rendered {
 	var earlier *rendered
+	for i, v := range e.views {
+		if v.layout == layout && v.format == f {
+			if v.has(headings) {
+				return v
+			}
+			// Names were given away differently, to families of another layout.
+			earlier = v
+			e.views = slices.Delete(e.views, i, i+1)
+			break
+		}
+	}
 	// A daemon serves few layouts at once, of which mostly one has changed.
-	if i := slices.IndexFunc(e.stale, func(v *rendered) bool { return v.format == f }); i >= 0 {
+	if i := slices.IndexFunc(e.stale, func(v *rendered) bool { return v.format == f }); i >= 0 && earlier == nil {
 		earlier = e.stale[i]
 		e.stale = slices.Delete(e.stale, i, i+1)
 	}
-	v := newRendered(layout, f, earlier)
+	v := newRendered(layout, f, headings, earlier)
 	e.views = append(e.views, v)
 	return v
 }
 
+// has reports whether the view has sections under these headings and no others.
+func (v *rendered) has(headings []heading) bool {
+	if len(v.sections) != len(headings) {
+		return false
+	}
+	for i := range headings {
+		if v.sections[i].heading != headings[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// A telling is what is to be reported under a key, if it has changed.
+type telling struct {
+	key reportKey
+	reportState
+}
+
 // report tells OnReport what has changed.
-func (e *Encoder) report() {
+func (e *Encoder) report(accept Accept, chosen Format, p *plan, out *output, fits bool, snaps []*view.Snapshot) {
+	var room [maxAccepted + 1]telling
+	told := e.tellings(room[:0], accept, chosen, p, out, fits, snaps)
+	if len(e.changed(told, false)) == 0 {
+		return
+	}
 	e.reporting.Lock()
 	defer e.reporting.Unlock()
-	for _, r := range e.changed() {
+	for _, r := range e.changed(told, true) {
 		e.OnReport(r)
 	}
 }
 
-// changed returns the reports that differ from what was reported last, and counts them
-// as reported.
-func (e *Encoder) changed() []Report {
+// tellings appends what is known of the chosen format, then of those that were weighed with
+// it: what was avoided, and what this one was not avoided for.
+func (e *Encoder) tellings(told []telling, accept Accept, chosen Format, p *plan, out *output, fits bool, snaps []*view.Snapshot) []telling {
+	instead := chosen.canonical()
+	now := p.state(fits, snaps)
+	if len(out.omissions) > 0 {
+		now.omissions = slices.Concat(now.omissions, out.omissions)
+	}
+	told = append(told, telling{reportKey{instead, instead}, now})
+	avoided := true
+	for _, f := range accept.formats[:accept.n] {
+		switch f = f.canonical(); {
+		case f == instead:
+			avoided = false
+		case avoided:
+			other, _, all := e.weigh(f, snaps)
+			told = append(told, telling{reportKey{f, instead}, other.state(all, snaps)})
+		default:
+			told = append(told, telling{reportKey{instead, f}, reportState{}})
+		}
+	}
+	return told
+}
+
+// changed returns the reports of what differs from what was reported last, and with mark
+// counts it as reported.
+func (e *Encoder) changed(told []telling, mark bool) (reports []Report) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	var reports []Report
-	for _, p := range e.plans {
-		if slices.Equal(e.reported[p.format], p.omissions) {
-			continue
+	note := func(key reportKey, now reportState) {
+		if now.equal(e.reported[key]) {
+			return
 		}
-		if e.reported == nil {
-			e.reported = make(map[Format][]Omission)
+		if mark {
+			if e.reported == nil {
+				e.reported = make(map[reportKey]reportState)
+			}
+			e.reported[key] = now
 		}
-		e.reported[p.format] = p.omissions
-		reports = append(reports, Report{Format: p.format, Omissions: slices.Clone(p.omissions)})
+		reports = append(reports, Report{key.format, key.instead, slices.Clone(now.omissions), slices.Clone(now.untyped)})
+	}
+	for _, t := range told {
+		note(t.key, t.reportState)
+	}
+	if chosen := told[0]; chosen.equal(reportState{}) {
+		// It carries everything, so that nobody avoids it.
+		for key := range e.reported {
+			if key.format == chosen.key.format && key.instead != chosen.key.format {
+				note(key, reportState{})
+			}
+		}
 	}
 	return reports
+}
+
+// state is what a plan does not carry; fits says that all values are fine.
+func (p *plan) state(fits bool, snaps []*view.Snapshot) reportState {
+	s := reportState{p.omissions, p.untyped}
+	if !fits {
+		omissions, untyped := p.verdicts(snaps)
+		s = reportState{slices.Concat(s.omissions, omissions), slices.Concat(s.untyped, untyped)}
+	}
+	return s
 }
 
 // of reports whether the plan is for the layouts of these snapshots.
@@ -282,63 +392,4 @@ func (p *plan) of(snaps []*view.Snapshot) bool {
 		}
 	}
 	return true
-}
-
-// arrange puts the sections of all views in order and leaves out the families whose
-// names are taken.
-func (p *plan) arrange() {
-	type familyOf struct {
-		snapshot, family int
-		name             string
-	}
-	var order []familyOf
-	for i, v := range p.views {
-		for j := range v.layout.Families {
-			order = append(order, familyOf{i, j, v.layout.Families[j].Name})
-		}
-	}
-	slices.SortStableFunc(order, func(a, b familyOf) int { return strings.Compare(a.name, b.name) })
-
-	// Names are given away to the last snapshot first, then in the order of the output.
-	claimed := make(map[string]string) // by exposed name, the family that has it
-	lost := make(map[familyOf]string)  // by family, the one it lost to
-	claim := func(f familyOf) {
-		sections := p.views[f.snapshot].sectionsOf(f.family)
-		var names []string
-		for i := range sections {
-			names = append(names, sections[i].claims(p.format)...)
-		}
-		for _, name := range names {
-			if winner, taken := claimed[name]; taken {
-				lost[f] = winner
-				return
-			}
-		}
-		for _, name := range names {
-			claimed[name] = f.name
-		}
-	}
-	last := len(p.views) - 1
-	for _, f := range order {
-		if f.snapshot == last {
-			claim(f)
-		}
-	}
-	for _, f := range order {
-		if f.snapshot != last {
-			claim(f)
-		}
-	}
-	for _, f := range order {
-		if winner, ok := lost[f]; ok {
-			p.omissions = append(p.omissions, Omission{Family: f.name, Reason: NameCollision, With: winner})
-			continue
-		}
-		v := p.views[f.snapshot]
-		p.omissions = append(p.omissions, v.omissions[f.family]...)
-		sections := v.sectionsOf(f.family)
-		for i := range sections {
-			p.parts = append(p.parts, part{f.snapshot, &sections[i]})
-		}
-	}
 }

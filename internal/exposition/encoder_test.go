@@ -65,8 +65,8 @@ func TestCollisions(t *testing.T) {
 		},
 		{
 			"counter_beside_gauge_of_its_family_name_openmetrics", om, snaps(snapshot(counter("x")), snapshot(gauge("x"))),
-			[]string{"x gauge"},
-			[]string{`"x": name_collision with "x"`},
+			[]string{"x_total unknown", "x gauge"},
+			[]string{`the type of "x": name_collision with "x"`},
 		},
 		{
 			"histogram_bucket", text, snaps(snapshot(histogram("x"), gauge("x_bucket"))),
@@ -80,8 +80,8 @@ func TestCollisions(t *testing.T) {
 		},
 		{
 			"histogram_count_of_counter_openmetrics", om, snaps(snapshot(histogram("x"), counter("x_count"))),
-			[]string{"x histogram"},
-			[]string{`"x_count": name_collision with "x"`},
+			[]string{"x histogram", "x_count_total unknown"},
+			[]string{`the type of "x_count": name_collision with "x"`},
 		},
 		{
 			"histogram_sum_of_old_counter", text, snaps(snapshot(histogram("x"), oldCounter("x_sum"))),
@@ -100,13 +100,13 @@ func TestCollisions(t *testing.T) {
 		},
 		{
 			"created_is_claimed_in_openmetrics", om, snaps(snapshot(counter("x"), gauge("x_created"))),
-			[]string{"x counter"},
-			[]string{`"x_created": name_collision with "x"`},
+			[]string{"x_total unknown", "x_created gauge"},
+			[]string{`the type of "x": name_collision with "x_created"`},
 		},
 		{
 			"created_of_histograms_and_summaries_is_claimed_in_openmetrics", om, snaps(snapshot(histogram("x"), gauge("x_created"), summaryFam("y"), gauge("y_created"))),
-			[]string{"x histogram", "y summary"},
-			[]string{`"x_created": name_collision with "x"`, `"y_created": name_collision with "y"`},
+			[]string{"x_bucket unknown", "x_sum unknown", "x_count unknown", "x_created gauge", "y_sum unknown", "y_count unknown", "y_created gauge"},
+			[]string{`the type of "x": name_collision with "x_created"`, `the type of "y": name_collision with "y_created"`},
 		},
 		{
 			"created_is_free_in_text", text, snaps(snapshot(counter("x"), gauge("x_created"))),
@@ -114,18 +114,12 @@ func TestCollisions(t *testing.T) {
 			nil,
 		},
 		{
-			"created_is_claimed_in_text_where_served", text, snaps(snapshot(
-				fam{name: "x", typ: metric.Counter, metrics: []met{created(total(1), 2)}}, gauge("x_created"))),
-			[]string{"x_total counter", "x_created gauge"},
-			[]string{`"x_created": name_collision with "x"`},
-		},
-		{
 			"own_metrics_win", text, snaps(snapshot(histogram("a"), gauge("b")), snapshot(gauge("a_sum"))),
 			[]string{"a_sum gauge", "b gauge"},
 			[]string{`"a": name_collision with "a_sum"`},
 		},
 		{
-			"same_name_earlier_snapshot_wins", text, snaps(snapshot(gauge("a")), snapshot(histogram("a")), snapshot()),
+			"same_name_and_type_earlier_snapshot_wins", text, snaps(snapshot(gauge("a")), snapshot(gauge("a")), snapshot()),
 			[]string{"a gauge"},
 			[]string{`"a": name_collision with "a"`},
 		},
@@ -136,8 +130,8 @@ func TestCollisions(t *testing.T) {
 		},
 		{
 			"after_escaping", text, snaps(snapshot(gauge("a.b"), gauge("a_b"), gauge("a:b"))),
-			[]string{"a_b gauge", "a:b gauge"},
-			[]string{`"a_b": name_collision with "a.b"`},
+			[]string{"U__a_2e_b gauge", "a:b gauge", "a_b gauge"},
+			nil,
 		},
 		{
 			"not_without_escaping", utf8, snaps(snapshot(gauge("a.b"), gauge("a_b"))),
@@ -146,8 +140,72 @@ func TestCollisions(t *testing.T) {
 		},
 		{
 			"sample_names_after_escaping", text, snaps(snapshot(histogram("a.b"), gauge("a_b_count"))),
-			[]string{"a_b histogram"},
-			[]string{`"a_b_count": name_collision with "a.b"`},
+			[]string{"U__a_2e_b histogram", "a_b_count gauge"},
+			nil,
+		},
+		{
+			"gauge_beside_counter_text", text, snaps(snapshot(counter("jobs"), gauge("jobs"))),
+			[]string{"jobs_total counter", "jobs gauge"},
+			nil,
+		},
+		{
+			"gauge_beside_counter_openmetrics", om, snaps(snapshot(counter("jobs"), gauge("jobs"))),
+			[]string{"jobs_total unknown", "jobs gauge"},
+			[]string{`the type of "jobs": name_collision with "jobs"`},
+		},
+		{
+			"histogram_beside_counter_text", text, snaps(snapshot(counter("job"), histogram("job"))),
+			[]string{"job_total counter", "job histogram"},
+			nil,
+		},
+		{
+			"histogram_beside_counter_openmetrics", om, snaps(snapshot(counter("job"), histogram("job"))),
+			[]string{"job_total unknown", "job histogram"},
+			[]string{`the type of "job": name_collision with "job"`},
+		},
+		{
+			"histogram_beside_gauge_text", text, snaps(snapshot(gauge("a"), histogram("a"))),
+			[]string{"a gauge", "a_bucket untyped", "a_sum untyped", "a_count untyped"},
+			[]string{`the type of "a": name_collision with "a"`},
+		},
+		{
+			"counters_with_and_without_total_openmetrics", om, snaps(snapshot(oldCounter("job"), counter("job_x"), counter("job"))),
+			[]string{"job unknown", "job_total unknown", "job_x counter"},
+			[]string{`the type of "job": no_total`, `the type of "job": name_collision with "job"`},
+		},
+		{
+			"counter_created_total_openmetrics", om, snaps(snapshot(counter("orders"), counter("orders_created"))),
+			[]string{"orders counter", "orders_created_total unknown"},
+			[]string{`the type of "orders_created": name_collision with "orders"`},
+		},
+		{
+			"both_escape_to_one", text, snaps(snapshot(gauge("a.b"), gauge("a-b"), gauge("a b c"))),
+			[]string{"a_b_c gauge", "U__a_2d_b gauge", "U__a_2e_b gauge"},
+			nil,
+		},
+		{
+			"reserved_after_escaping", text, snaps(snapshot(gauge("国家"), counter("国家"), gauge("国"))),
+			[]string{"_ gauge", "U___56fd__5bb6___total counter", "U___56fd__5bb6_ gauge"},
+			nil,
+		},
+		{
+			"the_reversible_spelling_is_taken", text, snaps(snapshot(gauge("a.b"), gauge("a_b"), gauge("U__a_2e_b"))),
+			[]string{"U__a_2e_b gauge", "a_b gauge"},
+			[]string{`"a.b": name_collision with "U__a_2e_b"`},
+		},
+		{
+			"protobuf_has_one_family_of_a_name",
+			Format{Kind: JSON},
+			snaps(snapshot(gauge("a"), summaryFam("a"))),
+			nil,
+			[]string{`"a": name_collision with "a"`},
+		},
+		{
+			"negative_bounds_with_a_sum", om, snaps(snapshot(fam{name: "h", typ: metric.Histogram, metrics: []met{{nil, []pt{
+				{view.Bucket, -1, 1}, {view.Bucket, math.Inf(1), 1}, {view.Sum, 0, 1}, {view.Count, 0, 1},
+			}}}})),
+			[]string{"h_bucket unknown", "h_sum unknown", "h_count unknown"},
+			[]string{`the type of "h": bad_shape`},
 		},
 		{
 			"no_name", text, snaps(snapshot(gauge(""), gauge("a"))),
@@ -194,18 +252,50 @@ func TestLabelCollisions(t *testing.T) {
 	}{
 		{
 			"within_a_metric", text, gauge(value(1, "a.b", "x", "a_b", "y"), value(2, "a.b", "z")),
-			[]string{`g{a_b="z"} 2`},
-			1,
+			[]string{`g{U__a_2e_b="x",a_b="y"} 1`, `g{U__a_2e_b="z"} 2`},
+			0,
 		},
 		{
 			"between_metrics", text, gauge(value(1, "a.b", "x"), value(2, "a_b", "x"), value(3, "a_b", "y")),
-			[]string{`g{a_b="x"} 1`, `g{a_b="y"} 3`},
+			[]string{`g{U__a_2e_b="x"} 1`, `g{a_b="x"} 2`, `g{a_b="y"} 3`},
+			0,
+		},
+		{
+			"two_escape_to_one", text, gauge(value(1, "a.b", "x", "a-b", "y")),
+			[]string{`g{U__a_2d_b="y",U__a_2e_b="x"} 1`},
+			0,
+		},
+		{
+			"alone_it_is_escaped", text, gauge(value(1, "a.b", "x", "日", "y")),
+			[]string{`g{_="y",a_b="x"} 1`},
+			0,
+		},
+		{
+			"reserved_after_escaping", text, gauge(value(1, "国家", "DE"), value(2, "国家", "FR")),
+			[]string{`g{U___56fd__5bb6_="DE"} 1`, `g{U___56fd__5bb6_="FR"} 2`},
+			0,
+		},
+		{
+			"one_letter_each", text, gauge(value(1, "国", "DE", "家", "x")),
+			[]string{`g{U___56fd_="DE",U___5bb6_="x"} 1`},
+			0,
+		},
+		{
+			"the_reversible_spelling_is_taken", text, gauge(value(1, "a.b", "x", "a_b", "y", "U__a_2e_b", "z"), value(2, "a_b", "y")),
+			[]string{`g{a_b="y"} 2`},
 			1,
 		},
 		{
-			"between_metrics_in_another_order", text, gauge(value(1, "a.b", "x", "aAb", "y"), value(2, "aAb", "y", "a_b", "x")),
-			[]string{`g{aAb="y",a_b="x"} 1`},
-			1,
+			"reserved_even_where_quotes_are_known",
+			Format{Text100, AllowUTF8},
+			gauge(value(1, "__name__", "x", "国家", "DE")),
+			[]string{`g{U______name____="x","国家"="DE"} 1`},
+			0,
+		},
+		{
+			"labels_of_the_pool", text, extra(gauge(value(1, "a", "x", "z.z", "y"), value(2)), "pool", "p", "z_z", "w"),
+			[]string{`g{pool="p",z_z="w"} 2`, `g{U__z_2e_z="y",a="x",pool="p",z_z="w"} 1`},
+			0,
 		},
 		{
 			"not_without_escaping",
@@ -221,10 +311,10 @@ func TestLabelCollisions(t *testing.T) {
 		},
 		{
 			"metric_name_label", text, gauge(value(1, "__name__", "x"), value(2, "..name__", "y"), value(3, "a", "b")),
-			[]string{`g{a="b"} 3`},
-			2,
+			[]string{`g{U___2e__2e_name____="y"} 2`, `g{U______name____="x"} 1`, `g{a="b"} 3`},
+			0,
 		},
-		{"empty_label_name", text, gauge(value(1, "", "x"), value(2, "a", "b")), []string{`g{a="b"} 2`}, 1},
+		{"empty_label_name", text, gauge(value(1, "", "x"), value(2, "a", "b")), []string{`g{U__="x"} 1`, `g{a="b"} 2`}, 0},
 		{"colon", text, gauge(value(1, "a:b", "x")), []string{`g{a_b="x"} 1`}, 0},
 		{"colon_dots", Format{Text100, Dots}, gauge(value(1, "a:b.c", "x")), []string{`g{a__b_dot_c="x"} 1`}, 0},
 		{
@@ -237,8 +327,7 @@ func TestLabelCollisions(t *testing.T) {
 		{"colon_quoted", Format{Text100, AllowUTF8}, gauge(value(1, "a:b", "x")), []string{`g{"a:b"="x"} 1`}, 0},
 		{"le_of_a_histogram", text, snapshot(fam{name: "h", typ: metric.Histogram, metrics: []met{
 			{labels("le", "7"), []pt{{view.Bucket, math.Inf(1), 1}, {view.Sum, 0, 1}, {view.Count, 0, 1}}},
-			{labels("lf", "7"), []pt{{view.Bucket, math.Inf(1), 1}, {view.Sum, 0, 1}, {view.Count, 0, 1}}},
-		}}), []string{`h_bucket{lf="7",le="+Inf"} 1`, `h_sum{lf="7"} 1`, `h_count{lf="7"} 1`}, 1},
+		}}), []string{`h_bucket{U__le="7",le="+Inf"} 1`, `h_sum{U__le="7"} 1`, `h_count{U__le="7"} 1`}, 0},
 		{"le_of_a_gauge", text, gauge(value(1, "le", "7")), []string{`g{le="7"} 1`}, 0},
 		{"protobuf_and_json_too", Format{Kind: JSON}, gauge(value(1, "a", "\xff"), value(2, "a", "\xfe")), nil, 1},
 	}
@@ -285,7 +374,7 @@ func TestSeveralSnapshotsAreSortedTogether(t *testing.T) {
 
 func TestFilter(t *testing.T) {
 	snap := snapshot(
-		fam{name: "jobs", typ: metric.Counter, metrics: []met{created(total(1), 5)}},
+		fam{name: "jobs", typ: metric.Counter, metrics: []met{total(1)}},
 		fam{name: "lat", typ: metric.Histogram, metrics: []met{buckets(1, 2, 3, 4)}},
 		fam{name: "my.load", typ: metric.Gauge, metrics: []met{value(1)}},
 		fam{name: "size", typ: metric.Summary, metrics: []met{summary(1, 2)}},
@@ -300,15 +389,14 @@ func TestFilter(t *testing.T) {
 	}{
 		{"nothing_selected", text, []string{"nope"}, nil},
 		{"family", text, []string{"lat"}, lat},
-		{"counter_by_openmetrics_name", text, []string{"jobs"}, []string{"jobs_total", "jobs_created"}},
+		{"counter_by_openmetrics_name", text, []string{"jobs"}, []string{"jobs_total"}},
 		{"counter_by_text_name", text, []string{"jobs_total"}, []string{"jobs_total"}},
-		{"created", text, []string{"jobs_created"}, []string{"jobs_created"}},
 		{"sample", text, []string{"lat_sum"}, []string{"lat_sum"}},
 		{"samples", text, []string{"lat_sum", "lat_count"}, []string{"lat_sum", "lat_count"}},
 		{"buckets", text, []string{"lat_bucket"}, lat[:3]},
 		{"two_families", text, []string{"size", "lat_count"}, []string{"lat_count", "size_sum", "size_count"}},
 		{"sample_openmetrics", om, []string{"lat_sum"}, lat},
-		{"counter_openmetrics", om, []string{"jobs_total"}, []string{"jobs_total", "jobs_created"}},
+		{"counter_openmetrics", om, []string{"jobs_total"}, []string{"jobs_total"}},
 		{"by_the_workers_name", text, []string{"my.load"}, []string{"my_load"}},
 		{"by_the_escaped_name", text, []string{"my_load"}, []string{"my_load"}},
 		{"empty_values_are_none", text, []string{"", ""}, nil},
@@ -416,8 +504,8 @@ func TestOldLayoutsAreCollectable(t *testing.T) {
 	if kept > 1 {
 		t.Errorf("%d layouts are kept after ten were served, want at most the last", kept)
 	}
-	if len(e.plans) > maxPlans || len(e.views) > 2*maxPlans {
-		t.Errorf("%d plans and %d views are kept, want at most %d and %d", len(e.plans), len(e.views), maxPlans, 2*maxPlans)
+	if len(e.views) > 2*maxRendered {
+		t.Errorf("%d views are kept, want at most %d", len(e.views), 2*maxRendered)
 	}
 	runtime.KeepAlive(e)
 }
@@ -442,18 +530,19 @@ func TestOnReportTellsChangesOnce(t *testing.T) {
 	gauge := func(name string) fam { return fam{name: name, typ: metric.Gauge, metrics: []met{value(1)}} }
 	counts := func() (ns []int) {
 		for _, r := range reports {
-			ns = append(ns, r.WholeFamilies())
+			ns = append(ns, len(r.Omissions))
 		}
 		return ns
 	}
+	taken := func(name string) fam { return fam{name: name, typ: metric.Counter, metrics: []met{value(1)}} }
 	steps := []struct {
 		snap *view.Snapshot
 		want []int // families left out by each report so far
 	}{
 		{snapshot(gauge("a")), nil},
-		{snapshot(gauge("a.b"), gauge("a_b")), []int{1}},
-		{snapshot(gauge("a.b"), gauge("a_b"), gauge("c")), []int{1}},
-		{snapshot(gauge("a.b"), gauge("a_b"), gauge("a-b")), []int{1, 2}},
+		{snapshot(gauge("a"), taken("a")), []int{1}},
+		{snapshot(gauge("a"), taken("a"), gauge("c")), []int{1}},
+		{snapshot(gauge("a"), taken("a"), gauge("b"), taken("b")), []int{1, 2}},
 		{snapshot(gauge("a")), []int{1, 2, 0}},
 		{snapshot(gauge("b")), []int{1, 2, 0}},
 	}
@@ -530,7 +619,8 @@ func BenchmarkRender(b *testing.B) {
 		b.Run("format="+format.name+"/series=20000", func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				newRendered(snap.Layout, format.f, nil)
+				p := newPlan(format.f, []*view.Snapshot{snap})
+				newRendered(snap.Layout, format.f, p.headings[0], nil)
 			}
 		})
 	}

@@ -25,7 +25,7 @@ func TestEvolvingLayouts(t *testing.T) {
 		points := []view.Point{{Kind: view.Value}}
 		switch r.IntN(3) {
 		case 0:
-			f.Type, points = metric.Histogram, []view.Point{{Kind: view.Bucket, Bound: 1}, {Kind: view.Sum}, {Kind: view.Count}, {Kind: view.Created}}
+			f.Type, points = metric.Histogram, []view.Point{{Kind: view.Bucket, Bound: 1}, {Kind: view.Sum}, {Kind: view.Count}}
 		case 1:
 			f.Type, points = metric.Counter, []view.Point{{Kind: view.Total}}
 		}
@@ -78,11 +78,15 @@ func TestEvolvingLayouts(t *testing.T) {
 func TestUnchangedFamiliesAreCopied(t *testing.T) {
 	old := wide(20000).Layout
 	changed := &view.Layout{Families: append(slices.Clone(old.Families), view.Family{Name: "zz", Type: metric.Gauge, Metrics: []view.Metric{{Points: []view.Point{{}}}}, First: old.Points, Points: 1}), Points: old.Points + 1}
-	earlier := newRendered(old, Format{}, nil)
+	render := func(layout *view.Layout, earlier *rendered) *rendered {
+		p := newPlan(Format{}, []*view.Snapshot{{Layout: layout}})
+		return newRendered(layout, Format{}, p.headings[0], earlier)
+	}
+	earlier := render(old, nil)
 	allocated := func(earlier *rendered) uint64 {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		newRendered(changed, Format{}, earlier)
+		render(changed, earlier)
 		runtime.ReadMemStats(&after)
 		return after.TotalAlloc - before.TotalAlloc
 	}

@@ -43,12 +43,13 @@ func (f Filter) selects(v *rendered, s *section) kindSet {
 	if f.All() {
 		return s.kinds
 	}
-	raw := clean(v.layout.Families[s.family].Name)
-	if f.has(v.layout.Families[s.family].Name) || f.has(raw) || f.has(s.base+s.headSuffix) || f.has(raw+s.headSuffix) {
+	name := v.layout.Families[s.family].Name
+	raw := clean(name)
+	if f.has(name) || f.has(raw) || f.has(s.head) {
 		return s.kinds
 	}
 	var selected kindSet
-	for k := view.Value; k <= view.Created; k++ {
+	for k := view.Value; k <= view.Count; k++ {
 		if s.kinds.has(k) && (f.has(s.base+k.Suffix()) || f.has(raw+k.Suffix())) {
 			selected |= setOf(k)
 		}

@@ -1,8 +1,9 @@
 package exposition
 
 import (
+	"cmp"
 	"fmt"
-	"net/http"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -64,9 +65,7 @@ type Format struct {
 	Escaping Escaping
 }
 
-// served lists what Negotiate may choose, best first. Within one clause of an Accept
-// header at most one of them matches, so the order only matters for the fallback: the
-// first that expfmt calls plain text, 0.0.4.
+// served lists the formats that a scraper can ask for, as headers name them.
 var served = []struct {
 	header expfmt.Format
 	kind   Kind
@@ -78,48 +77,135 @@ var served = []struct {
 	{expfmt.FmtText, Text004},
 }
 
-// Negotiate returns the best format for the Accept header of a scrape, as
-// expfmt.NegotiateAccept chooses it among the formats served here. A header that asks
-// for none of them, or no header, gets text 0.0.4.
-func Negotiate(accept string) Format {
-	accepted := make([]expfmt.Format, len(served))
-	for i, s := range served {
-		accepted[i] = s.header
-	}
-	chosen := expfmt.NegotiateAccept(http.Header{"Accept": {withoutRefusals(accept)}}, accepted...)
-	var f Format
-	for _, s := range served {
-		if strings.HasPrefix(string(chosen), string(s.header)) {
-			f.Kind = s.kind
-		}
-	}
-	scheme := chosen.ToEscapingScheme()
-	for e, s := range schemes {
-		if s.model == scheme {
-			f.Escaping = Escaping(e)
-		}
-	}
-	return f.normal()
+// maxAccepted bounds the formats of an Accept: OpenMetrics, protobuf and a text.
+const maxAccepted = 3
+
+// Accept is the formats that a client accepts, best first, as far as it can matter: of
+// OpenMetrics, protobuf and the texts the best of each, and nothing after a text, which
+// carries whatever another format carries. The zero value accepts text 0.0.4. It can be
+// compared and used as a map key.
+type Accept struct {
+	formats [maxAccepted]Format
+	n       int
 }
 
-// withoutRefusals drops the clauses with a weight of zero: "not acceptable" in RFC 9110,
-// section 12.4.2, but only "last choice" for expfmt.
-func withoutRefusals(accept string) string {
-	if !strings.Contains(accept, "=0") && !strings.Contains(accept, "= 0") {
-		return accept
+// AcceptOnly accepts one format.
+func AcceptOnly(f Format) Accept { return Accept{formats: [maxAccepted]Format{f}, n: 1} }
+
+// Best returns the format that the client likes best.
+func (a Accept) Best() Format { return a.formats[0] }
+
+// Formats returns all formats, best first.
+func (a Accept) Formats() []Format { return slices.Clone(a.formats[:max(a.n, 1)]) }
+
+func (a *Accept) add(f Format) {
+	for _, has := range a.formats[:a.n] {
+		if has.text() || (has.openMetrics() && f.openMetrics()) || has.Kind == f.Kind {
+			return
+		}
 	}
-	clauses := strings.Split(accept, ",")
-	clauses = slices.DeleteFunc(clauses, func(clause string) bool {
-		for param := range strings.SplitSeq(clause, ";") {
-			name, value, _ := strings.Cut(param, "=")
-			if strings.EqualFold(strings.TrimSpace(name), "q") {
-				q, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
-				return err == nil && q <= 0
+	a.formats[a.n] = f
+	a.n++
+}
+
+// Negotiate returns the best format for the Accept header of a scrape, as if it could carry
+// everything. A header that asks for none of those served here, or no header, gets text 0.0.4.
+func Negotiate(accept string) Format { return ParseAccept(accept).Best() }
+
+// ParseAccept reads the values of the Accept header of a scrape: the formats served here that
+// they name, by weight and then as they come. Wildcards stand for text 0.0.4, which every
+// scraper reads. What has a weight of zero is not acceptable (RFC 9110, section 12.4.2). A
+// header that accepts nothing that is served here, or no header, gets text 0.0.4.
+func ParseAccept(headers ...string) Accept {
+	var clauses []clause
+	refused := map[Kind]bool{}
+	for _, header := range headers {
+		for text := range strings.SplitSeq(header, ",") {
+			c, ok := parseClause(text)
+			switch {
+			case !ok:
+			case c.weight <= 0:
+				refused[c.format.Kind] = refused[c.format.Kind] || !c.wild
+			default:
+				clauses = append(clauses, c)
 			}
 		}
-		return false
+	}
+	slices.SortStableFunc(clauses, func(a, b clause) int {
+		return cmp.Or(cmp.Compare(b.weight, a.weight), cmp.Compare(b2i(a.wild), b2i(b.wild)))
 	})
-	return strings.Join(clauses, ",")
+	var a Accept
+	for _, c := range clauses {
+		if !c.wild || !refused[Text004] {
+			a.add(c.format)
+		}
+	}
+	if a.n == 0 {
+		a.add(Format{})
+	}
+	return a
+}
+
+// A clause is one that names a format which is served here.
+type clause struct {
+	format Format
+	weight float64
+	wild   bool
+}
+
+func parseClause(text string) (c clause, ok bool) {
+	c.weight = 1
+	mediaType, rest, _ := strings.Cut(text, ";")
+	mediaType = strings.ToLower(strings.TrimSpace(mediaType))
+	params := map[string]string{}
+	for param := range strings.SplitSeq(rest, ";") {
+		name, value, _ := strings.Cut(param, "=")
+		name, value = strings.ToLower(strings.TrimSpace(name)), strings.Trim(strings.TrimSpace(value), `"`)
+		if name == "q" {
+			q, err := strconv.ParseFloat(value, 64)
+			if err != nil || math.IsNaN(q) {
+				q = math.SmallestNonzeroFloat64 // nothing that can be read: the last choice
+			}
+			c.weight = q
+		} else if name != "" {
+			params[name] = value
+		}
+	}
+	switch version := params["version"]; mediaType {
+	case "*", "*/*", "text/*":
+		c.wild = true
+	case "text/plain":
+		switch version {
+		case "", expfmt.TextVersion:
+		case "1.0.0":
+			c.format.Kind = Text100
+		default:
+			return c, false
+		}
+	case expfmt.OpenMetricsType:
+		switch version {
+		case "", expfmt.OpenMetricsVersion_0_0_1:
+			c.format.Kind = OpenMetrics001
+		case expfmt.OpenMetricsVersion_1_0_0:
+			c.format.Kind = OpenMetrics100
+		default:
+			return c, false
+		}
+	case expfmt.ProtoType:
+		if params["proto"] != expfmt.ProtoProtocol || params["encoding"] != "delimited" {
+			return c, false
+		}
+		c.format.Kind = Protobuf
+	default:
+		return c, false
+	}
+	for e, s := range schemes {
+		if params[model.EscapingKey] == s.name {
+			c.format.Escaping = Escaping(e)
+		}
+	}
+	c.format = c.format.normal()
+	return c, true
 }
 
 // normal returns the format that is really written: the formats from before quoted names

@@ -68,6 +68,40 @@ func TestNegotiate(t *testing.T) {
 	}
 }
 
+func TestParseAccept(t *testing.T) {
+	om, text, text1 := Format{Kind: OpenMetrics100}, Format{}, Format{Text100, AllowUTF8}
+	for _, test := range []struct {
+		name    string
+		accept  []string
+		formats []Format
+	}{
+		{"none", nil, []Format{text}},
+		{"empty", []string{""}, []Format{text}},
+		{"curl", []string{"*/*"}, []Format{text}},
+		{"only_openmetrics", []string{"application/openmetrics-text;version=1.0.0"}, []Format{om}},
+		{"openmetrics_or_anything", []string{"application/openmetrics-text;version=1.0.0,*/*;q=0.1"}, []Format{om, text}},
+		{"several_lines", []string{"application/openmetrics-text;version=1.0.0;q=0.5", "text/plain;version=0.0.4;q=0.3"}, []Format{om, text}},
+		{"several_lines_by_weight", []string{"text/plain;version=0.0.4;q=0.3", "application/openmetrics-text;version=1.0.0;q=0.5"}, []Format{om, text}},
+		{"prometheus_2.40", []string{acceptPrometheus40}, []Format{om, text}},
+		{"prometheus_2.42_native", []string{acceptNative42}, []Format{{Kind: Protobuf}, om, text}},
+		{"prometheus_3", []string{acceptPrometheus3}, []Format{{OpenMetrics100, AllowUTF8}, text1}},
+		{"prometheus_3_protobuf", []string{acceptProtobuf3}, []Format{{Protobuf, AllowUTF8}, {OpenMetrics100, AllowUTF8}, text1}},
+		{"prometheus_3_legacy_names", []string{acceptLegacyNames3}, []Format{om, {Kind: Text100}}},
+		{"refused_text", []string{"application/openmetrics-text;version=1.0.0,text/plain;q=0,*/*;q=0.1"}, []Format{om}},
+		{"equal_weights_as_they_come", []string{"text/plain;version=0.0.4,application/openmetrics-text;version=1.0.0"}, []Format{text}},
+		{"a_wildcard_last", []string{"*/*,application/openmetrics-text;version=1.0.0"}, []Format{om, text}},
+		{"case_and_spaces", []string{" Application/OpenMetrics-Text ; Version=1.0.0 ; Q=0.5 "}, []Format{om}},
+		{"weight_that_is_none", []string{"application/openmetrics-text;version=1.0.0;q=x,text/plain;q=0.1"}, []Format{text}},
+	} {
+		if got := ParseAccept(test.accept...); !slices.Equal(got.Formats(), test.formats) {
+			t.Errorf("%s: %v, want %v", test.name, got.Formats(), test.formats)
+		}
+	}
+	if got := (Accept{}).Formats(); !slices.Equal(got, []Format{{}}) {
+		t.Errorf("the zero value accepts %v", got)
+	}
+}
+
 func TestParseFormat(t *testing.T) {
 	want := map[string]Format{
 		"text":        {},

@@ -2,12 +2,14 @@ package exposition
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/prometheus/common/model"
 
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // clean returns s as every format can carry it: each byte that is not part of valid UTF-8
@@ -30,6 +32,14 @@ func escapeMetricName(name string, e Escaping) string {
 	return model.EscapeName(name, schemes[e].model)
 }
 
+// spelledAsIs reports whether a metric name is its own spelling in a scheme.
+func spelledAsIs(name string, e Escaping) bool {
+	if e == AllowUTF8 {
+		return utf8.ValidString(name)
+	}
+	return model.LegacyValidation.IsValidMetricName(name)
+}
+
 // escapeLabelName spells a label name in a scheme. The functions of package model do not
 // tell label names from metric names, where a colon is legal; here it is escaped like
 // any other character, so that the result is always a label name.
@@ -38,20 +48,43 @@ func escapeLabelName(name string, e Escaping) string {
 	if e == AllowUTF8 || model.LegacyValidation.IsValidLabelName(name) {
 		return name
 	}
-	escaped := model.EscapeName(name, schemes[e].model)
-	if strings.IndexByte(escaped, ':') < 0 {
-		return escaped
+	if e == Values {
+		return reversibleName(name)
 	}
-	switch e {
-	case Dots:
+	escaped := model.EscapeName(name, schemes[e].model)
+	if e == Dots {
 		return strings.ReplaceAll(escaped, ":", "__")
-	case Values:
-		if model.LegacyValidation.IsValidMetricName(name) {
-			escaped = "U__" + strings.ReplaceAll(name, "_", "__")
-		}
-		return strings.ReplaceAll(escaped, ":", "_3a_")
 	}
 	return strings.ReplaceAll(escaped, ":", "_")
+}
+
+// labelStays reports whether a label name is its own spelling in a scheme. Those that begin
+// with __ are Prometheus's own: readers refuse them, or take them for something else.
+func labelStays(name string, e Escaping) bool {
+	if name == "" || strings.HasPrefix(name, "__") {
+		return false
+	}
+	return model.LegacyValidation.IsValidLabelName(name) || (e == AllowUTF8 && utf8.ValidString(name))
+}
+
+// reversibleName spells any name as Prometheus's scheme "values" spells those outside the
+// classic set: model.UnescapeName gives it back, so that two names never become one. It is
+// legal everywhere.
+func reversibleName(name string) string {
+	out := []byte("U__")
+	for _, r := range clean(name) {
+		switch {
+		case r == '_':
+			out = append(out, "__"...)
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9':
+			out = append(out, byte(r))
+		default:
+			out = append(out, '_')
+			out = strconv.AppendInt(out, int64(r), 16)
+			out = append(out, '_')
+		}
+	}
+	return string(out)
 }
 
 // appendName appends a metric name as it stands outside of braces, quoted if it has to be.
@@ -95,54 +128,113 @@ func appendEscaped(dst []byte, s string, quotes bool) []byte {
 	return append(dst, s[run:]...)
 }
 
-// labelSpeller spells the labels of metrics in one scheme and remembers the names it has
-// met, of which a layout has few.
+// labelSpeller spells the labels of metrics in one scheme, family by family. Of the names it
+// has met, of which a layout has few, it remembers how each is spelled by itself.
 type labelSpeller struct {
 	escaping Escaping
-	names    map[string]spelledName
-	labels   []metric.Label // reused by spell
+	known    map[string]spelledName
+	// names holds the spellings in the present family; nil if all names stay as they are.
+	names map[string]string
+	// Reused by settle and spell.
+	met, before    []string
+	joined, labels []metric.Label
 }
 
 type spelledName struct {
-	name    string
-	changed bool
-	legal   bool
+	name  string
+	stays bool
 }
 
 func (s *labelSpeller) name(name string) spelledName {
-	spelled, ok := s.names[name]
+	spelled, ok := s.known[name]
 	if !ok {
-		spelled.name = escapeLabelName(name, s.escaping)
-		spelled.changed = spelled.name != name
-		// Prometheus keeps the metric name in a label of this name.
-		spelled.legal = spelled.name != "" && spelled.name != model.MetricNameLabel
-		s.names[name] = spelled
+		spelled = spelledName{escapeLabelName(name, s.escaping), labelStays(name, s.escaping)}
+		s.known[name] = spelled
 	}
 	return spelled
 }
 
-// changes reports whether spelling the labels alters any of them, so that they might
-// become equal to others.
-func (s *labelSpeller) changes(labels []metric.Label) bool {
-	for _, l := range labels {
-		if s.name(l.Name).changed || clean(l.Value) != l.Value {
-			return true
+// settle decides how the label names of a family are spelled: a name that needs no escaping
+// has itself, and one that becomes a name that is taken, reserved or wanted by another is
+// spelled reversibly. It reports whether spelling alters any label, so that two metrics
+// might become equal.
+func (s *labelSpeller) settle(fam *view.Family) (changes bool) {
+	reserved := reservedLabel(fam.Type)
+	s.names, s.met, s.before = nil, s.met[:0], s.before[:0]
+	all := true
+	for i := range fam.Metrics {
+		at := 0
+		for _, list := range [...][]metric.Label{fam.Metrics[i].Labels, fam.Metrics[i].Extra} {
+			for k := range list {
+				name := list[k].Name
+				changes = changes || !utf8.ValidString(list[k].Value)
+				// Most metrics have the names of the one before.
+				if at < len(s.before) && s.before[at] == name {
+					at++
+					continue
+				}
+				s.before = append(s.before[:at], name)
+				at++
+				if !slices.Contains(s.met, name) {
+					s.met = append(s.met, name)
+					all = all && s.name(name).stays && name != reserved
+				}
+			}
 		}
 	}
-	return false
+	if all {
+		return changes
+	}
+	stays := func(name string) bool { return s.name(name).stays && name != reserved }
+	wanted := make(map[string]int, len(s.met))
+	for _, name := range s.met {
+		if stays(name) {
+			wanted[name]++
+		} else {
+			wanted[s.name(name).name]++
+		}
+	}
+	s.names = make(map[string]string, len(s.met))
+	for _, name := range s.met {
+		spelled := s.name(name).name
+		if !stays(name) && (wanted[spelled] > 1 || spelled == "" || spelled == reserved || strings.HasPrefix(spelled, "__")) {
+			spelled = reversibleName(name)
+		}
+		s.names[name] = spelled
+	}
+	return true
 }
 
-// spell returns the labels as they are exposed, sorted by name. They are not ok when a
-// name is illegal, is the reserved one or occurs twice. The result is valid until the
+// reservedLabel is the label that tells the points of a type apart.
+func reservedLabel(typ metric.Type) string {
+	switch typ {
+	case metric.Histogram:
+		return "le"
+	case metric.Summary:
+		return "quantile"
+	}
+	return ""
+}
+
+// spell returns the labels of a metric of the family that was settled as they are exposed,
+// sorted by name. They are not ok when a name occurs twice. The result is valid until the
 // next call.
-func (s *labelSpeller) spell(labels []metric.Label, reserved string) (spelled []metric.Label, ok bool) {
+func (s *labelSpeller) spell(m *view.Metric) (spelled []metric.Label, ok bool) {
+	labels := m.Labels
+	if len(m.Extra) > 0 {
+		s.joined = m.AppendLabels(s.joined[:0])
+		labels = s.joined
+	}
 	s.labels = s.labels[:0]
 	for _, l := range labels {
-		name := s.name(l.Name)
-		if !name.legal || name.name == reserved {
-			return nil, false
+		if s.names != nil {
+			l.Name = s.names[l.Name]
 		}
-		s.labels = append(s.labels, metric.Label{Name: name.name, Value: clean(l.Value)})
+		l.Value = clean(l.Value)
+		s.labels = append(s.labels, l)
+	}
+	if s.names == nil {
+		return s.labels, true
 	}
 	sorted := func(a, b metric.Label) int { return strings.Compare(a.Name, b.Name) }
 	if !slices.IsSortedFunc(s.labels, sorted) {

@@ -15,13 +15,11 @@ import (
 //	MetricFamily  name = 1, help = 2, type = 3, metric = 4, unit = 5
 //	Metric        label = 1, gauge = 2, counter = 3, summary = 4, untyped = 5, histogram = 7
 //	LabelPair     name = 1, value = 2
-//	Gauge, Counter, Untyped   value = 1; Counter also created_timestamp = 3
-//	Summary       sample_count = 1, sample_sum = 2, quantile = 3, created_timestamp = 4
+//	Gauge, Counter, Untyped   value = 1
+//	Summary       sample_count = 1, sample_sum = 2, quantile = 3
 //	Quantile      quantile = 1, value = 2
-//	Histogram     sample_count = 1, sample_sum = 2, bucket = 3, sample_count_float = 4,
-//	              created_timestamp = 15
+//	Histogram     sample_count = 1, sample_sum = 2, bucket = 3, sample_count_float = 4
 //	Bucket        cumulative_count = 1, upper_bound = 2, cumulative_count_float = 4
-//	Timestamp     seconds = 1, nanos = 2
 //
 // Every field number is below 16, so every tag is one byte.
 const (
@@ -42,32 +40,29 @@ const (
 	tagUpperBound = 2<<3 | byte(protowire.Fixed64Type)
 	tagQuantile   = 1<<3 | byte(protowire.Fixed64Type)
 	tagQuantileIs = 2<<3 | byte(protowire.Fixed64Type)
-	tagSeconds    = 1<<3 | byte(protowire.VarintType)
-	tagNanos      = 2<<3 | byte(protowire.VarintType)
 
 	// doubleSize is a tag and a double.
 	doubleSize = 1 + 8
 )
 
-// kindOf holds, for each metric type, its value in the enum MetricType, the field of
-// Metric that holds its points and the field of that for the created timestamp.
+// kindOf holds, for each metric type, its value in the enum MetricType and the field of
+// Metric that holds its points.
 var kindOf = [...]struct {
-	enum, field, created byte
+	enum, field byte
 }{
-	metric.Counter:   {0, 3, 3},
-	metric.Gauge:     {1, 2, 0},
-	metric.Summary:   {2, 4, 4},
-	metric.Unknown:   {3, 5, 0},
-	metric.Histogram: {4, 7, 15},
+	metric.Counter:   {0, 3},
+	metric.Gauge:     {1, 2},
+	metric.Summary:   {2, 4},
+	metric.Unknown:   {3, 5},
+	metric.Histogram: {4, 7},
 }
 
 func appendProtobufHeader(dst []byte, s *section, fam *view.Family) []byte {
 	dst = append(dst, tagName)
-	dst = protowire.AppendString(dst, s.base+s.headSuffix)
-	if fam.Help != "" {
-		dst = append(dst, tagHelp)
-		dst = protowire.AppendString(dst, clean(fam.Help))
-	}
+	dst = protowire.AppendString(dst, s.head)
+	dst = append(dst, tagHelp)
+	dst = protowire.AppendString(dst, clean(fam.Help))
+	// A counter has its unit before the _total that its name ends in here.
 	if unitFits(s.base, fam.Unit) {
 		dst = append(dst, tagUnit)
 		dst = protowire.AppendString(dst, fam.Unit)
@@ -170,14 +165,8 @@ func measure(s *section, points []view.Point, values []float64) measured {
 			}
 		case view.Quantile:
 			m.size += 1 + protowire.SizeBytes(2*doubleSize)
-		case view.Created:
-			n := timestampSize(values[i])
-			if n == 0 {
-				continue
-			}
-			m.size += 1 + protowire.SizeBytes(n)
 		}
-		m.shown = m.shown || p.Kind != view.Created
+		m.shown = true
 	}
 	return m
 }
@@ -209,12 +198,6 @@ func (m measured) append(dst []byte, s *section, points []view.Point, values []f
 			dst = append(dst, tagEach, 2*doubleSize)
 			dst = appendDouble(dst, tagQuantile, p.Bound)
 			dst = appendDouble(dst, tagQuantileIs, value)
-		case view.Created:
-			if n := timestampSize(value); n > 0 {
-				dst = append(dst, kindOf[s.typ].created<<3|byte(protowire.BytesType))
-				dst = protowire.AppendVarint(dst, uint64(n))
-				dst = appendTimestamp(dst, value)
-			}
 		}
 	}
 	return dst
@@ -251,31 +234,4 @@ func (m measured) appendCount(dst []byte, f float64) []byte {
 
 func appendDouble(dst []byte, tag byte, f float64) []byte {
 	return protowire.AppendFixed64(append(dst, tag), math.Float64bits(f))
-}
-
-// timestamp splits Unix seconds as a protobuf Timestamp does. It is not ok for a time
-// that a Timestamp cannot hold: before 1970 no process was created, and the message ends
-// with the year 9999.
-func timestamp(f float64) (seconds, nanos uint64, ok bool) {
-	if !(f >= 0 && f < 253402300800) {
-		return 0, 0, false
-	}
-	whole, part := math.Modf(f)
-	return uint64(whole), uint64(part * 1e9), true
-}
-
-// timestampSize returns the size of the message, 0 if there is none to write. Seconds of
-// 0 are written, so a message is never empty.
-func timestampSize(f float64) int {
-	seconds, nanos, ok := timestamp(f)
-	if !ok {
-		return 0
-	}
-	return 1 + protowire.SizeVarint(seconds) + 1 + protowire.SizeVarint(nanos)
-}
-
-func appendTimestamp(dst []byte, f float64) []byte {
-	seconds, nanos, _ := timestamp(f)
-	dst = protowire.AppendVarint(append(dst, tagSeconds), seconds)
-	return protowire.AppendVarint(append(dst, tagNanos), nanos)
 }

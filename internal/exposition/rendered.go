@@ -3,7 +3,7 @@ package exposition
 import (
 	"bytes"
 	"math"
-	"strings"
+	"slices"
 
 	"aggregatord/internal/metric"
 	"aggregatord/internal/view"
@@ -20,6 +20,9 @@ func setOf(kinds ...view.PointKind) kindSet {
 	return s
 }
 
+// allKinds is every kind of point.
+const allKinds = kindSet(1<<(view.Count+1) - 1)
+
 func (s kindSet) has(k view.PointKind) bool { return s&(1<<k) != 0 }
 
 // A rendered layout is what one format makes of one layout: every byte of the output that does not
@@ -29,23 +32,15 @@ type rendered struct {
 	format   Format // canonical
 	blob     []byte
 	sections []section // in the order of the layout's families
-	// firstSection holds, for each family and one more, the index of its first section.
-	firstSection []int
 	// omissions holds what could not be shown, by index of the family.
 	omissions map[int][]Omission
 }
 
 // A section is one family of the output with its own TYPE line. Most families of a
-// layout are one section; the text formats show created points as a family of their own.
+// layout are one section; a counter of old and new clients is two.
 // It is the unit that is copied where a layout has changed elsewhere.
 type section struct {
-	family int // index into the layout's families
-	typ    metric.Type
-	// kinds are the kinds of points shown here.
-	kinds kindSet
-	// base is the exposed name to which the suffixes of sample names are appended, and
-	// headSuffix what the name in the TYPE line has after it.
-	base, headSuffix string
+	heading
 	// header is where the section begins in the view's blob, first where its prefixes do.
 	header, first int
 	// ends holds where each prefix ends, counted from first. There is one prefix for
@@ -66,137 +61,78 @@ func (f Format) openMetrics() bool { return f.Kind == OpenMetrics001 || f.Kind =
 // perMetric reports whether prefixes belong to metrics rather than to points.
 func (f Format) perMetric() bool { return f.Kind == Protobuf || f.Kind == JSON }
 
-// claims returns the names that a section takes for itself: another family that used
-// one of them would make the output invalid or ambiguous. In OpenMetrics a type claims
-// all its suffixes, used or not, and the family name, as the strict parser of
-// client_python checks; elsewhere a counter or gauge is one name, and histograms and
-// summaries claim what parsers would take for their samples.
-func (s *section) claims(f Format) []string {
-	names := []string{s.base + s.headSuffix}
-	suffixes := func(kinds ...view.PointKind) {
-		for _, k := range kinds {
-			names = append(names, s.base+k.Suffix())
-		}
-	}
-	switch s.typ {
-	case metric.Counter:
-		if f.openMetrics() {
-			suffixes(view.Total, view.Created)
-		}
-	case metric.Histogram:
-		suffixes(view.Bucket, view.Sum, view.Count)
-		if f.openMetrics() {
-			suffixes(view.Created)
-		}
-	case metric.Summary:
-		suffixes(view.Sum, view.Count)
-		if f.openMetrics() {
-			suffixes(view.Created)
-		}
-	}
-	return names
-}
-
-// split returns the sections of a family, given the kinds of points it has.
-func split(fam *view.Family, has kindSet, f Format) []section {
-	name := func(suffix string) string { return escapeMetricName(fam.Name+suffix, f.Escaping) }
-	// Counters are escaped with their suffix, as client_golang does it, which is also the
-	// only spelling from which Prometheus can get the name back.
-	counterBase := func() string { return strings.TrimSuffix(name("_total"), "_total") }
-	var sections []section
-	add := func(typ metric.Type, base string, head view.PointKind, kinds kindSet) {
-		if kinds &= has; kinds != 0 {
-			sections = append(sections, section{typ: typ, base: base, headSuffix: head.Suffix(), kinds: kinds})
-		}
-	}
-	whole := view.Value // a head without a suffix
-	createdBase := name("")
-	switch fam.Type {
-	case metric.Counter:
-		createdBase = counterBase()
-		total := setOf(view.Total)
-		switch {
-		case f.openMetrics() && has.has(view.Total):
-			add(metric.Counter, counterBase(), whole, total|setOf(view.Created))
-		case f.openMetrics():
-			// A counter must have _total, so a family without is of no known type.
-			add(metric.Unknown, name(""), whole, setOf(view.Value))
-		default:
-			if f.Kind == Protobuf {
-				total |= setOf(view.Created)
-			}
-			if has.has(view.Total) {
-				add(metric.Counter, counterBase(), view.Total, total)
-			}
-			add(metric.Counter, name(""), whole, setOf(view.Value))
-		}
-	case metric.Histogram:
-		kinds := setOf(view.Bucket, view.Sum, view.Count)
-		if !f.text() && f.Kind != JSON {
-			kinds |= setOf(view.Created)
-		}
-		add(metric.Histogram, name(""), whole, kinds)
-	case metric.Summary:
-		kinds := setOf(view.Quantile, view.Sum, view.Count)
-		if !f.text() && f.Kind != JSON {
-			kinds |= setOf(view.Created)
-		}
-		add(metric.Summary, name(""), whole, kinds)
-	default:
-		add(fam.Type, name(""), whole, setOf(view.Value))
-		return sections
-	}
-	if f.text() {
-		// As client_python's generate_latest: a gauge of its own, after the family.
-		add(metric.Gauge, createdBase, view.Created, setOf(view.Created))
-	}
-	return sections
-}
-
-// newRendered renders a layout in a canonical format. Families that are the same in the layout
-// of an earlier view of that format, which may be nil, are copied from there.
-func newRendered(layout *view.Layout, f Format, earlier *rendered) *rendered {
-	v := &rendered{layout: layout, format: f, firstSection: make([]int, 0, len(layout.Families)+1)}
-	speller := &labelSpeller{escaping: f.Escaping, names: make(map[string]spelledName)}
+// newRendered renders a layout in a canonical format, under the headings that were arranged.
+// Families that are the same, under the same headings, in an earlier view of that format,
+// which may be nil, are copied from there.
+func newRendered(layout *view.Layout, f Format, headings []heading, earlier *rendered) *rendered {
+	v := &rendered{layout: layout, format: f, sections: make([]section, 0, len(headings))}
+	speller := &labelSpeller{escaping: f.Escaping, known: make(map[string]spelledName)}
 	if earlier == nil {
 		earlier = &rendered{layout: &view.Layout{}}
 	}
 	v.blob = make([]byte, 0, len(earlier.blob)+len(earlier.blob)/64)
-	old := 0
-	for i := range layout.Families {
-		v.firstSection = append(v.firstSection, len(v.sections))
-		families := earlier.layout.Families
-		for old < len(families) && families[old].Name < layout.Families[i].Name {
-			old++
+	old := earlier.sections
+	for len(headings) > 0 {
+		n := 1
+		for n < len(headings) && headings[n].family == headings[0].family {
+			n++
 		}
-		if old < len(families) && sameFamily(&families[old], &layout.Families[i]) {
-			v.copyFamily(i, earlier, old)
+		fam := &layout.Families[headings[0].family]
+		for len(old) > 0 && before(&earlier.layout.Families[old[0].family], fam) {
+			old = old[1:]
+		}
+		if len(old) >= n && sameFamily(&earlier.layout.Families[old[0].family], fam) && sameHeadings(old, headings[:n]) {
+			v.copyFamily(headings[0].family, earlier, old[:n])
 		} else {
-			v.addFamily(i, speller)
+			v.addFamily(headings[:n], speller)
 		}
+		headings = headings[n:]
 	}
-	v.firstSection = append(v.firstSection, len(v.sections))
 	if cap(v.blob)-len(v.blob) > len(v.blob)/16 {
 		v.blob = bytes.Clone(v.blob) // without the room it grew
 	}
 	return v
 }
 
+// before reports whether a family comes before another in a layout.
+func before(a, b *view.Family) bool {
+	return a.Name < b.Name || (a.Name == b.Name && a.Type < b.Type)
+}
+
+// sameHeadings reports whether the sections that old begins with, of one family, are those
+// under the headings and no more.
+func sameHeadings(old []section, headings []heading) bool {
+	family := old[0].family
+	if len(old) > len(headings) && old[len(headings)].family == family {
+		return false
+	}
+	for i, h := range headings {
+		o := old[i].heading
+		if o.family != family {
+			return false
+		}
+		if h.family = family; h != o {
+			return false
+		}
+	}
+	return true
+}
+
 // sameFamily reports whether two layouts have the very same family: the index keeps the
 // metrics of a family in which nothing appeared or went.
 func sameFamily(a, b *view.Family) bool {
-	if a.Name != b.Name || a.Type != b.Type || a.Mode != b.Mode || a.Help != b.Help || a.Unit != b.Unit || a.Sparse != b.Sparse || a.Points != b.Points {
+	if a.Name != b.Name || a.Type != b.Type || a.Mode != b.Mode || a.Help != b.Help || a.Unit != b.Unit || a.Shape != b.Shape || a.Sparse != b.Sparse || a.Points != b.Points {
 		return false
 	}
 	return len(a.Metrics) == len(b.Metrics) && len(a.Metrics) > 0 && &a.Metrics[0] == &b.Metrics[0]
 }
 
-// copyFamily is addFamily for a family that is the same as the old one of an earlier view.
-func (v *rendered) copyFamily(index int, earlier *rendered, old int) {
-	if o := earlier.omissions[old]; o != nil {
+// copyFamily is addFamily for a family whose sections are the same in an earlier view.
+func (v *rendered) copyFamily(index int, earlier *rendered, old []section) {
+	if o := earlier.omissions[old[0].family]; o != nil {
 		v.omit(index, o...)
 	}
-	for _, s := range earlier.sectionsOf(old) {
+	for _, s := range old {
 		from := s.header
 		end := s.first
 		if n := len(s.ends); n > 0 {
@@ -208,45 +144,16 @@ func (v *rendered) copyFamily(index int, earlier *rendered, old int) {
 	}
 }
 
-// sectionsOf returns the sections of a family of the layout.
-func (v *rendered) sectionsOf(family int) []section {
-	return v.sections[v.firstSection[family]:v.firstSection[family+1]]
-}
-
-func (v *rendered) addFamily(index int, speller *labelSpeller) {
+// addFamily renders the sections of a family.
+func (v *rendered) addFamily(headings []heading, speller *labelSpeller) {
+	index := headings[0].family
 	fam := &v.layout.Families[index]
-	if fam.Name == "" {
-		v.omit(index, Omission{Family: fam.Name, Reason: BadName})
-		return
-	}
-	var has kindSet
-	var changes bool
-	var seen []view.Point
-	for i := range fam.Metrics {
-		m := &fam.Metrics[i]
-		if !sameSlice(m.Points, seen) {
-			for _, p := range m.Points {
-				has |= setOf(p.Kind)
-			}
-			seen = m.Points
-		}
-		changes = changes || speller.changes(m.Labels)
-	}
-	sections := split(fam, has, v.format)
-	var shown kindSet
-	for _, s := range sections {
-		shown |= s.kinds
-	}
-	spelled, omitted := v.spellMetrics(fam, speller, changes)
+	spelled, omitted, which := v.spellMetrics(fam, speller, speller.settle(fam))
 	if omitted > 0 {
-		v.omit(index, Omission{Family: fam.Name, Reason: LabelCollision, Metrics: omitted})
+		v.omit(index, Omission{Family: fam.Name, Reason: LabelCollision, Metrics: omitted, Example: which})
 	}
-	if n := countPoints(fam, shown); n > 0 {
-		v.omit(index, Omission{Family: fam.Name, Reason: BadPoint, Points: n})
-	}
-	for _, s := range sections {
-		s.family = index
-		v.addSection(s, spelled)
+	for _, h := range headings {
+		v.addSection(section{heading: h}, spelled)
 	}
 }
 
@@ -290,17 +197,10 @@ func (s *spelledLabels) of(metric int) (labels []byte, ok bool) {
 }
 
 // spellMetrics renders the labels of all metrics of a family, in the format's own way,
-// and counts those that cannot be shown: with a label name that is illegal or occurs
-// twice, or with the same labels as an earlier one. The second can only happen where
-// spelling changes something, so only then is it looked for.
-func (v *rendered) spellMetrics(fam *view.Family, speller *labelSpeller, changes bool) (spelled *spelledLabels, omitted int) {
-	reserved := ""
-	switch fam.Type {
-	case metric.Histogram:
-		reserved = "le"
-	case metric.Summary:
-		reserved = "quantile"
-	}
+// and counts those that cannot be shown: with a label name that occurs twice, or with the
+// same labels as an earlier one. That can only happen where spelling changes something, so
+// only then is it looked for. It returns the labels of the first of them too.
+func (v *rendered) spellMetrics(fam *view.Family, speller *labelSpeller, changes bool) (spelled *spelledLabels, omitted int, which string) {
 	var seen map[string]bool
 	var key []byte
 	if changes {
@@ -308,7 +208,7 @@ func (v *rendered) spellMetrics(fam *view.Family, speller *labelSpeller, changes
 	}
 	spelled = &spelledLabels{ends: make([]int, len(fam.Metrics)), ok: make([]bool, len(fam.Metrics))}
 	for i := range fam.Metrics {
-		labels, ok := speller.spell(fam.Metrics[i].Labels, reserved)
+		labels, ok := speller.spell(&fam.Metrics[i])
 		if ok && changes {
 			key = appendLabelsKey(key[:0], labels)
 			ok = !seen[string(key)]
@@ -317,12 +217,24 @@ func (v *rendered) spellMetrics(fam *view.Family, speller *labelSpeller, changes
 		if ok {
 			spelled.blob = v.format.appendLabels(spelled.blob, labels)
 		} else {
+			if omitted == 0 {
+				which = exampleOf(&fam.Metrics[i])
+			}
 			omitted++
 		}
 		spelled.ok[i] = ok
 		spelled.ends[i] = len(spelled.blob)
 	}
-	return spelled, omitted
+	return spelled, omitted, which
+}
+
+// exampleOf returns the labels of a metric, for people.
+func exampleOf(m *view.Metric) string {
+	labels := slices.Clone(m.AllLabels())
+	for i := range labels {
+		labels[i] = metric.Label{Name: clean(labels[i].Name), Value: clean(labels[i].Value)}
+	}
+	return example(appendTextLabels(nil, labels))
 }
 
 // appendLabels appends labels as the format writes them.
@@ -346,7 +258,7 @@ func (v *rendered) addSection(s section, labels *spelledLabels) {
 	case JSON:
 		v.blob = appendJSONHeader(v.blob, &s, fam)
 	default:
-		v.blob = appendTextHeader(v.blob, &s, fam, v.format)
+		v.blob = appendTextHeader(v.blob, &s.heading, fam, v.format)
 	}
 	s.first = len(v.blob)
 	s.gaps = fam.Sparse
@@ -367,7 +279,7 @@ func (v *rendered) addSection(s section, labels *spelledLabels) {
 			l, ok := labels.of(i)
 			for _, p := range fam.Metrics[i].Points {
 				if ok && showable(p, s.kinds) {
-					v.blob = appendTextPrefix(v.blob, &s, l, p)
+					v.blob = appendTextPrefix(v.blob, &s, l, fam, p)
 				} else {
 					s.gaps = true
 				}
@@ -378,11 +290,14 @@ func (v *rendered) addSection(s section, labels *spelledLabels) {
 	switch size := uint64(len(v.blob) - s.first); {
 	case size > math.MaxUint32: // more than the offsets can tell, and than a scrape can be
 		v.omit(s.family, Omission{Family: fam.Name, Reason: TooLarge})
-	case size > 0:
-		v.sections = append(v.sections, s)
-		return
+		fallthrough
+	case size == 0: // a section all the same, of which nothing is shown
+		v.blob = v.blob[:s.header]
+		s.first = s.header
+		clear(s.ends)
+		s.gaps = true
 	}
-	v.blob = v.blob[:s.header]
+	v.sections = append(v.sections, s)
 }
 
 func (v *rendered) omit(family int, o ...Omission) {

@@ -10,30 +10,42 @@ import (
 )
 
 // appendTextHeader appends the HELP and TYPE lines of a section, and in OpenMetrics the UNIT
-// line. A family without help has no HELP line.
-func appendTextHeader(dst []byte, s *section, fam *view.Family, f Format) []byte {
-	name := s.base + s.headSuffix
-	if fam.Help != "" {
-		dst = append(dst, "# HELP "...)
-		dst = appendName(dst, name)
-		dst = append(dst, ' ')
-		dst = appendEscaped(dst, clean(fam.Help), f.openMetrics())
-		dst = append(dst, '\n')
+// line. An empty help has its line too, as the clients write it.
+func appendTextHeader(dst []byte, h *heading, fam *view.Family, f Format) []byte {
+	unit := ""
+	if f.openMetrics() && h.shape == view.Plain && unitFits(h.head, fam.Unit) {
+		unit = fam.Unit
 	}
-	dst = append(dst, "# TYPE "...)
+	return appendTextHead(dst, h.head, typeWord(h, f), unit, fam.Help, f)
+}
+
+// typeWord is what the TYPE line calls a section.
+func typeWord(h *heading, f Format) string {
+	switch {
+	case h.shape != view.Plain:
+		return h.shape.String()
+	case h.typ == metric.Unknown && f.text():
+		return "untyped"
+	}
+	return h.typ.String()
+}
+
+// appendTextHead appends the lines that come before the samples of a family.
+func appendTextHead(dst []byte, name, typ, unit, help string, f Format) []byte {
+	dst = append(dst, "# HELP "...)
 	dst = appendName(dst, name)
 	dst = append(dst, ' ')
-	if s.typ == metric.Unknown && f.text() {
-		dst = append(dst, "untyped"...)
-	} else {
-		dst = append(dst, s.typ.String()...)
-	}
+	dst = appendEscaped(dst, clean(help), f.openMetrics())
+	dst = append(dst, "\n# TYPE "...)
+	dst = appendName(dst, name)
+	dst = append(dst, ' ')
+	dst = append(dst, typ...)
 	dst = append(dst, '\n')
-	if f.openMetrics() && unitFits(name, fam.Unit) {
+	if unit != "" {
 		dst = append(dst, "# UNIT "...)
 		dst = appendName(dst, name)
 		dst = append(dst, ' ')
-		dst = append(dst, fam.Unit...)
+		dst = append(dst, unit...)
 		dst = append(dst, '\n')
 	}
 	return dst
@@ -65,7 +77,7 @@ func appendTextLabels(dst []byte, labels []metric.Label) []byte {
 
 // appendTextPrefix appends all of a sample's line that comes before its value. A sample
 // name outside the classic set goes into the braces, before the labels.
-func appendTextPrefix(dst []byte, s *section, labels []byte, p view.Point) []byte {
+func appendTextPrefix(dst []byte, s *section, labels []byte, fam *view.Family, p view.Point) []byte {
 	suffix := p.Kind.Suffix()
 	separator := byte('{')
 	if model.LegacyValidation.IsValidMetricName(s.base) {
@@ -91,7 +103,7 @@ func appendTextPrefix(dst []byte, s *section, labels []byte, p view.Point) []byt
 	if bound != "" {
 		dst = append(dst, separator)
 		dst = append(dst, bound...)
-		dst = metric.AppendBound(dst, p.Bound)
+		dst = p.AppendBound(dst)
 		dst = append(dst, '"')
 		separator = ','
 	}
@@ -103,28 +115,15 @@ func appendTextPrefix(dst []byte, s *section, labels []byte, p view.Point) []byt
 
 // appendText appends a section's lines with the family's values.
 func (v *rendered) appendText(dst []byte, s *section, kinds kindSet, values []float64) []byte {
-	header, prefixes, ends := v.blob[s.header:s.first], v.blob[s.first:], s.ends[:len(values)]
 	switch {
+	case s.split:
+		return v.appendSplit(dst, s, kinds, values)
 	case kinds != s.kinds:
-		return v.appendTextPart(dst, s, kinds, values)
-	case s.gaps:
-		shown := false
-		start := uint32(0)
-		for i, end := range ends {
-			if start == end || view.IsAbsent(values[i]) {
-				start = end
-				continue
-			}
-			if !shown {
-				shown = true
-				dst = append(dst, header...)
-			}
-			dst = append(dst, prefixes[start:end]...)
-			dst = metric.AppendValue(dst, values[i])
-			dst = append(dst, '\n')
-			start = end
-		}
-		return dst
+		return v.appendTextPart(dst, s, kinds, values, v.blob[s.header:s.first])
+	}
+	header, prefixes, ends := v.blob[s.header:s.first], v.blob[s.first:], s.ends[:len(values)]
+	if s.gaps {
+		return appendTextGaps(dst, header, prefixes, ends, values)
 	}
 	// The hot loop: three appends for each sample, and no memory of its own.
 	dst = append(dst, header...)
@@ -138,8 +137,29 @@ func (v *rendered) appendText(dst []byte, s *section, kinds kindSet, values []fl
 	return dst
 }
 
+// appendTextGaps is the hot loop for values of which some are not shown.
+func appendTextGaps(dst, header, prefixes []byte, ends []uint32, values []float64) []byte {
+	shown := false
+	start := uint32(0)
+	for i, end := range ends {
+		if start == end || view.IsAbsent(values[i]) {
+			start = end
+			continue
+		}
+		if !shown {
+			shown = true
+			dst = append(dst, header...)
+		}
+		dst = append(dst, prefixes[start:end]...)
+		dst = metric.AppendValue(dst, values[i])
+		dst = append(dst, '\n')
+		start = end
+	}
+	return dst
+}
+
 // appendTextPart appends those lines of a section whose points are of the given kinds.
-func (v *rendered) appendTextPart(dst []byte, s *section, kinds kindSet, values []float64) []byte {
+func (v *rendered) appendTextPart(dst []byte, s *section, kinds kindSet, values []float64, header []byte) []byte {
 	prefixes := v.blob[s.first:]
 	fam := &v.layout.Families[s.family]
 	shown := false
@@ -150,7 +170,7 @@ func (v *rendered) appendTextPart(dst []byte, s *section, kinds kindSet, values 
 			if start != end && kinds.has(p.Kind) && !view.IsAbsent(value) {
 				if !shown {
 					shown = true
-					dst = append(dst, v.blob[s.header:s.first]...)
+					dst = append(dst, header...)
 				}
 				dst = append(dst, prefixes[start:end]...)
 				dst = metric.AppendValue(dst, value)
@@ -159,6 +179,35 @@ func (v *rendered) appendTextPart(dst []byte, s *section, kinds kindSet, values 
 			start = end
 			i++
 		}
+	}
+	return dst
+}
+
+// oneName holds the kinds of points that have one sample name.
+var oneName = [...]kindSet{
+	setOf(view.Value, view.Quantile), setOf(view.Total), setOf(view.Bucket), setOf(view.Sum), setOf(view.Count),
+}
+
+// appendSplit appends the lines of a section as families without its type, one for each
+// sample name: as of unknown type, or as gauges if the family is one of gauges.
+func (v *rendered) appendSplit(dst []byte, s *section, kinds kindSet, values []float64) []byte {
+	fam := &v.layout.Families[s.family]
+	h := heading{typ: metric.Unknown}
+	if fam.Type == metric.Gauge {
+		h.typ = metric.Gauge
+	}
+	var room [512]byte
+	for _, one := range oneName {
+		if one &= kinds; one == 0 {
+			continue
+		}
+		for k := view.Value; k <= view.Count; k++ {
+			if one.has(k) {
+				h.head = s.base + k.Suffix()
+			}
+		}
+		header := appendTextHeader(room[:0], &h, fam, v.format)
+		dst = v.appendTextPart(dst, s, one, values, header)
 	}
 	return dst
 }

@@ -83,6 +83,9 @@ func AppendValue(dst []byte, f float64) []byte {
 	// Most values of a real pool are small integers; strconv's integer path is several
 	// times faster than its float path. The comparison fails for NaN, infinities and -0.
 	if i := int64(f); float64(i) == f && i > -1e15 && i < 1e15 && (i != 0 || !math.Signbit(f)) {
+		if uint64(i) < 10000 {
+			return appendSmall(dst, uint(i))
+		}
 		return strconv.AppendInt(dst, i, 10)
 	}
 	switch {
@@ -94,4 +97,24 @@ func AppendValue(dst []byte, f float64) []byte {
 		return append(dst, "NaN"...)
 	}
 	return strconv.AppendFloat(dst, f, 'g', -1, 64)
+}
+
+// pairs holds the numbers below 100, of two digits each.
+const pairs = "00010203040506070809" + "10111213141516171819" + "20212223242526272829" + "30313233343536373839" +
+	"40414243444546474849" + "50515253545556575859" + "60616263646566676869" + "70717273747576777879" +
+	"80818283848586878889" + "90919293949596979899"
+
+// appendSmall appends a number below 10000. Most values are such, and strconv's general way,
+// by way of a buffer, takes three times as long.
+func appendSmall(dst []byte, n uint) []byte {
+	high, low := n/100, n%100
+	switch {
+	case n < 10:
+		return append(dst, byte('0'+n))
+	case n < 100:
+		return append(dst, pairs[2*n], pairs[2*n+1])
+	case n < 1000:
+		return append(dst, byte('0'+high), pairs[2*low], pairs[2*low+1])
+	}
+	return append(dst, pairs[2*high], pairs[2*high+1], pairs[2*low], pairs[2*low+1])
 }

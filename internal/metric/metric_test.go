@@ -146,6 +146,11 @@ func TestAppendValue(t *testing.T) {
 			t.Errorf("AppendValue(%v) = %q, want %q", tc.in, got, tc.want)
 		}
 	}
+	for i := -10; i < 10010; i++ {
+		if got, want := string(AppendValue([]byte("x "), float64(i))), "x "+strconv.Itoa(i); got != want {
+			t.Errorf("AppendValue(%d) = %q, want %q", i, got, want)
+		}
+	}
 	buf := make([]byte, 0, 64)
 	if n := testing.AllocsPerRun(100, func() { buf = AppendBound(AppendValue(buf[:0], 0.25), 17) }); n != 0 {
 		t.Errorf("%v allocations", n)

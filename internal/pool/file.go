@@ -300,8 +300,8 @@ func (t *file) load() error {
 			t.source.Values()[i] = archive.Gain(counted, v, t.base[i])
 		}
 	}
+	t.gained = t.gained || (t.before != nil || t.late) && !slices.Equal(t.before, t.source.Values())
 	t.loaded = true
-	t.gained = t.gained || !slices.Equal(t.before, t.source.Values())
 	return nil
 }
 

@@ -62,24 +62,27 @@ type gain struct {
 
 // gainLocked returns what a file has gained since the load before, if that may be the values of
 // others.
-func (p *Pool) gainLocked(t *file) (gain, bool) {
+func (p *Pool) gainLocked(t *file) *gain {
 	if t.source == nil || t.name.Type == metric.Gauge || t.state == folding || t.muted != nil || t.place != named {
-		return gain{}, false
+		return nil
 	}
 	fresh := t.before == nil
 	if fresh && !t.late {
-		return gain{}, false // it was there when the daemon came
+		return nil // it was there when the daemon came
 	}
-	g := gain{heir: t}
+	removedOnly := false
 	switch {
 	case t.isArchive(), p.heirs[t.name.Base], fresh && t.renamedOver():
 	case t.state == dead && (!fresh || t.name.ID == "0" || !strings.ContainsAny(t.name.ID, "0123456789")):
-		g.removedOnly = true
+		removedOnly = true
 	default:
-		return gain{}, false
+		return nil
 	}
-	g.left = sums(t.source.Cells(), t.source.Values(), t.before)
-	return g, len(g.left) > 0
+	left := sums(t.source.Cells(), t.source.Values(), t.before)
+	if len(left) == 0 {
+		return nil
+	}
+	return &gain{heir: t, left: left, removedOnly: removedOnly, since: p.now()}
 }
 
 // isArchive reports whether the name says that others are merged into the file.
@@ -110,9 +113,8 @@ func (p *Pool) compareWithMergedLocked() {
 		if !t.gained {
 			continue
 		}
-		if g, ok := p.gainLocked(t); ok {
-			g.since = now
-			p.gains = append(p.gains, &g)
+		if g := p.gainLocked(t); g != nil {
+			p.gains = append(p.gains, g)
 		}
 		t.gained, t.late, t.replaced = false, false, nil
 	}

@@ -169,9 +169,9 @@ func (s *Server) scrape(w *response, r *http.Request, info *ScrapeInfo) error {
 		ctx, cancel = context.WithTimeout(ctx, patience)
 		defer cancel()
 	}
-	format := exposition.Negotiate(r.Header.Get("Accept"))
+	accept := exposition.ParseAccept(r.Header.Values("Accept")...)
 	filter := exposition.NewFilter(r.URL.Query()["name[]"])
-	made, shared, err := s.render(ctx, laneKey{format, encoding}, filter)
+	made, shared, err := s.render(ctx, laneKey{accept, encoding}, filter)
 	if made != nil {
 		defer s.done(made)
 	}
@@ -187,9 +187,9 @@ func (s *Server) scrape(w *response, r *http.Request, info *ScrapeInfo) error {
 		refuse(Failed, http.StatusInternalServerError, "gathering failed: "+err.Error())
 		return err
 	}
-	info.Format, info.Encoding, info.Filtered, info.PlainBytes = format, encoding, !filter.All(), len(made.plain.b)
+	info.Format, info.Encoding, info.Filtered, info.PlainBytes = made.format, encoding, !filter.All(), len(made.plain.b)
 	h := w.Header()
-	h.Set("Content-Type", format.ContentType())
+	h.Set("Content-Type", made.format.ContentType())
 	if encoding == gzipped {
 		h.Set("Content-Encoding", encoding)
 	}
@@ -220,13 +220,12 @@ func (s *Server) encode(r *rendering, p *packer) error {
 			return err
 		}
 	}
-	dst := r.plain
-	if p == nil {
-		dst.b = s.opts.Encoder.Append(dst.b, r.format, r.filter, snaps...)
-		return nil
+	var ends *[]int
+	if p != nil {
+		p.ends = p.ends[:0]
+		ends = &p.ends
 	}
-	p.ends = p.ends[:0]
-	dst.b = s.opts.Encoder.AppendSections(dst.b, &p.ends, r.format, snaps...)
+	r.plain.b, r.format = s.opts.Encoder.Encode(r.plain.b, ends, r.accept, r.filter, snaps...)
 	return nil
 }
 

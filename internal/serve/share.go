@@ -40,9 +40,12 @@ func newSharedLane(key laneKey) *lane {
 
 // laneKey is what responses of one kind have in common.
 type laneKey struct {
-	format   exposition.Format
+	accept   exposition.Accept
 	encoding string
 }
+
+// maxLanes bounds the lanes that are kept: a client may name formats in hundreds of ways.
+const maxLanes = 32
 
 // A rendering is a response in the making, and those who wait for it.
 type rendering struct {
@@ -52,6 +55,8 @@ type rendering struct {
 	ctx    context.Context // done when nobody waits any more
 	// done is closed when what follows it is there, which never changes from then on.
 	done chan struct{}
+	// format is the one that was chosen of those that are accepted.
+	format exposition.Format
 	// plain is the exposition, wire the body to send.
 	plain, wire *buffer
 	err         error
@@ -78,12 +83,13 @@ var errNobody = errors.New("nobody waits for the response")
 // or what went wrong.
 func (s *Server) render(ctx context.Context, key laneKey, filter exposition.Filter) (r *rendering, shared bool, err error) {
 	s.lanesMu.Lock()
-	l := newLane()
-	if filter.All() {
-		if l = s.lanes[key]; l == nil {
-			l = newSharedLane(key)
-			s.lanes[key] = l
-		}
+	l := s.lanes[key]
+	switch {
+	case !filter.All() || (l == nil && len(s.lanes) >= maxLanes):
+		l = newLane()
+	case l == nil:
+		l = newSharedLane(key)
+		s.lanes[key] = l
 	}
 	r, shared = l.next, l.next != nil
 	if !shared {

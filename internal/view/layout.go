@@ -39,6 +39,8 @@ type Family struct {
 	Mode metric.Mode
 	// Help is empty if the application gave an empty one.
 	Help string
+	// Shape says what a family of gauges is where a format has a word for more than gauges.
+	Shape Shape
 	// Unit is the OpenMetrics unit, empty for none. The name ends in it, after a _.
 	Unit string
 	// Rule is the name of the rule that is in force, empty if the workers alone decide, and
@@ -52,6 +54,37 @@ type Family struct {
 	// First is the index of the family's first value in a Snapshot's Values, and Points
 	// how many it has.
 	First, Points int
+}
+
+// Shape says what a family of gauges is in OpenMetrics. In every other format it is a gauge,
+// and in OpenMetrics too as long as its names or values are not what the shape asks for.
+type Shape uint8
+
+// The shapes.
+const (
+	// Plain is a gauge, and the shape of all families that are no gauges.
+	Plain Shape = iota
+	// Info is a family whose name ends in _info and whose values are 1.
+	Info
+	// StateSet is a family of states, as the clients' Enum writes it: each metric has a label
+	// named like the family, and the value is 1 in the state that is on and 0 in the others.
+	StateSet
+)
+
+var shapeNames = [...]string{Plain: "", Info: "info", StateSet: "stateset"}
+
+// String returns the OpenMetrics name of the shape, "" for Plain.
+func (s Shape) String() string {
+	if int(s) < len(shapeNames) {
+		return shapeNames[s]
+	}
+	return ""
+}
+
+// ParseShape returns the shape whose String is s, "" for Plain.
+func ParseShape(s string) (Shape, bool) {
+	i := slices.Index(shapeNames[:], s)
+	return Shape(max(i, 0)), i >= 0
 }
 
 // A Metric is the points that share one set of labels (without le and quantile).
@@ -102,12 +135,11 @@ const (
 	Quantile
 	Sum
 	Count
-	Created
 )
 
 // Suffix is what the sample name has after the family name.
 func (k PointKind) Suffix() string {
-	return [...]string{Value: "", Total: "_total", Bucket: "_bucket", Quantile: "", Sum: "_sum", Count: "_count", Created: "_created"}[k]
+	return [...]string{Value: "", Total: "_total", Bucket: "_bucket", Quantile: "", Sum: "_sum", Count: "_count"}[k]
 }
 
 // A Point is one sample of a metric.
