@@ -307,7 +307,6 @@ func TestDamagedUnderDaemon(t *testing.T) {
 		{"an_older_copy_in_its_place", replace(&old), true},
 		{"another_archive_in_its_place", replace(&foreign), true},
 		{"hidden_directory_removed", func(path string) error { return os.RemoveAll(filepath.Dir(path)) }, false},
-		{"staging_removed", func(path string) error { return os.RemoveAll(filepath.Join(filepath.Dir(path), "staged")) }, false},
 	}
 	s := &settings{t: t}
 	for i, c := range cases {

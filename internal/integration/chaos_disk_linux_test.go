@@ -349,8 +349,8 @@ func TestReadOnlyAtStart(t *testing.T) {
 	}
 }
 
-// TestReadOnlyInFlight makes the directory read-only under a running daemon. A file system
-// cannot be remounted while the archive is open; a mount over it can.
+// TestReadOnlyInFlight puts a read-only mount over the directory under a running daemon: no
+// total changes, and nothing is left in the end.
 func TestReadOnlyInFlight(t *testing.T) {
 	t.Parallel()
 	dir := mountTmpfs(t, "size=4m")
@@ -361,10 +361,9 @@ func TestReadOnlyInFlight(t *testing.T) {
 	mount(t, dir, dir, "", unix.MS_BIND, "")
 	remount(t, dir, unix.MS_BIND|unix.MS_RDONLY)
 	h.die()
-	eventually(t, patience, d.inTrouble)
-	h.mustCheck("read-only", d)
-	if n := len(sources(t, dir)); n != 10 {
-		t.Errorf("%d files are left, want all 10", n)
+	// The daemon has the directory itself open, below the mount: it may go on or not.
+	for range 5 {
+		h.mustCheck("read-only", d)
 	}
 	remount(t, dir, unix.MS_BIND)
 	eventually(t, patience, func() error { return d.recovered(dir) })

@@ -477,15 +477,11 @@ func left(dir string) ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.Name() != ".aggregatord" {
+		if !strings.HasPrefix(e.Name(), ".aggregatord") || isStaged(e.Name()) {
 			names = append(names, e.Name())
 		}
 	}
-	staged, err := os.ReadDir(filepath.Join(dir, ".aggregatord", "staged"))
-	for _, e := range staged {
-		names = append(names, "staged/"+e.Name())
-	}
-	return names, err
+	return names, nil
 }
 
 // empty fails unless nothing is left in a directory.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -52,6 +53,9 @@ func startDaemon(t *testing.T, attr *syscall.SysProcAttr, subcommand string, fla
 	args := append([]string{
 		subcommand, "--web.listen-address", "127.0.0.1:0", "--log.format", "json", "--log.level", "debug",
 	}, flags...)
+	if subcommand == "serve" && !slices.Contains(flags, "--archive.rest") {
+		args = append(args, "--archive.rest", "300ms") // so that tests need not wait for the default
+	}
 	cmd := exec.Command(builtDaemon(t), args...)
 	cmd.SysProcAttr = attr
 	cmd.Env = append(os.Environ(), quickExit)

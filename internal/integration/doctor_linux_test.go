@@ -105,7 +105,7 @@ func TestDoctorSound(t *testing.T) {
 	findings := doctor(t, nil, "--dir", dir, "--url", d.URL)
 	sound(t, findings)
 	finds(t, findings, "ok", "workers", strconv.Itoa(p.pid()))
-	finds(t, findings, "ok", "daemon", fmt.Sprintf("pid %d", d.pid()))
+	finds(t, findings, "ok", "daemon", fmt.Sprintf("process %d", d.pid()))
 	finds(t, findings, "ok", "endpoint", "ready")
 	// With a process instead of a directory it finds the rest by itself.
 	findings = doctor(t, nil, "--pid", strconv.Itoa(p.pid()), "--url", d.URL)

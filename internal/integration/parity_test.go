@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -134,22 +135,30 @@ func awaitFolded(t *testing.T, dir string) {
 	})
 }
 
-// stagingDir is where a daemon moves the files of the dead, under their old names with a
-// dot and something new at the end.
-func stagingDir(dir string) string { return filepath.Join(dir, ".aggregatord", "staged") }
+// stagedPrefix begins the names that a daemon gives the files of the dead while it archives
+// them. The old name follows, a dot and something new.
+const stagedPrefix = ".aggregatord.staged."
 
-// sourceFiles returns the paths of a directory's source files, those in the daemon's
-// staging last: a file that moves there meanwhile is not missed. Directories need not exist.
+func isStaged(name string) bool { return strings.HasPrefix(filepath.Base(name), stagedPrefix) }
+
+// stagedFiles lists the staged files of a directory.
+func stagedFiles(dir string) ([]string, error) {
+	paths, err := sourceFiles(dir)
+	return slices.DeleteFunc(paths, func(path string) bool { return !isStaged(path) }), err
+}
+
+// sourceFiles returns the paths of a directory's source files, the staged ones last: a file
+// that is staged meanwhile is not missed. The directory need not exist.
 func sourceFiles(dir string) ([]string, error) {
 	var paths []string
-	for _, from := range []string{dir, stagingDir(dir)} {
-		entries, err := os.ReadDir(from)
+	for _, staged := range []bool{false, true} {
+		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 		for _, e := range entries {
-			if from != dir || strings.HasSuffix(e.Name(), ".db") {
-				paths = append(paths, filepath.Join(from, e.Name()))
+			if staged && isStaged(e.Name()) || !staged && strings.HasSuffix(e.Name(), ".db") {
+				paths = append(paths, filepath.Join(dir, e.Name()))
 			}
 		}
 	}
@@ -158,8 +167,8 @@ func sourceFiles(dir string) ([]string, error) {
 
 // baseOf returns the name that a file of sourceFiles was made under.
 func baseOf(path string) string {
-	base := filepath.Base(path)
-	if at := strings.LastIndex(base, ".db."); at >= 0 && filepath.Base(filepath.Dir(path)) == "staged" {
+	base := strings.TrimPrefix(filepath.Base(path), stagedPrefix)
+	if at := strings.LastIndex(base, ".db."); at >= 0 && isStaged(path) {
 		base = base[:at+len(".db")]
 	}
 	return base
@@ -268,7 +277,7 @@ func TestShadow(t *testing.T) {
 	watched := filepath.Join(sourceDir(t), "later")
 	s := newShadow(t, watched)
 	s.sync()
-	if err := os.MkdirAll(stagingDir(watched), 0o755); err != nil {
+	if err := os.MkdirAll(watched, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	write := func(name, text string) {
@@ -279,7 +288,7 @@ func TestShadow(t *testing.T) {
 	}
 	stage := func(name, number string) {
 		t.Helper()
-		if err := os.Rename(filepath.Join(watched, name), filepath.Join(stagingDir(watched), name+".0123-"+number)); err != nil {
+		if err := os.Rename(filepath.Join(watched, name), filepath.Join(watched, stagedPrefix+name+".0123-"+number)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -288,7 +297,7 @@ func TestShadow(t *testing.T) {
 	s.sync()
 	stage("counter_1.db", "1")
 	s.sync()
-	if err := os.Remove(filepath.Join(stagingDir(watched), "counter_1.db.0123-1")); err != nil {
+	if err := os.Remove(filepath.Join(watched, stagedPrefix+"counter_1.db.0123-1")); err != nil {
 		t.Fatal(err)
 	}
 	write("counter_1.db", "the same ID once more")

@@ -95,21 +95,31 @@ var rooms = map[string]struct {
 		not: []string{"os", "net/http"},
 	},
 	"internal/api": {
-		may: []string{"internal/pool", "internal/view", "internal/metric", "internal/selector", "internal/status"},
+		may: []string{"internal/fleet", "internal/pool", "internal/store", "internal/watch", "internal/view", "internal/metric", "internal/selector", "internal/status"},
 		why: "it answers questions from what pool tells; connections and browsers are serve's",
 		not: []string{"os"},
 	},
 	"internal/pool": {
-		may: []string{"internal/archive", "internal/policy", "internal/relabel", "internal/store", "internal/watch", "internal/merge", "internal/view", "internal/selector", "internal/status", "internal/telemetry", "internal/metric"},
+		may: []string{"internal/archive", "internal/fold", "internal/policy", "internal/store", "internal/watch", "internal/merge", "internal/view", "internal/telemetry", "internal/metric"},
 		why: "it keeps one directory merged; how that is served is none of its business",
 		not: []string{"net/http"},
+	},
+	"internal/fold": {
+		may: []string{"internal/archive", "internal/store", "internal/watch", "internal/metric", "internal/telemetry"},
+		why: "it moves files into the archive step by step; which files those are, and what is served meanwhile, is the pool's to say",
+		not: []string{"net/http"},
+	},
+	"internal/fleet": {
+		may: []string{"internal/merge", "internal/metric", "internal/policy", "internal/pool", "internal/relabel", "internal/telemetry", "internal/view", "internal/watch"},
+		why: "it has the pools and joins their views; what is in a directory is a pool's business",
+		not: []string{"net/http", "os"},
 	},
 	"internal/buildinfo": {
 		why: "it tells what the linker recorded", onlyStandard: true,
 		not: []string{"net/http"},
 	},
 	"internal/doctor": {
-		may: []string{"internal/archive", "internal/store", "internal/watch", "internal/metric"},
+		may: []string{"internal/archive", "internal/fold", "internal/store", "internal/watch", "internal/metric"},
 		why: "it looks at a set-up from outside, so it needs nothing that serves or merges",
 	},
 	"internal/supervise": {
