@@ -14,6 +14,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"runtime/debug"
@@ -79,6 +80,14 @@ type Options struct {
 	OnListening func()
 	// Logger may be nil.
 	Logger *zap.Logger
+	// SelfMetrics says which of the daemon's own metrics are served, and where. Default: SelfWith.
+	SelfMetrics SelfMetrics
+	// ForkMetrics serves prom_client_archive_duration_seconds too, for users of the fork of the
+	// Python client that archives by itself.
+	ForkMetrics bool
+	// LogDropped returns how many lines of the log were dropped because nobody read it. Default:
+	// none were.
+	LogDropped func() uint64
 	// Settings are told to who asks for the configuration in force.
 	Settings []status.Setting
 }
@@ -141,6 +150,7 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	set.OnSnapshot(collector.UpdateMetrics)
 	set.OnSnapshot(m.update)
+	m.addOptional(set, opts)
 
 	// Listening comes first, so that an address that is taken is told at once; who asks
 	// before the first scan is done is told to wait.
@@ -178,7 +188,8 @@ func Run(ctx context.Context, opts Options) error {
 	loops.Go(func() { reloader.run(inner) })
 
 	web := opts.Web
-	web.Gatherer = gatherer{collector, set}
+	web.Gatherer = gatherer{collector, set, opts.SelfMetrics}
+	web.NoSelfMetrics = opts.SelfMetrics == SelfOff
 	web.Encoder = &exposition.Encoder{OnReport: m.reporter(log)}
 	web.TelemetryPath = opts.TelemetryPath
 	web.Ready = collector.Ready
@@ -191,7 +202,9 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	web.API = newAPI(collector, set, reloader)
 	web.OnQuestion = func(code int) { m.questions.With(strconv.Itoa(code)).Inc() }
+	web.OnConnectionClosed = func(why serve.Closed) { m.closed.With(string(why)).Inc() }
 	server := serve.New(web)
+	m.server.Store(server)
 	err = server.Run(ctx, listeners...)
 	log.Info("stopped serving")
 	stop()
@@ -264,10 +277,32 @@ func tend(ctx context.Context, c *pool.Collector, wake <-chan struct{}, m *manag
 type gatherer struct {
 	collector *pool.Collector
 	set       *telemetry.Set
+	self      SelfMetrics
 }
 
 // Gather implements serve.Gatherer.
-func (g gatherer) Gather(ctx context.Context) ([]*view.Snapshot, error) {
+func (g gatherer) Gather(ctx context.Context, r serve.Request) ([]*view.Snapshot, error) {
+	if r.SelfOnly {
+		return []*view.Snapshot{g.set.Snapshot()}, nil
+	}
+	if len(r.Pools) > 0 {
+		return nil, fmt.Errorf("%w: %q; pools cannot be asked for one by one yet", serve.ErrNoPool, r.Pools[0])
+	}
+	workers, err := g.collector.Gather(ctx)
+	if err != nil {
+		return nil, err
+	}
+	switch g.self {
+	case SelfSeparate, SelfOff:
+		return []*view.Snapshot{workers}, nil
+	case SelfFull:
+		return []*view.Snapshot{workers, g.set.Snapshot()}, nil
+	}
+	return []*view.Snapshot{workers, g.set.Essential()}, nil
+}
+
+// all returns the workers' metrics and all of the daemon's own, for the API.
+func (g gatherer) all(ctx context.Context) ([]*view.Snapshot, error) {
 	workers, err := g.collector.Gather(ctx)
 	if err != nil {
 		return nil, err

@@ -102,6 +102,9 @@ func start(t *testing.T, opts Options, gates ...*gate) *daemon {
 	if opts.TendInterval == 0 {
 		opts.TendInterval = time.Hour
 	}
+	if opts.SelfMetrics == SelfWith {
+		opts.SelfMetrics = SelfFull // tests look at all of them
+	}
 	if opts.RescanInterval == 0 {
 		opts.RescanInterval = time.Hour
 	}

@@ -15,7 +15,7 @@ func newAPI(collector *pool.Collector, set *telemetry.Set, reloader *reloader) *
 	info := buildinfo.Get()
 	return api.New(api.Options{
 		Collector: collector,
-		Gather:    gatherer{collector, set}.Gather,
+		Gather:    gatherer{collector: collector, set: set}.all,
 		Build:     status.Build{Version: info.Version, Revision: info.Revision, GoVersion: info.GoVersion},
 		Started:   time.Now(),
 		Config:    reloader.status,

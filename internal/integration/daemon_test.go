@@ -51,6 +51,7 @@ func startDaemon(t *testing.T, attr *syscall.SysProcAttr, subcommand string, fla
 	}
 	args := append([]string{
 		subcommand, "--web.listen-address", "127.0.0.1:0", "--log.format", "json", "--log.level", "debug",
+		"--web.self-metrics", "full",
 	}, flags...)
 	cmd := exec.Command(builtDaemon(t), args...)
 	cmd.SysProcAttr = attr
