@@ -85,9 +85,9 @@ type Options struct {
 	// ForkMetrics serves prom_client_archive_duration_seconds too, for users of the fork of the
 	// Python client that archives by itself.
 	ForkMetrics bool
-	// LogDropped returns how many lines of the log were dropped because nobody read it. Default:
-	// none were.
-	LogDropped func() uint64
+	// LogStats returns how many lines of the log were dropped because nobody read them in time,
+	// and how many were left out because there were many of their kind. Default: none were.
+	LogStats func() (dropped, leftOut uint64)
 	// Settings are told to who asks for the configuration in force.
 	Settings []status.Setting
 }
@@ -190,6 +190,7 @@ func Run(ctx context.Context, opts Options) error {
 	web := opts.Web
 	web.Gatherer = gatherer{collector, set, opts.SelfMetrics}
 	web.NoSelfMetrics = opts.SelfMetrics == SelfOff
+	web.AllowedHosts = append(ownNames(opts), web.AllowedHosts...)
 	web.Encoder = &exposition.Encoder{OnReport: m.reporter(log)}
 	web.TelemetryPath = opts.TelemetryPath
 	web.Ready = collector.Ready

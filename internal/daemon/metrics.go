@@ -64,9 +64,14 @@ const archiveSeconds = "aggregatord_archive_fold_duration_seconds"
 
 // addOptional adds what options ask for.
 func (m *metrics) addOptional(set *telemetry.Set, opts Options) {
-	if opts.LogDropped != nil {
-		dropped := set.Counter("aggregatord_log_dropped_lines_total", "Lines of the log that were dropped because whoever reads it was too slow.")
-		set.OnSnapshot(func() { dropped.Set(float64(opts.LogDropped())) })
+	if opts.LogStats != nil {
+		dropped := set.Counter("aggregatord_log_dropped_lines_total", "Lines of the log that were dropped because whoever reads it was too slow or gone.")
+		leftOut := set.Counter("aggregatord_log_left_out_lines_total", "Lines of the log that were left out because there were many of their kind; the next one of the kind tells how many.")
+		set.OnSnapshot(func() {
+			d, l := opts.LogStats()
+			dropped.Set(float64(d))
+			leftOut.Set(float64(l))
+		})
 	}
 	if opts.ForkMetrics {
 		const name = "prom_client_archive_duration_seconds"
