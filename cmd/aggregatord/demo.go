@@ -107,10 +107,11 @@ func (o *demoOptions) run(cmd *cobra.Command) (err error) {
 	if err := o.validate(); err != nil {
 		return err
 	}
-	logger, err := o.log.logger(cmd.ErrOrStderr())
+	log, err := o.log.start(cmd.ErrOrStderr(), nil)
 	if err != nil {
 		return err
 	}
+	defer log.close()
 	// Most of what can go wrong is an address that is taken, so that is looked at before
 	// anything else is done.
 	if o.web.listen, err = freeAddresses(o.web.listen); err != nil {
@@ -133,7 +134,7 @@ func (o *demoOptions) run(cmd *cobra.Command) (err error) {
 		ctx, stop = context.WithTimeout(ctx, o.duration)
 		defer stop()
 	}
-	return o.runBoth(ctx, dir, logger)
+	return o.runBoth(ctx, dir, log.logger)
 }
 
 // runBoth runs the pool and the daemon side by side. Each ends when ctx is done, and if

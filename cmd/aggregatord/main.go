@@ -48,8 +48,10 @@ func (e codeError) Unwrap() error { return e.error }
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 func main() {
+	// Before all else: a SIGHUP that comes now must not end the process.
+	ctx := catchHangups(context.Background())
 	// The first signal asks for a tidy stop; a second one ends the process at once.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
@@ -99,12 +101,13 @@ Nothing in the application changes: start it beside the pool, on the same direct
 			return nil
 		},
 		// With a Run of its own the root takes Args above instead of cobra's wording.
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE:             func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) { settleHangups(cmd) },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w; see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(newServeCmd(), newRunCmd(), newDumpCmd(), newExplainCmd(), newTopCmd(), newCheckConfigCmd(), newInspectCmd(), newDoctorCmd(), newArchiveCmd(), newDemoCmd(), newVersionCmd(), newManCmd())
+	root.AddCommand(newServeCmd(), newRunCmd(), newDumpCmd(), newExplainCmd(), newTopCmd(), newCheckConfigCmd(), newInspectCmd(), newDoctorCmd(), newHealthCmd(), newArchiveCmd(), newDemoCmd(), newVersionCmd(), newManCmd())
 	return root
 }
 

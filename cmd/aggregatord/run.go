@@ -70,7 +70,8 @@ started. A command that runs is never stopped because of its metrics.`,
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, args) },
+		Annotations: map[string]string{keepsHangups: ""},
+		RunE:        func(cmd *cobra.Command, args []string) error { return o.run(cmd, args) },
 	}
 	cmd.Flags().SortFlags = false
 	cmd.Flags().SetInterspersed(false) // what comes after the command is the command's
@@ -91,7 +92,7 @@ func (o *runOptions) validate() error {
 func (o *runOptions) run(cmd *cobra.Command, args []string) (err error) {
 	// From here on a signal is the command's; it waits for the command to be there.
 	signals := make(chan os.Signal, 64)
-	signal.Notify(signals, supervise.Passed()...)
+	hangupsTo(cmd.Context(), signals, supervise.Passed()...)
 	defer signal.Stop(signals)
 
 	var none dirOptions
@@ -104,10 +105,12 @@ func (o *runOptions) run(cmd *cobra.Command, args []string) (err error) {
 	if err := o.validate(); err != nil {
 		return err
 	}
-	logger, err := o.log.logger(cmd.ErrOrStderr())
+	log, err := o.log.start(cmd.ErrOrStderr(), nil)
 	if err != nil {
 		return err
 	}
+	defer log.close()
+	logger := log.logger
 	dir, remove, err := o.directory(logger)
 	if err != nil {
 		return codeError{exitNotStarted, err}
@@ -130,6 +133,7 @@ func (o *runOptions) run(cmd *cobra.Command, args []string) (err error) {
 		Logger:      logger,
 	}
 	o.web.apply(&opts)
+	opts.LogStats = log.stats
 	opts.Settings = settings(cmd.Flags(), opts.Fleet.Pools)
 	served := make(chan error, 1)
 	// Ends soon after stop.

@@ -60,7 +60,7 @@ func (o *addressOptions) validate() error {
 	if !strings.HasPrefix(o.telemetryPath, "/") {
 		return usagef("--web.telemetry-path %q must begin with /", o.telemetryPath)
 	}
-	taken := []string{"/-/", "/api/", "/assets/"}
+	taken := []string{"/-/", "/api/", "/assets/", "/pools/"}
 	if slices.ContainsFunc(taken, func(prefix string) bool { return strings.HasPrefix(o.telemetryPath, prefix) }) || o.telemetryPath == "/" {
 		return usagef("--web.telemetry-path %q is taken; use another, such as /metrics", o.telemetryPath)
 	}
@@ -91,6 +91,16 @@ type webOptions struct {
 	readTimeout   time.Duration
 	writeTimeout  time.Duration
 	idleTimeout   time.Duration
+	maxConns      int
+	allowedHosts  []string
+	anyPath       bool
+	selfMetrics   string
+	forkMetrics   bool
+}
+
+// selfMetrics are the values of --web.self-metrics.
+var selfMetrics = map[string]daemon.SelfMetrics{
+	"with": daemon.SelfWith, "full": daemon.SelfFull, "separate": daemon.SelfSeparate, "off": daemon.SelfOff,
 }
 
 func (o *webOptions) addFlags(f *pflag.FlagSet) {
@@ -99,7 +109,12 @@ func (o *webOptions) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.systemdSocket, "web.systemd-socket", false, "serve on the sockets that systemd passes, in place of addresses")
 	f.StringVar(&o.configFile, "web.config.file", "", "`FILE` that turns on TLS, passwords or a rate limit, in the format of the Prometheus exporters")
 	f.BoolVar(&o.lifecycle, "web.enable-lifecycle", false, "let a POST to /-/reload reload the configuration file")
-	f.IntVar(&o.maxRequests, "web.max-requests", 40, "how many scrapes may be in flight; more get status 503; 0 is any number")
+	f.IntVar(&o.maxRequests, "web.max-requests", 40, "how many scrapes that select pools or names may be\nin the making; more get status 503; 0 is any number")
+	f.IntVar(&o.maxConns, "web.max-connections", 0, "how many clients may be connected; one more takes the place of an idle one;\n0 is 512, or less if few files may be open; -1 is any number")
+	f.StringSliceVar(&o.allowedHosts, "web.allowed-hosts", nil, "host `NAMES` by which the API may be asked for, beside addresses, localhost,\nthe names listened on and that of this machine; * is any")
+	f.BoolVar(&o.anyPath, "web.any-path", false, "serve the metrics at every path that nothing else is at")
+	f.StringVar(&o.selfMetrics, "web.self-metrics", "with", "which of the daemon's own metrics are served: with (the important ones, with the\nothers), full (all of them), separate (at /-/metrics only) or off")
+	f.BoolVar(&o.forkMetrics, "web.fork-metrics", false, "serve prom_client_archive_duration_seconds too, as the archiving fork\nof the Python client does")
 	f.DurationVar(&o.readTimeout, "web.read-timeout", time.Minute, "how long a client may take to send a request; 0 is no limit")
 	f.DurationVar(&o.writeTimeout, "web.write-timeout", time.Minute, "how long a response may take, as a client may read it slowly; 0 is no limit")
 	f.DurationVar(&o.idleTimeout, "web.idle-timeout", 5*time.Minute, "how long a connection is kept for the next request; 0 is no limit")
@@ -122,6 +137,17 @@ func (o *webOptions) validate() error {
 	}
 	if o.maxRequests < 0 {
 		return usagef("--web.max-requests %d must not be negative", o.maxRequests)
+	}
+	if o.maxConns < -1 {
+		return usagef("--web.max-connections %d: use a number above 0, 0 for the default, or -1 for any number", o.maxConns)
+	}
+	if _, ok := selfMetrics[o.selfMetrics]; !ok {
+		return usagef("--web.self-metrics %q: use with, full, separate or off", o.selfMetrics)
+	}
+	for _, host := range o.allowedHosts {
+		if host == "" || strings.ContainsAny(host, "/ ") {
+			return usagef("--web.allowed-hosts %q: use host names without a path, such as shop.example, or *", host)
+		}
 	}
 	for name, d := range map[string]time.Duration{"read": o.readTimeout, "write": o.writeTimeout, "idle": o.idleTimeout} {
 		if d < 0 {
@@ -150,6 +176,11 @@ func (o *webOptions) apply(opts *daemon.Options) {
 	opts.Web.ReadTimeout = orNone(o.readTimeout)
 	opts.Web.WriteTimeout = orNone(o.writeTimeout)
 	opts.Web.IdleTimeout = orNone(o.idleTimeout)
+	opts.Web.MaxConnections = o.maxConns
+	opts.Web.AllowedHosts = o.allowedHosts
+	opts.Web.AnyPath = o.anyPath
+	opts.SelfMetrics = selfMetrics[o.selfMetrics]
+	opts.ForkMetrics = o.forkMetrics
 }
 
 // orNone turns the 0 of a flag, which is no bound, into the negative number that is none in
@@ -187,8 +218,9 @@ until SIGTERM or SIGINT. A directory need not exist yet. The files of dead worke
 archived, so that their counts stay and the directory stays small.`,
 		Example: `  aggregatord serve --dir /dev/shm/myapp
   aggregatord serve --dir web=/dev/shm/web --dir jobs=/dev/shm/celery`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
+		Args:        noArgs,
+		Annotations: map[string]string{keepsHangups: ""},
+		RunE:        func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	cmd.Flags().SortFlags = false
 	o.addFlags(cmd.Flags())
@@ -205,24 +237,26 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	}
 	progress := newProgress(cmd.ErrOrStderr())
 	defer progress.end()
-	logger, err := o.log.logger(progress)
+	log, err := o.log.start(cmd.ErrOrStderr(), progress)
 	if err != nil {
 		return err
 	}
+	defer log.close()
 	if err := errors.Join(o.web.validate(), o.archive.validate()); err != nil {
 		return err
 	}
 	// Without a file it is of no use, but who sends it does not expect that to end the program.
 	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
+	hangupsTo(cmd.Context(), hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 	opts := daemon.Options{
 		Fleet:  fleet.Options{Pools: dirs, Pool: pool.Options{Archive: o.archive.options(), ArchiveDir: o.archive.dir}},
 		Config: o.config.loaded, ByFlag: o.config.byFlag, ReloadSignals: hangup,
 		SystemdNotify: true,
-		Logger:        logger,
+		Logger:        log.logger,
 	}
 	o.web.apply(&opts)
+	opts.LogStats = log.stats
 	opts.Fleet.Pool.OnProgress = progress.files
 	opts.Settings = settings(cmd.Flags(), dirs)
 	return runDaemon(cmd.Context(), opts)

@@ -249,10 +249,14 @@ func TestWebOptions(t *testing.T) {
 				o.Web.MaxScrapesInFlight, o.Web.ReadTimeout, o.Web.WriteTimeout, o.Web.IdleTimeout = 3, time.Second, 2*time.Second, 3*time.Second
 			},
 		},
-		"socket":    {[]string{"--web.listen-address", "unix:/x", "--web.socket-mode", "600"}, func(o *daemon.Options) { o.ListenAddresses, o.SocketMode = []string{"unix:/x"}, 0o600 }},
-		"systemd":   {[]string{"--web.systemd-socket"}, func(o *daemon.Options) { o.SystemdSocket = true }},
-		"lifecycle": {[]string{"--web.enable-lifecycle"}, func(o *daemon.Options) { o.EnableLifecycle = true }},
-		"path":      {[]string{"--web.telemetry-path", "/m", "--web.shutdown-timeout", "1s"}, func(o *daemon.Options) { o.TelemetryPath, o.ShutdownTimeout = "/m", time.Second }},
+		"connections": {[]string{"--web.max-connections", "7"}, func(o *daemon.Options) { o.Web.MaxConnections = 7 }},
+		"hosts":       {[]string{"--web.allowed-hosts", "a.example,b.example"}, func(o *daemon.Options) { o.Web.AllowedHosts = []string{"a.example", "b.example"} }},
+		"any_path":    {[]string{"--web.any-path"}, func(o *daemon.Options) { o.Web.AnyPath = true }},
+		"self":        {[]string{"--web.self-metrics", "separate", "--web.fork-metrics"}, func(o *daemon.Options) { o.SelfMetrics, o.ForkMetrics = daemon.SelfSeparate, true }},
+		"socket":      {[]string{"--web.listen-address", "unix:/x", "--web.socket-mode", "600"}, func(o *daemon.Options) { o.ListenAddresses, o.SocketMode = []string{"unix:/x"}, 0o600 }},
+		"systemd":     {[]string{"--web.systemd-socket"}, func(o *daemon.Options) { o.SystemdSocket = true }},
+		"lifecycle":   {[]string{"--web.enable-lifecycle"}, func(o *daemon.Options) { o.EnableLifecycle = true }},
+		"path":        {[]string{"--web.telemetry-path", "/m", "--web.shutdown-timeout", "1s"}, func(o *daemon.Options) { o.TelemetryPath, o.ShutdownTimeout = "/m", time.Second }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var o webOptions

@@ -115,7 +115,8 @@ func (s *server) stop() error {
 
 // startDaemon runs the daemon, with its archive, on a directory.
 func startDaemon(ctx context.Context, program, dir string) (*server, error) {
-	cmd := exec.Command(program, "serve", "--dir", dir, "--web.listen-address", "127.0.0.1:0", "--log.format", "json")
+	cmd := exec.Command(program, "serve", "--dir", dir, "--web.listen-address", "127.0.0.1:0", "--log.format", "json",
+		"--web.self-metrics", "full")
 	out, err := cmd.StderrPipe()
 	if err != nil {
 		return nil, err

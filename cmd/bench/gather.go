@@ -30,7 +30,7 @@ func newGatherer(dir string) (*gatherer, error) {
 }
 
 // Gather implements serve.Gatherer.
-func (g *gatherer) Gather(ctx context.Context) ([]*view.Snapshot, error) {
+func (g *gatherer) Gather(ctx context.Context, _ serve.Request) ([]*view.Snapshot, error) {
 	workers, err := g.pools.View(ctx, fleet.Selection{})
 	if err != nil {
 		return nil, err
@@ -42,7 +42,7 @@ func (g *gatherer) close() error { return g.pools.Close() }
 
 // encode gathers and appends the exposition to dst, as every scrape does.
 func (g *gatherer) encode(dst []byte, e *exposition.Encoder) ([]byte, error) {
-	snaps, err := g.Gather(context.Background())
+	snaps, err := g.Gather(context.Background(), serve.Request{})
 	if err != nil {
 		return dst, err
 	}

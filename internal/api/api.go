@@ -37,6 +37,8 @@ type Options struct {
 // An API answers questions. It is safe for several goroutines.
 type API struct {
 	opts Options
+	// steps bounds the work of one question on selectors.
+	steps int
 
 	// gathering is held while values are read, so that those who ask meanwhile share them.
 	gathering sync.Mutex
@@ -57,6 +59,15 @@ const (
 	maxLimit     = 5000
 	// maxExplained bounds the series that one question has explained.
 	maxExplained = 100
+
+	// maxSteps and searchTime bound the work of one question on selectors, see
+	// selector.Budget. It is done on values that nobody changes, under no lock.
+	maxSteps   = 1 << 31
+	searchTime = 3 * time.Second
+	// maxSearch is the length of the parameter search.
+	maxSearch = 256
+	// maxAnswer is how many bytes of labels an answer may have.
+	maxAnswer = 8 << 20
 )
 
 // New returns an API. It starts nothing.
@@ -73,7 +84,7 @@ func New(opts Options) *API {
 	if opts.Config == nil {
 		opts.Config = func() status.Config { return status.Config{} }
 	}
-	return &API{opts: opts}
+	return &API{opts: opts, steps: maxSteps}
 }
 
 // failure is an answer that is an error.
@@ -169,6 +180,15 @@ func (p params) number(name string, otherwise, most int) (int, error) {
 		return 0, badData("parameter %s=%q: use a number from 0 to %d", name, text, most)
 	}
 	return min(n, most), nil
+}
+
+// search returns what is searched for, in lower case.
+func (p params) search() (string, error) {
+	text := p.Get("search")
+	if len(text) > maxSearch {
+		return "", badData("parameter search has %d bytes, more than %d", len(text), maxSearch)
+	}
+	return strings.ToLower(text), nil
 }
 
 func (p params) page(otherwise int) (offset, limit int, err error) {
@@ -407,11 +427,16 @@ func (a *API) series(ctx context.Context, q params) (any, error) {
 		return nil, err
 	}
 	defer release(snaps)
-	search := strings.ToLower(q.Get("search"))
+	search, err := q.search()
+	if err != nil {
+		return nil, err
+	}
 	out := status.Samples{Time: unixSeconds(at)}
 	out.Offset, out.Items = offset, []status.Sample{}
+	size := 0
+	budget := a.newBudget(ctx)
 	for _, snap := range snaps {
-		EachSample(snap, sel, func(ref view.PointRef, value int) {
+		EachSample(snap, sel.Within(budget), func(ref view.PointRef, value int) {
 			fam := &snap.Layout.Families[ref.Family]
 			if q.Has("family") && fam.Name != q.Get("family") || view.IsAbsent(snap.Values[value]) {
 				return
@@ -421,11 +446,44 @@ func (a *API) series(ctx context.Context, q params) (any, error) {
 				return
 			}
 			if out.Matching++; out.Matching > offset && len(out.Items) < limit {
-				out.Items = append(out.Items, SampleAt(snap, ref, value))
+				if size > maxAnswer {
+					return
+				}
+				item := SampleAt(snap, ref, value)
+				size += 3 * len(item.Series) // as labels, too, and with escapes
+				out.Items = append(out.Items, item)
 			}
 		})
 	}
+	if err := tooMuch(ctx, budget.Err()); err != nil {
+		return nil, err
+	}
+	if size > maxAnswer {
+		return nil, badData("the answer has more than %d MiB; ask for fewer with limit=%d", maxAnswer>>20, max(1, len(out.Items)/2))
+	}
 	return out, nil
+}
+
+// newBudget returns the budget of one question.
+func (a *API) newBudget(ctx context.Context) *selector.Budget {
+	end := time.Now().Add(searchTime)
+	return &selector.Budget{Steps: a.steps, Stop: func() error {
+		if time.Now().After(end) {
+			return selector.ErrCost
+		}
+		return ctx.Err()
+	}}
+}
+
+// tooMuch says why a question was given up.
+func tooMuch(ctx context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	}
+	return failure{http.StatusUnprocessableEntity, "too_costly", err.Error()}
 }
 
 func labelsContain(labels []metric.Label, lower string) bool {
@@ -449,7 +507,11 @@ func (a *API) explain(ctx context.Context, q params) (any, error) {
 	if err := a.refresh(ctx); err != nil {
 		return nil, err
 	}
-	out, err := Explain(ctx, a.opts.Fleet, sel, limit)
+	budget := a.newBudget(ctx)
+	out, err := Explain(ctx, a.opts.Fleet, sel.Within(budget), limit)
+	if err == nil {
+		err = tooMuch(ctx, budget.Err())
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -30,7 +30,10 @@ func list[T any](q params, all []T, otherwise int, how listing[T]) (status.Page[
 	if key != "" && compare == nil {
 		return page, badData("parameter sort=%q: use one of %s, with a - in front to begin with the greatest", key, strings.Join(slices.Sorted(maps.Keys(how.sorts)), ", "))
 	}
-	search := strings.ToLower(q.Get("search"))
+	search, err := q.search()
+	if err != nil {
+		return page, err
+	}
 	matching := make([]*T, 0, len(all))
 	for i := range all {
 		item := &all[i]

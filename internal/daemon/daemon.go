@@ -14,6 +14,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"runtime/debug"
@@ -72,6 +73,14 @@ type Options struct {
 	OnListening func()
 	// Logger may be nil.
 	Logger *zap.Logger
+	// SelfMetrics says which of the daemon's own metrics are served, and where. Default: SelfWith.
+	SelfMetrics SelfMetrics
+	// ForkMetrics serves prom_client_archive_duration_seconds too, for users of the fork of the
+	// Python client that archives by itself.
+	ForkMetrics bool
+	// LogStats returns how many lines of the log were dropped because nobody read them in time,
+	// and how many were left out because there were many of their kind. Default: none were.
+	LogStats func() (dropped, leftOut uint64)
 	// Settings are told to who asks for the configuration in force.
 	Settings []status.Setting
 }
@@ -136,6 +145,7 @@ func Run(ctx context.Context, opts Options) error {
 		pools.UpdateMetrics()
 		m.update(pools)
 	})
+	m.addOptional(set, opts)
 
 	// Listening comes first, so that an address that is taken is told at once; who asks
 	// before the first scan is done is told to wait.
@@ -156,7 +166,9 @@ func Run(ctx context.Context, opts Options) error {
 	loops.Go(func() { reloader.run(inner) })
 
 	web := opts.Web
-	web.Gatherer = gatherer{pools, set}
+	web.Gatherer = gatherer{pools, set, opts.SelfMetrics}
+	web.NoSelfMetrics = opts.SelfMetrics == SelfOff
+	web.AllowedHosts = append(ownNames(opts), web.AllowedHosts...)
 	web.Encoder = &exposition.Encoder{OnReport: m.reporter(log)}
 	web.TelemetryPath = opts.TelemetryPath
 	web.Ready = pools.Ready
@@ -169,7 +181,9 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	web.API = newAPI(pools, set, reloader)
 	web.OnQuestion = func(code int) { m.questions.With(strconv.Itoa(code)).Inc() }
+	web.OnConnectionClosed = func(why serve.Closed) { m.closed.With(string(why)).Inc() }
 	server := serve.New(web)
+	m.server.Store(server)
 	err = server.Run(ctx, listeners...)
 	log.Info("stopped serving")
 	stop()
@@ -224,10 +238,31 @@ func tidy(ctx context.Context, pools *fleet.Fleet, percent int) {
 type gatherer struct {
 	pools *fleet.Fleet
 	set   *telemetry.Set
+	self  SelfMetrics
 }
 
 // Gather implements serve.Gatherer.
-func (g gatherer) Gather(ctx context.Context) ([]*view.Snapshot, error) {
+func (g gatherer) Gather(ctx context.Context, r serve.Request) ([]*view.Snapshot, error) {
+	if r.SelfOnly {
+		return []*view.Snapshot{g.set.Snapshot()}, nil
+	}
+	sel := fleet.Selection{Pools: r.Pools, Bare: r.BarePools}
+	workers, err := g.pools.View(ctx, sel)
+	switch {
+	case errors.Is(err, fleet.ErrNoPool):
+		return nil, fmt.Errorf("%w: %w", serve.ErrNoPool, err)
+	case err != nil:
+		return nil, err
+	case len(r.Pools) > 0, g.self == SelfSeparate, g.self == SelfOff:
+		return []*view.Snapshot{workers}, nil
+	case g.self == SelfFull:
+		return []*view.Snapshot{workers, g.set.Snapshot()}, nil
+	}
+	return []*view.Snapshot{workers, g.set.Essential()}, nil
+}
+
+// all returns the workers' metrics and all of the daemon's own, for the API.
+func (g gatherer) all(ctx context.Context) ([]*view.Snapshot, error) {
 	workers, err := g.pools.View(ctx, fleet.Selection{})
 	if err != nil {
 		return nil, err

@@ -103,6 +103,9 @@ func start(t *testing.T, opts Options, gates ...*gate) *daemon {
 	if opts.Fleet.TendInterval == 0 {
 		opts.Fleet.TendInterval = time.Hour
 	}
+	if opts.SelfMetrics == SelfWith {
+		opts.SelfMetrics = SelfFull // tests look at all of them
+	}
 	if opts.Fleet.RescanInterval == 0 {
 		opts.Fleet.RescanInterval = time.Hour
 	}

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -17,6 +18,69 @@ import (
 	"aggregatord/internal/serve"
 	"aggregatord/internal/telemetry"
 )
+
+// SelfMetrics says which of the daemon's own metrics are served, and where. All of them are at
+// /-/metrics as well, unless SelfOff is said.
+type SelfMetrics string
+
+// The choices.
+const (
+	// SelfWith: the essential ones with the workers' metrics.
+	SelfWith SelfMetrics = ""
+	// SelfFull: all of them with the workers' metrics.
+	SelfFull SelfMetrics = "full"
+	// SelfSeparate: only at /-/metrics.
+	SelfSeparate SelfMetrics = "separate"
+	// SelfOff: nowhere.
+	SelfOff SelfMetrics = "off"
+)
+
+// essential are the families that are served with the workers' metrics by default: those of
+// the alerts, the recording rules and the dashboard in deploy, and of aggregatord doctor and
+// top. A test compares.
+var essential = []string{
+	"aggregatord_archive_awaiting_files",
+	"aggregatord_archive_fold_errors_total",
+	"aggregatord_archive_folded_files_total",
+	"aggregatord_archive_up",
+	"aggregatord_build_info",
+	"aggregatord_config_last_reload_successful",
+	"aggregatord_cpu_seconds_total",
+	"aggregatord_directory_bytes",
+	"aggregatord_directory_inodes",
+	"aggregatord_directory_up",
+	"aggregatord_file_errors_total",
+	"aggregatord_files",
+	"aggregatord_liveness_files",
+	"aggregatord_resident_anonymous_bytes",
+	"aggregatord_scrape_duration_seconds",
+	"aggregatord_scrape_size_bytes",
+	"aggregatord_scrapes_total",
+	"aggregatord_series",
+	"aggregatord_workers",
+}
+
+// archiveSeconds is the histogram of which ForkMetrics shows the last value.
+const archiveSeconds = "aggregatord_archive_fold_duration_seconds"
+
+// addOptional adds what options ask for.
+func (m *metrics) addOptional(set *telemetry.Set, opts Options) {
+	if opts.LogStats != nil {
+		dropped := set.Counter("aggregatord_log_dropped_lines_total", "Lines of the log that were dropped because whoever reads it was too slow or gone.")
+		leftOut := set.Counter("aggregatord_log_left_out_lines_total", "Lines of the log that were left out because there were many of their kind; the next one of the kind tells how many.")
+		set.OnSnapshot(func() {
+			d, l := opts.LogStats()
+			dropped.Set(float64(d))
+			leftOut.Set(float64(l))
+		})
+	}
+	if opts.ForkMetrics {
+		const name = "prom_client_archive_duration_seconds"
+		alias := set.Alias(name, "Time the last batch of dead workers' files took to archive.")
+		set.OnSnapshot(func() { alias.Set(set.Last(archiveSeconds)) })
+		set.MarkEssential(name)
+	}
+}
 
 // metrics are the daemon's own metrics beside those of pool.
 type metrics struct {
@@ -33,6 +97,11 @@ type metrics struct {
 	events, overflows telemetry.CounterVec // pool
 	eventsUp          telemetry.GaugeVec   // pool
 
+	closed      telemetry.CounterVec // reason
+	connections telemetry.Gauge
+	// server is there when it serves.
+	server atomic.Pointer[serve.Server]
+
 	resident, goroutines telemetry.Gauge
 	cpu                  telemetry.Counter
 }
@@ -41,24 +110,30 @@ func newMetrics(set *telemetry.Set) *metrics {
 	m := &metrics{
 		scrapes:   set.CounterVec("aggregatord_scrapes_total", "Requests for metrics, by how they ended.", "outcome"),
 		formats:   set.CounterVec("aggregatord_scrape_formats_total", "Scrapes answered, by format and content encoding.", "format", "encoding"),
-		refused:   set.CounterVec("aggregatord_requests_refused_total", "Requests that the web configuration kept from being served: by wrong passwords, too high a rate, or because the file became unreadable.", "reason"),
+		refused:   set.CounterVec("aggregatord_requests_refused_total", "Requests that the web configuration kept from being served: no or a wrong password, too many passwords to check, too high a rate, or a file that became unreadable.", "reason"),
 		questions: set.CounterVec("aggregatord_api_requests_total", "Requests to the API, by status code; 503: it was not ready, or too many were under way; 0: the client had gone.", "code"),
 		seconds: set.Histogram("aggregatord_scrape_duration_seconds", "Time from the request to the response handed to the kernel, for scrapes answered.",
 			[]float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}),
-		size:       set.GaugeVec("aggregatord_scrape_size_bytes", "Size of the body of the last scrape answered: plain as encoded, and as sent with each content encoding.", "encoding"),
-		sentBytes:  set.CounterVec("aggregatord_scrape_sent_bytes_total", "Bytes of response bodies sent.", "encoding"),
-		omitted:    set.GaugeVec("aggregatord_omissions", "Families, and parts of families, left out of a format because the exposition would be invalid with them; the log names them.", "format"),
-		losses:     set.GaugeVec("aggregatord_format_losses", "Families, and parts of families, that a format leaves out or has without their type, by why. A format that is served instead carries more, to clients that accept both.", "format", "served", "reason"),
-		events:     set.CounterVec("aggregatord_watch_events_total", "File system events that said the directory may have changed.", "pool"),
-		overflows:  set.CounterVec("aggregatord_watch_overflows_total", "Times file system events were lost; a rescan makes up for it.", "pool"),
-		eventsUp:   set.GaugeVec("aggregatord_watch_up", "1 if the directory's file system events arrive; 0: it is looked at every second.", "pool"),
-		resident:   set.Gauge("aggregatord_resident_anonymous_bytes", "Anonymous resident memory of the daemon (RssAnon), without the mapped source files; 0 where it cannot be known."),
-		cpu:        set.Counter("aggregatord_cpu_seconds_total", "CPU time the daemon has used."),
-		goroutines: set.Gauge("aggregatord_goroutines", "Goroutines of the daemon."),
+		size:        set.GaugeVec("aggregatord_scrape_size_bytes", "Size of the body of the last scrape answered: plain as encoded, and as sent with each content encoding.", "encoding"),
+		sentBytes:   set.CounterVec("aggregatord_scrape_sent_bytes_total", "Bytes of response bodies sent.", "encoding"),
+		omitted:     set.GaugeVec("aggregatord_omissions", "Families, and parts of families, left out of a format because the exposition would be invalid with them; the log names them.", "format"),
+		losses:      set.GaugeVec("aggregatord_format_losses", "Families, and parts of families, that a format leaves out or has without their type, by why. A format that is served instead carries more, to clients that accept both.", "format", "served", "reason"),
+		events:      set.CounterVec("aggregatord_watch_events_total", "File system events that said the directory may have changed.", "pool"),
+		overflows:   set.CounterVec("aggregatord_watch_overflows_total", "Times file system events were lost; a rescan makes up for it.", "pool"),
+		eventsUp:    set.GaugeVec("aggregatord_watch_up", "1 if the directory's file system events arrive; 0: it is looked at every second.", "pool"),
+		closed:      set.CounterVec("aggregatord_connections_closed_total", "Connections closed to make room: idle or busy ones when there were too many, slow ones when responses on their way took too much memory.", "reason"),
+		connections: set.Gauge("aggregatord_connections", "Clients that are connected."),
+		resident:    set.Gauge("aggregatord_resident_anonymous_bytes", "Anonymous resident memory of the daemon (RssAnon), without the mapped source files; 0 where it cannot be known."),
+		cpu:         set.Counter("aggregatord_cpu_seconds_total", "CPU time the daemon has used."),
+		goroutines:  set.Gauge("aggregatord_goroutines", "Goroutines of the daemon."),
 	}
 	info := buildinfo.Get()
 	set.GaugeVec("aggregatord_build_info", "Which build this is.", "version", "revision", "goversion").With(info.Version, info.Revision, info.GoVersion).Set(1)
 	set.Gauge("aggregatord_start_time_seconds", "When the daemon started, in Unix seconds.").Set(float64(time.Now().UnixMilli()) / 1000)
+	set.MarkEssential(essential...)
+	for _, r := range serve.ClosedReasons() {
+		m.closed.With(string(r))
+	}
 	for _, r := range serve.Refusals() {
 		m.refused.With(string(r))
 	}
@@ -134,6 +209,9 @@ func (m *metrics) update(pools *fleet.Fleet) {
 			up = 1
 		}
 		m.eventsUp.With(e.Pool).Set(up)
+	}
+	if s := m.server.Load(); s != nil {
+		m.connections.Set(float64(s.Connections()))
 	}
 	m.resident.Set(float64(anonymousBytes()))
 	m.cpu.Set(cpuSeconds())

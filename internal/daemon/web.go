@@ -1,6 +1,9 @@
 package daemon
 
 import (
+	"net"
+	"os"
+	"strings"
 	"time"
 
 	"aggregatord/internal/api"
@@ -15,11 +18,29 @@ func newAPI(pools *fleet.Fleet, set *telemetry.Set, reloader *reloader) *api.API
 	info := buildinfo.Get()
 	return api.New(api.Options{
 		Fleet:   pools,
-		Gather:  gatherer{pools, set}.Gather,
+		Gather:  gatherer{pools: pools, set: set}.all,
 		Build:   status.Build{Version: info.Version, Revision: info.Revision, GoVersion: info.GoVersion},
 		Started: time.Now(),
 		Config:  reloader.status,
 	})
+}
+
+// ownNames lists the host names that are ours: those that are listened on, and that of the
+// machine.
+func ownNames(opts Options) []string {
+	var names []string
+	for _, addr := range opts.ListenAddresses {
+		if strings.HasPrefix(addr, UnixPrefix) {
+			continue
+		}
+		if host, _, err := net.SplitHostPort(addr); err == nil && host != "" {
+			names = append(names, host)
+		}
+	}
+	if name, err := os.Hostname(); err == nil && name != "" {
+		names = append(names, name)
+	}
+	return names
 }
 
 // status tells the configuration in force.

@@ -70,6 +70,10 @@ var rooms = map[string]struct {
 		why: "it shows numbers that it is given as one more snapshot",
 		not: []string{"os", "net/http"},
 	},
+	"internal/logs": {
+		why: "it bounds what logging costs, whoever logs and whatever is logged",
+		not: []string{"os", "net/http"},
+	},
 	"internal/demo": {
 		may: []string{"internal/store", "internal/metric"},
 		why: "it plays the application, which knows the format of source files and nothing of the daemon",

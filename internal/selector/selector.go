@@ -21,12 +21,17 @@ type Selector struct {
 	// empty: any.
 	Name     string
 	matchers []matcher
+	// exact are the only series that are meant, nil for all that the matchers let through.
+	exact *exact
+	// budget bounds the work of expressions, nil for no bound.
+	budget *Budget
 }
 
 type matcher struct {
 	label  string
 	value  string
 	re     *regexp.Regexp // nil: compare
+	size   int            // of re, in instructions
 	negate bool
 }
 
@@ -43,7 +48,13 @@ const nameLabel = "__name__"
 // inside the braces where it is the series': {"http.requests", path="/"}; a label that is not
 // there is the same as an empty one; and regular expressions must match the whole value.
 // Unlike there a selector may be empty, as {}, and then means everything.
+//
+// What a selector may cost is bounded: its length, the number of its conditions, and the length
+// and the size of each expression.
 func Parse(text string) (Selector, error) {
+	if len(text) > maxText {
+		return Selector{}, fmt.Errorf("selector: it has %d bytes, more than %d; name fewer series at once", len(text), maxText)
+	}
 	p := parser{text: text, rest: strings.TrimSpace(text)}
 	s, err := p.selector()
 	if err != nil {
@@ -55,8 +66,11 @@ func Parse(text string) (Selector, error) {
 // Matches reports whether a series is meant: its sample name and its labels, with bound as
 // the value of one more label where boundLabel is not empty.
 func (s Selector) Matches(sample string, labels []metric.Label, boundLabel, bound string) bool {
-	if s.Name != "" && sample != s.Name {
+	if !s.budget.spend(1) || s.Name != "" && sample != s.Name {
 		return false
+	}
+	if s.exact != nil {
+		return s.exact.has(sample, labels, boundLabel, bound)
 	}
 	for _, m := range s.matchers {
 		value := ""
@@ -75,6 +89,9 @@ func (s Selector) Matches(sample string, labels []metric.Label, boundLabel, boun
 		}
 		if boundLabel != "" && m.label == boundLabel && m.re == nil && sameBound(m.value, bound) {
 			value = m.value // le="1" means the bucket that is served as le="1.0"
+		}
+		if m.re != nil && !s.budget.spend((len(value)+1)*m.size) {
+			return false
 		}
 		if !m.matches(value) {
 			return false
@@ -283,13 +300,16 @@ func (p *parser) item(s *Selector) error {
 		return err
 	}
 	if expression {
-		if m.re, err = regexp.Compile("^(?s:" + m.value + ")$"); err != nil {
+		if m.re, m.size, err = compile(m.value); err != nil {
 			return fmt.Errorf("the regular expression of %q: %w", label, err)
 		}
 	}
 	if label == nameLabel && !expression && !m.negate && s.Name == "" {
 		s.Name = m.value
 		return nil
+	}
+	if len(s.matchers) == maxMatchers {
+		return fmt.Errorf("it has more than %d conditions", maxMatchers)
 	}
 	s.matchers = append(s.matchers, m)
 	return nil

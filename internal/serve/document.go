@@ -6,7 +6,9 @@ import (
 	"encoding/base64"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
+	"time"
 )
 
 // An API answers questions under /api/v1/.
@@ -22,9 +24,34 @@ const apiPrefix = "/api/v1/"
 // assetsPrefix is where the parts of the page are.
 const assetsPrefix = "/assets/"
 
-// maxQuestions is how many questions to the API may be under way at once; more get status
-// 503. It bounds memory, and what people who look keep from those who scrape.
-const maxQuestions = 16
+const (
+	// maxQuestions is how many questions to the API may wait or be under way at once; more get
+	// status 503.
+	maxQuestions = 16
+	// questionTime is how long a question may take, the time it waits included.
+	questionTime = 10 * time.Second
+)
+
+// prometheusPaths are what a Prometheus server answers below /api/v1/, and we do not. Who
+// asks for them takes us for one.
+var prometheusPaths = []string{
+	"query", "query_range", "query_exemplars", "format_query", "parse_query", "labels", "label", "metadata", "rules", "alerts",
+	"targets", "scrape_pools", "alertmanagers", "status/", "read", "write", "otlp", "admin", "notifications", "features",
+}
+
+// notPrometheus is the answer to them.
+const notPrometheus = "this is not a Prometheus server; point a Prometheus at "
+
+// isPrometheus reports whether a request is one that clients of Prometheus send.
+func isPrometheus(path string, r *http.Request) bool {
+	if slices.ContainsFunc(prometheusPaths, func(p string) bool {
+		return path == strings.TrimSuffix(p, "/") && !strings.HasSuffix(p, "/") || strings.HasPrefix(path, strings.TrimSuffix(p, "/")+"/")
+	}) {
+		return true
+	}
+	// We have series, too, and are asked for it in another way.
+	return path == "series" && (r.Method == http.MethodPost || r.URL.Query().Has("match[]"))
+}
 
 // pageHeaders are sent with everything a browser shows or asks for in the name of the page:
 // nothing of another site is loaded, no text is run as a script, nobody puts the page into
@@ -38,21 +65,25 @@ var pageHeaders = map[string]string{
 	"Cross-Origin-Resource-Policy": "same-origin",
 }
 
-// api answers a question.
+// api answers a question. At most maxAnswering are answered at once and the others wait, so
+// that who looks does not take the processors from who scrapes.
 func (s *Server) api(w *response, r *http.Request) {
 	setPageHeaders(w.Header())
 	defer func() { s.opts.OnQuestion(w.code) }()
-	if !allowed(w, r) {
+	if !s.allowedHost(r) {
+		sendJSONError(w, http.StatusForbidden, "forbidden", "this host name is not one of --web.allowed-hosts")
 		return
 	}
-	if n := s.questions.Add(1); n > maxQuestions {
-		s.questions.Add(-1)
-		w.Header().Set("Retry-After", "1")
-		sendJSONError(w, http.StatusServiceUnavailable, "unavailable", "too many questions at once")
-		return
-	}
-	defer s.questions.Add(-1)
 	path, ok := strings.CutPrefix(r.URL.Path, apiPrefix)
+	if ok && isPrometheus(path, r) {
+		sendJSONError(w, http.StatusNotFound, "not_found", notPrometheus+s.opts.TelemetryPath)
+		return
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		sendJSONError(w, http.StatusMethodNotAllowed, "bad_data", "method not allowed, use GET or HEAD")
+		return
+	}
 	if !ok || s.opts.API == nil {
 		sendJSONError(w, http.StatusNotFound, "not_found", "there is nothing here; the API is below "+apiPrefix)
 		return
@@ -62,11 +93,37 @@ func (s *Server) api(w *response, r *http.Request) {
 		sendJSONError(w, http.StatusBadRequest, "bad_data", "the parameters cannot be read")
 		return
 	}
-	code, body := s.opts.API.Answer(r.Context(), path, query)
-	if r.Context().Err() != nil {
-		return // nobody waits
+	if code, body := s.ask(w, r, path, query); body != nil {
+		s.sendDocument(w, r, code, "application/json; charset=utf-8", body)
 	}
-	SendDocument(w, r, code, "application/json; charset=utf-8", body)
+}
+
+// ask has a question answered when its turn comes. Without a body the request is answered, or
+// nobody waits for it.
+func (s *Server) ask(w *response, r *http.Request, path string, query url.Values) (code int, body []byte) {
+	n := s.questions.Add(1)
+	defer s.questions.Add(-1)
+	if n > maxQuestions {
+		w.Header().Set("Retry-After", "1")
+		sendJSONError(w, http.StatusServiceUnavailable, "unavailable", "too many questions at once")
+		return 0, nil
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), questionTime)
+	defer cancel()
+	select {
+	case s.answering <- struct{}{}:
+		defer func() { <-s.answering }()
+		code, body = s.opts.API.Answer(ctx, path, query)
+	case <-ctx.Done():
+	}
+	switch {
+	case r.Context().Err() != nil:
+		return 0, nil // nobody waits
+	case body == nil:
+		w.Header().Set("Retry-After", "1")
+		sendJSONError(w, http.StatusServiceUnavailable, "unavailable", "too many questions at once")
+	}
+	return code, body
 }
 
 // sendJSONError sends constant words.
@@ -81,10 +138,10 @@ func setPageHeaders(h http.Header) {
 	}
 }
 
-// SendDocument answers a GET or HEAD with a document that the client may keep, as long as it
+// sendDocument answers a GET or HEAD with a document that the client may keep, as long as it
 // asks whether it is still the same: then the answer is one without a body. It is compressed
 // if the client takes that.
-func SendDocument(w http.ResponseWriter, r *http.Request, code int, contentType string, body []byte) {
+func (s *Server) sendDocument(w http.ResponseWriter, r *http.Request, code int, contentType string, body []byte) {
 	setPageHeaders(w.Header())
 	h := w.Header()
 	h.Set("Cache-Control", "no-cache")
@@ -100,14 +157,14 @@ func SendDocument(w http.ResponseWriter, r *http.Request, code int, contentType 
 	}
 	h.Set("Content-Type", contentType)
 	if encoding, _ := negotiateEncoding(r.Header.Values("Accept-Encoding")); encoding == gzipped && len(body) > 1024 {
-		wire := getBuffer(&wires)
-		defer wires.put(wire)
-		if compress(wire, body) == nil {
+		wire := new(buffer)
+		if s.compress(wire, body) == nil {
 			h.Set("Content-Encoding", gzipped)
 			body = wire.b
 		}
 	}
-	send(w, code, body) //nolint:errcheck // the client is gone, and nobody else waits
+	key := &body                                 // nobody else is sent this
+	s.sendBody(w, r, code, key, cap(body), body) //nolint:errcheck // the client is gone, and nobody else waits
 }
 
 // knows reports whether one of the tags that a client names is this one, compared weakly.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -91,9 +92,17 @@ func TestTooManyQuestions(t *testing.T) {
 			}
 		})
 	}
-	for range maxQuestions {
+	for range cap(s.answering) {
 		<-asked
 	}
+	for s.questions.Load() < maxQuestions { // the others wait
+		runtime.Gosched()
+	}
+	go func() {
+		for range maxQuestions - cap(s.answering) {
+			<-asked
+		}
+	}()
 	resp := do(s, "GET", "/api/v1/x")
 	if text, _ := io.ReadAll(resp.Body); resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || !strings.Contains(string(text), "too many") {
 		t.Errorf("%d %s", resp.StatusCode, text)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/klauspost/compress/gzip"
 )
@@ -74,68 +73,31 @@ func parseWeighted(clause string) (name string, weight float64, ok bool) {
 	return name, weight, name != ""
 }
 
-// wantsHTML reports whether a client asks for HTML, as browsers do and scrapers do not.
+// wantsHTML reports whether a client would rather have HTML than metrics, as browsers do and
+// scrapers do not: text/html must be named, with a weight that is above that of every format
+// of metrics that is named, or the same and named first. A range such as */* names nothing.
 func wantsHTML(accept []string) bool {
+	html, htmlFirst := 0.0, false
+	best := 0.0
 	for _, value := range accept {
 		for clause := range strings.SplitSeq(value, ",") {
-			if name, weight, ok := parseWeighted(clause); ok && weight > 0 && name == "text/html" {
-				return true
+			name, weight, ok := parseWeighted(clause)
+			switch {
+			case !ok:
+			case name == "text/html":
+				if weight > html {
+					html, htmlFirst = weight, best < weight
+				}
+			case name == "text/plain" || name == "application/openmetrics-text" || name == "application/vnd.google.protobuf" || name == "application/json":
+				best = max(best, weight)
 			}
 		}
 	}
-	return false
+	return html > 0 && (html > best || html == best && htmlFirst)
 }
 
-// A buffer holds the bytes of a response. It is an io.Writer that appends.
-type buffer struct{ b []byte }
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.b = append(b.b, p...)
-	return len(p), nil
-}
-
-// A freeList keeps some things for their next use. Unlike a sync.Pool it keeps them as
-// long as the process lives: responses are large, and a collection that took them away
-// would make the next scrape allocate what soon makes the next collection due.
-type freeList[T any] struct {
-	mu   sync.Mutex
-	free []T
-}
-
-// freeMost is how many things a freeList keeps: those of the two or three responses that
-// are usually in the making or on their way.
-const freeMost = 3
-
-// get returns a thing that was put, if there is one.
-func (l *freeList[T]) get() (thing T, ok bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if n := len(l.free); n > 0 {
-		thing, l.free = l.free[n-1], l.free[:n-1]
-		return thing, true
-	}
-	return thing, false
-}
-
-func (l *freeList[T]) put(thing T) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.free) < freeMost {
-		l.free = append(l.free, thing)
-	}
-}
-
-// plains, wires and compressors serve all responses. Compressed bodies, which are small,
-// have buffers of their own.
-var (
-	plains, wires freeList[*buffer]
-	compressors   freeList[*gzip.Writer]
-)
-
-func getCompressor() *gzip.Writer {
-	if w, ok := compressors.get(); ok {
-		return w
-	}
+// newCompressor returns what compresses one response after the other.
+func newCompressor() *gzip.Writer {
 	// Level 1: on merged metrics higher levels cost several times as much and save
 	// little, and more than reading every source.
 	w, err := gzip.NewWriterLevel(nil, gzip.BestSpeed)
@@ -145,19 +107,13 @@ func getCompressor() *gzip.Writer {
 	return w
 }
 
-func getBuffer(from *freeList[*buffer]) *buffer {
-	b, ok := from.get()
-	if !ok {
-		return new(buffer)
-	}
-	b.b = b.b[:0]
-	return b
-}
-
 // compress appends the gzip form of plain to a buffer. The same input gives the same bytes.
-func compress(dst *buffer, plain []byte) error {
-	w := getCompressor()
-	defer compressors.put(w)
+func (s *Server) compress(dst *buffer, plain []byte) error {
+	w, ok := s.compressors.get()
+	if !ok {
+		w = newCompressor()
+	}
+	defer s.compressors.put(w)
 	w.Reset(dst)
 	if _, err := w.Write(plain); err != nil {
 		return fmt.Errorf("compress response: %w", err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,7 +14,6 @@ import (
 	"go.uber.org/zap"
 
 	"aggregatord/internal/exposition"
-	"aggregatord/internal/view"
 )
 
 // timeoutHeader carries the scraper's patience, in seconds. Prometheus sends it with
@@ -22,7 +22,6 @@ const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 
 // ServeHTTP answers every request. A panic on the way costs the request only.
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	markServed(r)
 	s.handlers.Add(1)
 	defer s.handlers.Add(-1)
 	w := &response{ResponseWriter: rw}
@@ -33,19 +32,17 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}()
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff") // names and labels are the workers' words
-	if path := r.URL.Path; path == s.opts.TelemetryPath || path == "/" {
+	path := r.URL.Path
+	if request, ok := s.scrapeAt(r); ok {
 		h.Set("Vary", "Accept, Accept-Encoding")
-	}
-	switch r.URL.Path {
-	case s.opts.TelemetryPath:
-		s.metrics(w, r)
-	case "/":
-		if wantsHTML(r.Header.Values("Accept")) {
-			s.opts.Home.ServeHTTP(w, r)
+		if path == "/" && s.opts.TelemetryPath != "/" && wantsHTML(r.Header.Values("Accept")) {
+			s.home(w, r)
 			return
 		}
-		// What runs in place of an exporter that serves its metrics at every path.
-		s.metrics(w, r)
+		s.metrics(w, r, request)
+		return
+	}
+	switch path {
 	case "/-/healthy":
 		if allowed(w, r) {
 			sendLine(w, http.StatusOK, "aggregatord is healthy")
@@ -62,16 +59,51 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	case "/-/reload":
 		s.reload(w, r)
 	default:
-		switch path := r.URL.Path; {
+		switch {
 		case strings.HasPrefix(path, "/api/"):
 			s.api(w, r)
-			return
 		case strings.HasPrefix(path, assetsPrefix):
 			s.asset(w, r)
-			return
+		default:
+			sendLine(w, http.StatusNotFound, "not found; the metrics are at "+s.opts.TelemetryPath)
 		}
-		sendLine(w, http.StatusNotFound, "not found; the metrics are at "+s.opts.TelemetryPath)
 	}
+}
+
+const (
+	// selfPath is where the daemon's own metrics are by themselves.
+	selfPath = "/-/metrics"
+	// poolsPath and poolMetrics are around the name of a pool.
+	poolsPath, poolMetrics = "/pools/", "/metrics"
+)
+
+// scrapeAt returns what is asked for at the path of a request, if there are metrics at it:
+//
+//	/metrics              everything; with ?pool=NAME, repeatable, only these pools
+//	/metrics/             the same, as many exporters have it
+//	/                     the same: the daemon may replace an exporter that answers there
+//	/pools/NAME/metrics   one pool, without the label pool
+//	/-/metrics            the daemon's own, unless there are none
+//	any other             the same as /metrics, if the options say so
+func (s *Server) scrapeAt(r *http.Request) (request Request, ok bool) {
+	path := r.URL.Path
+	switch path {
+	case "/", s.opts.TelemetryPath, s.opts.TelemetryPath + "/":
+		request.Pools = sortedSet(slices.Clone(r.URL.Query()["pool"]))
+		return request, true
+	case selfPath:
+		request.SelfOnly = true
+		return request, !s.opts.NoSelfMetrics
+	}
+	if name, found := strings.CutPrefix(path, poolsPath); found {
+		if name, found = strings.CutSuffix(strings.TrimSuffix(name, "/"), poolMetrics); found && name != "" {
+			return Request{Pools: []string{name}, BarePools: true}, true
+		}
+	}
+	if !s.opts.AnyPath || strings.HasPrefix(path, "/api/") || strings.HasPrefix(path, assetsPrefix) || strings.HasPrefix(path, "/-/") {
+		return request, false
+	}
+	return request, true
 }
 
 // crossOrigin refuses requests that a page of somebody else makes a browser send.
@@ -86,6 +118,8 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 	case r.Method != http.MethodPost && r.Method != http.MethodPut:
 		w.Header().Set("Allow", "POST, PUT")
 		sendLine(w, http.StatusMethodNotAllowed, "method not allowed, use POST")
+	case !s.allowedHost(r):
+		sendLine(w, http.StatusForbidden, "this host name is not one of --web.allowed-hosts")
 	case crossOrigin.Check(r) != nil:
 		sendLine(w, http.StatusForbidden, "a page of another site asks for this")
 	default:
@@ -119,7 +153,7 @@ func allowed(w http.ResponseWriter, r *http.Request) bool {
 }
 
 // metrics answers a scrape and tells Observe about it.
-func (s *Server) metrics(w *response, r *http.Request) {
+func (s *Server) metrics(w *response, r *http.Request, request Request) {
 	start := time.Now()
 	info := ScrapeInfo{Outcome: Panicked, Code: http.StatusInternalServerError}
 	defer func() {
@@ -129,13 +163,13 @@ func (s *Server) metrics(w *response, r *http.Request) {
 		}
 		s.opts.Observe(info)
 	}()
-	err := s.scrape(w, r, &info)
+	err := s.scrape(w, r, request, &info)
 	s.note(info.Outcome, err)
 }
 
 // scrape does the work of metrics and fills info, whose Outcome stays Panicked until
 // there is a better one.
-func (s *Server) scrape(w *response, r *http.Request, info *ScrapeInfo) error {
+func (s *Server) scrape(w *response, r *http.Request, request Request, info *ScrapeInfo) error {
 	refuse := func(outcome Outcome, code int, line string) {
 		info.Outcome = outcome
 		if code == http.StatusServiceUnavailable {
@@ -147,12 +181,6 @@ func (s *Server) scrape(w *response, r *http.Request, info *ScrapeInfo) error {
 		info.Outcome = Refused
 		return nil
 	}
-	if n := s.inFlight.Add(1); s.opts.MaxScrapesInFlight > 0 && n > int64(s.opts.MaxScrapesInFlight) {
-		s.inFlight.Add(-1)
-		refuse(TooMany, http.StatusServiceUnavailable, fmt.Sprintf("too many scrapes: %d are in flight already", s.opts.MaxScrapesInFlight))
-		return nil
-	}
-	defer s.inFlight.Add(-1)
 	encoding, ok := negotiateEncoding(r.Header.Values("Accept-Encoding"))
 	if !ok {
 		refuse(Refused, http.StatusNotAcceptable, "no acceptable content coding: gzip and identity are served")
@@ -169,9 +197,13 @@ func (s *Server) scrape(w *response, r *http.Request, info *ScrapeInfo) error {
 		ctx, cancel = context.WithTimeout(ctx, patience)
 		defer cancel()
 	}
-	accept := exposition.ParseAccept(r.Header.Values("Accept")...)
-	filter := exposition.NewFilter(r.URL.Query()["name[]"])
-	made, shared, err := s.render(ctx, laneKey{accept, encoding}, filter)
+	q := question{
+		// A client may send several lines, which are one list (RFC 9110, section 5.3).
+		accept:   exposition.ParseAccept(r.Header.Values("Accept")...),
+		encoding: encoding, request: request,
+		names: namesOf(r.URL.Query()["name[]"]),
+	}
+	made, shared, err := s.render(ctx, q)
 	if made != nil {
 		defer s.done(made)
 	}
@@ -180,20 +212,27 @@ func (s *Server) scrape(w *response, r *http.Request, info *ScrapeInfo) error {
 	case r.Context().Err() != nil:
 		info.Outcome, info.Code = Gone, 0
 		return nil
+	case errors.Is(err, errTooMany):
+		refuse(TooMany, http.StatusServiceUnavailable, fmt.Sprintf("too many scrapes: %d that select a part are in the making already", s.opts.MaxScrapesInFlight))
+		return nil
 	case ctx.Err() != nil: // also when it came just too late: nobody waits for it any more
 		refuse(TimedOut, http.StatusServiceUnavailable, fmt.Sprintf("scrape took longer than the %v it had", patience))
 		return fmt.Errorf("scrape took longer than the %v it had: %w", patience, ctx.Err())
+	case errors.Is(err, ErrNoPool):
+		refuse(NoPool, http.StatusNotFound, err.Error())
+		return nil
 	case err != nil:
 		refuse(Failed, http.StatusInternalServerError, "gathering failed: "+err.Error())
 		return err
 	}
-	info.Format, info.Encoding, info.Filtered, info.PlainBytes = made.format, encoding, !filter.All(), len(made.plain.b)
+	info.Format, info.Encoding, info.PlainBytes = made.format, encoding, made.plainBytes
+	info.Filtered = !q.key().isWhole()
 	h := w.Header()
 	h.Set("Content-Type", made.format.ContentType())
 	if encoding == gzipped {
 		h.Set("Content-Encoding", encoding)
 	}
-	if err := send(w, http.StatusOK, made.wire.b); err != nil {
+	if err := s.sendBody(w, r, http.StatusOK, made, cap(made.wire.b), made.wire.b); err != nil {
 		info.Outcome = Gone
 		return nil
 	}
@@ -204,29 +243,10 @@ func (s *Server) scrape(w *response, r *http.Request, info *ScrapeInfo) error {
 	return nil
 }
 
-// encode gathers and appends the exposition to the rendering's buffer. If there is a
-// packer, it is told of the sections.
-func (s *Server) encode(r *rendering, p *packer) error {
-	var snaps []*view.Snapshot
-	if s.opts.Gatherer != nil {
-		var err error
-		snaps, err = s.opts.Gatherer.Gather(r.ctx)
-		defer func() {
-			for _, snap := range snaps {
-				snap.Release()
-			}
-		}()
-		if err != nil {
-			return err
-		}
-	}
-	var ends *[]int
-	if p != nil {
-		p.ends = p.ends[:0]
-		ends = &p.ends
-	}
-	r.plain.b, r.format = s.opts.Encoder.Encode(r.plain.b, ends, r.accept, r.filter, snaps...)
-	return nil
+// namesOf returns the values of name[] that select something, sorted.
+func namesOf(values []string) []string {
+	names := slices.DeleteFunc(slices.Clone(values), func(name string) bool { return name == "" })
+	return sortedSet(names)
 }
 
 // scrapeTimeout returns how long a scrape may take by the value of timeoutHeader: a tenth
@@ -241,6 +261,18 @@ func scrapeTimeout(value string) time.Duration {
 	return max(given-min(given/10, 500*time.Millisecond), 1)
 }
 
+// maxChanges is how often a minute it is told that scrapes begin to fail or succeed, and how
+// many panics are told in full.
+const maxChanges = 10
+
+// leftOut says how many lines of a kind were left out before this one.
+func leftOut(n int) []zap.Field {
+	if n == 0 {
+		return nil
+	}
+	return []zap.Field{zap.Int("left_out", n)}
+}
+
 // note logs when scrapes begin to fail and when they work again. Refusals and clients
 // that went away say nothing about the daemon.
 func (s *Server) note(outcome Outcome, err error) {
@@ -250,12 +282,16 @@ func (s *Server) note(outcome Outcome, err error) {
 		return
 	}
 	before, _ := s.state.Swap(outcome).(Outcome)
-	switch {
-	case outcome == before:
+	if outcome == before || outcome == OK && before == "" {
+		return
+	}
+	left, ok := s.samples.allow("scrapes", "", maxChanges)
+	switch fields := leftOut(left); {
+	case !ok:
 	case outcome != OK:
-		s.opts.Logger.Error("scrapes fail", zap.String("outcome", string(outcome)), zap.Error(err))
-	case before != "":
-		s.opts.Logger.Info("scrapes succeed again")
+		s.opts.Logger.Error("scrapes fail", append(fields, zap.String("outcome", string(outcome)), zap.Error(err))...)
+	default:
+		s.opts.Logger.Info("scrapes succeed again", fields...)
 	}
 }
 
@@ -264,7 +300,10 @@ func (s *Server) panicked(w *response, r *http.Request, v any) {
 	if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		panic(v) // net/http's own word for closing a connection quietly
 	}
-	s.opts.Logger.Error("panic while serving", append(panicFields(v), zap.String("path", r.URL.Path))...)
+	if left, ok := s.samples.allow("panic", "", maxChanges); ok {
+		fields := append(panicFields(v), zap.String("path", r.URL.Path))
+		s.opts.Logger.Error("panic while serving", append(fields, leftOut(left)...)...)
+	}
 	if w.code != 0 {
 		panic(http.ErrAbortHandler) // part of a response must not pass for all of it
 	}
@@ -285,11 +324,13 @@ func sendLine(w http.ResponseWriter, code int, line string) {
 
 // send sends a response with one Write. For HEAD net/http drops the body.
 func send(w http.ResponseWriter, code int, body []byte) error {
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	setLength(w, len(body))
 	w.WriteHeader(code)
 	_, err := w.Write(body)
 	return err
 }
+
+func setLength(w http.ResponseWriter, n int) { w.Header().Set("Content-Length", strconv.Itoa(n)) }
 
 // A response remembers the status sent.
 type response struct {

@@ -72,7 +72,7 @@ func TestLanesAreBounded(t *testing.T) {
 			}
 		}
 	}
-	if len(h.lanes) > maxLanes {
+	if len(h.lanes) > keptLanes {
 		t.Errorf("%d lanes are kept", len(h.lanes))
 	}
 }

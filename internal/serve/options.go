@@ -2,7 +2,7 @@ package serve
 
 import (
 	"context"
-	"net/http"
+	"errors"
 	"strings"
 	"time"
 
@@ -17,9 +17,27 @@ type Gatherer interface {
 	// Gather returns what is to be served now. In name collisions the last snapshot wins,
 	// see exposition.Encoder. The caller releases the snapshots. It should return early
 	// when ctx is done, with an error that wraps ctx.Err(); nothing else ends it early, and
-	// a scrape that it keeps waiting holds one of the places in MaxScrapesInFlight.
-	Gather(ctx context.Context) ([]*view.Snapshot, error)
+	// a scrape that it keeps waiting holds one of the places in MaxScrapesInFlight. The error
+	// wraps ErrNoPool if the request names a pool that there is not.
+	Gather(ctx context.Context, r Request) ([]*view.Snapshot, error)
 }
+
+// A Request says what a scrape is to be served. The zero value means everything: all pools,
+// and the daemon's own metrics where they are served with the rest.
+type Request struct {
+	// Pools are the names of the pools, sorted, none twice. Empty: all. A scrape of some pools
+	// has none of the daemon's own metrics: whoever scrapes each pool by itself would get them
+	// once for each.
+	Pools []string
+	// BarePools asks for series without the label pool: the path has said which pool it is.
+	BarePools bool
+	// SelfOnly asks for all of the daemon's own metrics and nothing else.
+	SelfOnly bool
+}
+
+// ErrNoPool is wrapped by an error that names a pool that there is not. The scrape gets status
+// 404 and the error's text.
+var ErrNoPool = errors.New("no such pool")
 
 // Options of a Server. The zero value of every field is usable.
 type Options struct {
@@ -34,8 +52,16 @@ type Options struct {
 	// totals over a part of the files would look like counters that fell. It is asked at
 	// each request and must be cheap. Default: always.
 	Ready func() bool
-	// Home answers a browser's request for /. Default: the status page, which needs API.
-	Home http.Handler
+	// AnyPath serves the metrics at every path that nothing else is at, for scrapers that were
+	// set up for an exporter that does so.
+	AnyPath bool
+	// NoSelfMetrics says that there are no metrics of the daemon's own at /-/metrics.
+	NoSelfMetrics bool
+	// AllowedHosts are the host names, without a port, by which the API may be asked for beside
+	// addresses and localhost; "*" is any. Without that check a page of somebody else that has
+	// its name resolved to our address could have a browser read the API. Unix sockets are not
+	// checked. Default: none.
+	AllowedHosts []string
 	// API answers what is asked below /api/v1/. Default: nothing is there.
 	API API
 	// OnQuestion is called after each request to the API with the status that was sent, 0 if
@@ -46,9 +72,21 @@ type Options struct {
 	Logger *zap.Logger
 	// Observe is called after each request for metrics, by the goroutine that served it.
 	Observe func(ScrapeInfo)
-	// MaxScrapesInFlight is how many scrapes may be under way at once; more get status 503
-	// at once. It bounds memory: each holds its response. Default: 40. Negative: no bound.
+	// MaxScrapesInFlight is how many responses that select pools or names may be in the making
+	// at once; more get status 503 at once. Scrapes of everything share their responses and are
+	// never refused. Default: 40. Negative: no bound.
 	MaxScrapesInFlight int
+	// MaxConnections is how many clients may be connected. One more takes the place of another:
+	// of one that is idle or has not said anything, else of one of the address that has most.
+	// Default: 512, or less if the process may open fewer than 8192 files. Negative: no bound.
+	MaxConnections int
+	// OnConnectionClosed is called for each connection that was closed to bound what clients
+	// may take. Default: nothing.
+	OnConnectionClosed func(Closed)
+	// MaxSendingBytes is how many bytes of responses may be on their way; if there are more, and
+	// more than four times the newest response, those who receive the oldest lose their
+	// connections. Default: 64 MiB.
+	MaxSendingBytes int
 	// ShutdownTimeout is how long scrapes in flight may go on once Run's context is done;
 	// then their connections are closed. Default: 10 s.
 	ShutdownTimeout time.Duration
@@ -58,9 +96,9 @@ type Options struct {
 	// ReadTimeout is how long a client may take to send a whole request. Default: 1 minute.
 	// Negative: no limit.
 	ReadTimeout time.Duration
-	// WriteTimeout is how long a request may take, from its header to the last byte of the
-	// response; a scraper that reads no faster than that loses its connection. Default: 1
-	// minute. Negative: no limit.
+	// WriteTimeout is how long a response may take from its first byte to its last; a scraper
+	// that reads no faster than that loses its connection, and so does one that takes less than
+	// 64 KiB in 10 seconds. Default: 1 minute. Negative: no limit.
 	WriteTimeout time.Duration
 	// IdleTimeout is how long a connection is kept for the next request. Shorter than the
 	// scrape interval, every scrape connects anew. Default: 5 minutes. Negative: no limit.
@@ -93,8 +131,14 @@ func (o *Options) fill() {
 	if o.Ready == nil {
 		o.Ready = func() bool { return true }
 	}
-	if o.Home == nil {
-		o.Home = homePage(o.TelemetryPath)
+	if o.MaxSendingBytes == 0 {
+		o.MaxSendingBytes = defaultOutgoing
+	}
+	if o.MaxConnections == 0 {
+		o.MaxConnections = DefaultMaxConnections()
+	}
+	if o.OnConnectionClosed == nil {
+		o.OnConnectionClosed = func(Closed) {}
 	}
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
@@ -142,7 +186,9 @@ const (
 	OK Outcome = "ok"
 	// NotReady: Ready said no. Status 503.
 	NotReady Outcome = "not_ready"
-	// TooMany: MaxScrapesInFlight were under way. Status 503.
+	// NoPool: the request named a pool that there is not. Status 404.
+	NoPool Outcome = "no_pool"
+	// TooMany: MaxScrapesInFlight were in the making. Status 503.
 	TooMany Outcome = "too_many"
 	// TimedOut: the time that the scraper gave was over. Status 503.
 	TimedOut Outcome = "timed_out"
@@ -158,7 +204,7 @@ const (
 
 // Outcomes lists all outcomes, so that a counter can be made for each.
 func Outcomes() []Outcome {
-	return []Outcome{OK, NotReady, TooMany, TimedOut, Failed, Panicked, Refused, Gone}
+	return []Outcome{OK, NotReady, NoPool, TooMany, TimedOut, Failed, Panicked, Refused, Gone}
 }
 
 // A ScrapeInfo tells what became of a request for metrics.
@@ -176,6 +222,6 @@ type ScrapeInfo struct {
 	PlainBytes, WireBytes int
 	// Shared says that the response was made for another scrape as well.
 	Shared bool
-	// Filtered says that name[] selected a part.
+	// Filtered says that pools or name[] selected a part, or the daemon's own metrics.
 	Filtered bool
 }

@@ -30,18 +30,21 @@ func pageFile(name string) []byte {
 	return data
 }
 
-// homePage is the status page, for browsers.
-func homePage(telemetryPath string) http.Handler {
+// homePage is the status page.
+func homePage(telemetryPath string) []byte {
 	// Addresses in the page are relative, so that it works below any path of a proxy.
 	href := html.EscapeString("./" + strings.TrimPrefix(telemetryPath, "/"))
 	page := bytes.ReplaceAll(pageFile("index.html"), []byte("TELEMETRY_HREF"), []byte(href))
 	page = bytes.ReplaceAll(page, []byte("TELEMETRY_PATH"), []byte(html.EscapeString(telemetryPath)))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		setPageHeaders(w.Header())
-		if allowed(w, r) {
-			SendDocument(w, r, http.StatusOK, "text/html; charset=utf-8", page)
-		}
-	})
+	return page
+}
+
+// home answers a browser's request for /.
+func (s *Server) home(w http.ResponseWriter, r *http.Request) {
+	setPageHeaders(w.Header())
+	if allowed(w, r) {
+		s.sendDocument(w, r, http.StatusOK, "text/html; charset=utf-8", s.page)
+	}
 }
 
 // asset answers a request for a part of the page.
@@ -56,5 +59,5 @@ func (s *Server) asset(w http.ResponseWriter, r *http.Request) {
 		sendLine(w, http.StatusNotFound, "not found")
 		return
 	}
-	SendDocument(w, r, http.StatusOK, contentType, pageFile(name))
+	s.sendDocument(w, r, http.StatusOK, contentType, pageFile(name))
 }

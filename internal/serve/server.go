@@ -5,42 +5,65 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"net"
 	"net/http"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"go.uber.org/zap"
+	"github.com/klauspost/compress/gzip"
 )
 
 // A Server answers requests. It is an http.Handler for tests and for other servers; Run
 // serves listeners of its own. All methods may be used by several goroutines.
 type Server struct {
 	opts     Options
-	inFlight atomic.Int64 // scrapes
-	handlers atomic.Int64 // requests of any kind
-	// questions are those to the API that are under way.
+	page     []byte       // the status page
+	handlers atomic.Int64 // requests of any kind, and responses in the making
+	// questions are those to the API that are under way or wait, answering has room for those
+	// that are answered at once.
 	questions atomic.Int64
+	answering chan struct{}
 	stopping  atomic.Bool
 	// state is the Outcome of the last scrape, as far as note cares.
 	state atomic.Value
 
-	// lanesMu guards lanes and what is in them.
-	lanesMu sync.Mutex
-	// lanes are the responses that scrapes may share, by kind: there are few kinds.
-	lanes map[laneKey]*lane
+	conns    conns
+	webFile  *webFile
+	verifier *verifier
+	samples  sampler
+	outgoing outgoing
 
-	// mu guards unused.
-	mu sync.Mutex
-	// unused holds the connections on which nothing has been received yet.
-	unused map[net.Conn]struct{}
+	plains, wires buffers
+	compressors   freeList[*gzip.Writer]
+	// encodingWhole and encodingParts have room for the responses that are encoded at once: of
+	// everything, and of a part.
+	encodingWhole, encodingParts chan struct{}
+
+	// lanesMu guards the rest, and what is in lanes.
+	lanesMu sync.Mutex
+	// lanes are where responses are made that scrapes may share, by kind.
+	lanes map[laneKey]*lane
+	// selections is how many responses of a part are in the making.
+	selections int
+	// trimming says that trimTimer runs.
+	trimming  bool
+	trimTimer *time.Timer
 }
 
 // New returns a server. It starts nothing.
 func New(opts Options) *Server {
 	opts.fill()
-	return &Server{opts: opts, unused: make(map[net.Conn]struct{}), lanes: map[laneKey]*lane{}}
+	half := max(1, runtime.GOMAXPROCS(0)/2)
+	s := &Server{
+		opts: opts, lanes: map[laneKey]*lane{}, page: homePage(opts.TelemetryPath),
+		answering: make(chan struct{}, half), encodingWhole: make(chan struct{}, 2*half), encodingParts: make(chan struct{}, half),
+	}
+	s.outgoing.most = opts.MaxSendingBytes
+	s.webFile, s.verifier = &webFile{path: opts.WebConfigFile, log: opts.Logger}, newVerifier()
+	return s
 }
 
 // Run serves on the listeners until ctx is done or a listener fails, then stops: it is
@@ -56,10 +79,8 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	// Requests outlive ctx, which only says that it is time to stop.
 	requests, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
-	errorLog, err := zap.NewStdLogAt(s.opts.Logger, zap.WarnLevel)
-	if err != nil {
-		panic(fmt.Sprintf("BUG: log level: %v", err))
-	}
+	defer s.stopTrimming()
+	var err error
 	var serving sync.WaitGroup
 	failed := make(chan error, len(listeners))
 	// Each listener has a server of its own: exporter-toolkit wraps the handler of the
@@ -74,7 +95,7 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 			WriteTimeout:      max(s.opts.WriteTimeout, 0),
 			IdleTimeout:       s.opts.IdleTimeout, // 0 would be ReadTimeout, so none is below it
 			MaxHeaderBytes:    s.opts.MaxHeaderBytes,
-			ErrorLog:          errorLog,
+			ErrorLog:          log.New(errorLog{s}, "", 0),
 			ConnState:         s.connState,
 		}
 		servers[i] = server
@@ -104,7 +125,7 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 func (s *Server) stop(servers []*http.Server, cut context.CancelFunc) error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.opts.ShutdownTimeout)
 	defer cancel()
-	s.closeUnused()
+	s.conns.closeUnused()
 	err := each(servers, func(server *http.Server) error { return server.Shutdown(ctx) })
 	if err == nil {
 		return nil
@@ -135,25 +156,4 @@ func each(servers []*http.Server, f func(*http.Server) error) error {
 		first = cmp.Or(first, <-errs)
 	}
 	return first
-}
-
-// connState keeps unused up to date.
-func (s *Server) connState(c net.Conn, state http.ConnState) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if state == http.StateNew {
-		s.unused[c] = struct{}{}
-	} else {
-		delete(s.unused, c)
-	}
-}
-
-// closeUnused closes the connections on which no request has begun, as browsers open them
-// in advance. http.Server.Shutdown would wait up to five seconds for one.
-func (s *Server) closeUnused() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.unused {
-		c.Close() //nolint:errcheck // nobody uses it
-	}
 }

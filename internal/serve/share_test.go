@@ -56,9 +56,9 @@ func TestShare(t *testing.T) {
 		}
 		ask("/metrics?name[]=jobs")
 		ask("/metrics?name[]=jobs")
-		// Of each kind that is shared one is under way; of what is filtered, each.
-		if n := gathered.Load(); n != 4 {
-			t.Errorf("%d were gathered, want 4", n)
+		// Of each kind one is under way.
+		if n := gathered.Load(); n != 3 {
+			t.Errorf("%d were gathered, want 3", n)
 		}
 		close(leave)
 		all.Wait()

@@ -1,16 +1,21 @@
 package serve
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
+	"time"
 
 	"github.com/prometheus/exporter-toolkit/web"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"go.yaml.in/yaml/v4"
+	"golang.org/x/time/rate"
 )
 
 // Refusal says why a request was kept from being served. It is short and constant, for use
@@ -21,6 +26,8 @@ type Refusal string
 const (
 	// Unauthorized: no user, or a wrong password. Status 401.
 	Unauthorized Refusal = "unauthorized"
+	// AuthBusy: more passwords to check than are checked at once. Status 429.
+	AuthBusy Refusal = "auth_busy"
 	// RateLimited: more requests than rate_limit allows. Status 429.
 	RateLimited Refusal = "rate_limited"
 	// BadWebConfig: the file cannot be read any more. Status 500.
@@ -28,7 +35,7 @@ const (
 )
 
 // Refusals lists all refusals, so that a counter can be made for each.
-func Refusals() []Refusal { return []Refusal{Unauthorized, RateLimited, BadWebConfig} }
+func Refusals() []Refusal { return []Refusal{Unauthorized, AuthBusy, RateLimited, BadWebConfig} }
 
 // CheckWebConfig reports what is wrong with a WebConfigFile, or with the files that it
 // names.
@@ -44,9 +51,10 @@ func (s *Server) accept(server *http.Server, l net.Listener) error {
 	if s.opts.WebConfigFile == "" {
 		return server.Serve(l)
 	}
-	// The toolkit puts its handler around that of the server before it accepts anybody, and
-	// refuses requests there without telling us: so ours goes around both.
-	watched := &firstAccept{Listener: l, before: func() { server.Handler = s.countRefusals(server.Handler) }}
+	// The toolkit sets TLS up, and puts a handler around ours before it accepts anybody. That
+	// handler reads and parses the file for each request, and lets good passwords wait behind
+	// wrong ones, so ours takes its place.
+	watched := &firstAccept{Listener: l, before: func() { server.Handler = s.newGuard() }}
 	return web.Serve(watched, server, &web.FlagConfig{WebConfigFile: &s.opts.WebConfigFile}, slog.New(slogToZap{s.opts.Logger}))
 }
 
@@ -64,35 +72,139 @@ func (l *firstAccept) Accept() (net.Conn, error) {
 	return l.Listener.Accept()
 }
 
-// servedKey is the context key of a *bool that ServeHTTP sets.
-type servedKey struct{}
-
-// countRefusals returns a handler that tells OnRefused of the requests that next answers
-// without asking us.
-func (s *Server) countRefusals(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		served := false
-		w := &response{ResponseWriter: rw}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), servedKey{}, &served)))
-		if served {
-			return
-		}
-		switch w.code {
-		case http.StatusUnauthorized:
-			s.opts.OnRefused(Unauthorized)
-		case http.StatusTooManyRequests:
-			s.opts.OnRefused(RateLimited)
-		default:
-			s.opts.OnRefused(BadWebConfig)
-		}
-	})
+// A guard lets through to one listener what the web configuration allows: it does what the
+// handler of exporter-toolkit does.
+type guard struct {
+	file      *webFile
+	next      http.Handler
+	onRefused func(Refusal)
+	verifier  *verifier
+	// limiter is nil without a rate limit. It is one for all clients of the listener.
+	limiter *rate.Limiter
 }
 
-// markServed notes that a request has come through to us.
-func markServed(r *http.Request) {
-	if served, ok := r.Context().Value(servedKey{}).(*bool); ok {
-		*served = true
+// newGuard returns what stands before a listener. The rate limit is that of now; all else is
+// what the file says at each request.
+func (s *Server) newGuard() *guard {
+	g := &guard{file: s.webFile, next: s, onRefused: s.opts.OnRefused, verifier: s.verifier}
+	if c := g.file.current(); c != nil && c.RateLimit.Interval > 0 {
+		g.limiter = rate.NewLimiter(rate.Every(c.RateLimit.Interval), c.RateLimit.Burst)
 	}
+	return g
+}
+
+// A webFile is the web configuration as the file says it now. It is parsed when it changes.
+type webFile struct {
+	path string
+	log  *zap.Logger
+
+	// mu guards what follows.
+	mu sync.Mutex
+	// content is what the file held when it was last looked at, and config what it says, nil if
+	// it cannot be used.
+	content []byte
+	config  *webConfig
+	// tried is when content was last looked at: what it names, such as a certificate, may be
+	// there later.
+	tried time.Time
+	// failed is why the file could not be read or understood, "" if it could.
+	failed string
+}
+
+// retryEvery is how often a file that cannot be used is tried again although it is the same.
+const retryEvery = time.Second
+
+// webConfig is the part of the file that concerns requests. The rest is about TLS.
+type webConfig struct {
+	HTTP struct {
+		Headers map[string]string `yaml:"headers"`
+	} `yaml:"http_server_config"`
+	RateLimit struct {
+		Interval time.Duration `yaml:"interval"`
+		Burst    int           `yaml:"burst"`
+	} `yaml:"rate_limit"`
+	Users map[string]string `yaml:"basic_auth_users"`
+}
+
+// fakeHash is checked for a user that there is not, so that the time tells nothing about users.
+const fakeHash = "$2y$10$QOauhQNbBCuQDKes6eFzPeMqBSjb7Mr5DUmpZ/VcEd00UAV/LDeSi"
+
+// ServeHTTP implements http.Handler.
+func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	config := g.file.current()
+	if config == nil {
+		g.refuse(w, BadWebConfig, http.StatusInternalServerError)
+		return
+	}
+	if g.limiter != nil && !g.limiter.Allow() {
+		g.refuse(w, RateLimited, http.StatusTooManyRequests)
+		return
+	}
+	for name, value := range config.HTTP.Headers {
+		w.Header().Set(name, value)
+	}
+	if len(config.Users) == 0 {
+		g.next.ServeHTTP(w, r)
+		return
+	}
+	result := wrong
+	if user, password, ok := r.BasicAuth(); ok {
+		hash, known := config.Users[user]
+		if !known {
+			hash = fakeHash
+		}
+		result = g.verifier.check(r.Context(), clientOf(r.RemoteAddr), user, hash, password)
+		if result == right && !known {
+			result = wrong
+		}
+	}
+	switch result {
+	case right:
+		g.next.ServeHTTP(w, r)
+	case busy:
+		w.Header().Set("Retry-After", "1")
+		g.refuse(w, AuthBusy, http.StatusTooManyRequests)
+	default:
+		w.Header().Set("WWW-Authenticate", "Basic")
+		g.refuse(w, Unauthorized, http.StatusUnauthorized)
+	}
+}
+
+func (g *guard) refuse(w http.ResponseWriter, why Refusal, code int) {
+	http.Error(w, http.StatusText(code), code)
+	g.onRefused(why)
+}
+
+// current returns what the file says now, nil if it cannot be read or understood. That it
+// cannot is logged once, and once when it can again.
+func (f *webFile) current() *webConfig {
+	content, err := os.ReadFile(f.path)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil && f.content != nil && bytes.Equal(content, f.content) && (f.config != nil || time.Since(f.tried) < retryEvery) {
+		return f.config
+	}
+	f.tried = time.Now()
+	config := new(webConfig)
+	if err == nil {
+		err = web.Validate(f.path)
+	}
+	if err == nil {
+		err = yaml.Unmarshal(content, config)
+	}
+	f.content, f.config = content, config
+	switch {
+	case err != nil:
+		f.config = nil
+		if f.failed != err.Error() {
+			f.failed = err.Error()
+			f.log.Error("the web configuration cannot be used; requests get status 500 until it can", zap.String("file", f.path), zap.Error(err))
+		}
+	case f.failed != "":
+		f.failed = ""
+		f.log.Info("the web configuration can be used again", zap.String("file", f.path))
+	}
+	return f.config
 }
 
 // slogToZap is what the toolkit logs to.

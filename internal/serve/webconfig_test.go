@@ -357,8 +357,8 @@ func TestSlowReader(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("a client that does not read is waited for")
 	}
-	if n := s.inFlight.Load(); n != 0 {
-		t.Errorf("%d scrapes are still in flight", n)
+	if len(s.outgoing.byKey) != 0 || s.outgoing.bytes != 0 {
+		t.Errorf("%d bytes are still on their way", s.outgoing.bytes)
 	}
 	// What was sent cannot be mistaken for the whole.
 	if got, err := io.ReadAll(conn); err == nil && bytes.Contains(got, []byte("\na 1\n")) {

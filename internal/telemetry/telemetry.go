@@ -26,14 +26,32 @@ type Set struct {
 	// mu guards everything below, and the children of every family.
 	mu       sync.Mutex
 	families []*family
-	layout   *view.Layout // nil when a family or child was added since
+	// essential names the families of Essential; all where it is nil.
+	essential map[string]bool
+	// shapes are the layouts of Snapshot and Essential, nil when a family or child was added
+	// since.
+	shapes [2]*shape
 }
+
+// shape is a layout and the families that it shows.
+type shape struct {
+	layout   *view.Layout
+	families []*family
+}
+
+// Which shape.
+const (
+	whole = iota
+	part
+)
 
 type family struct {
 	view.Family
+	sample   string // its name as it was given
 	labels   []string
 	buckets  []float64
 	children map[string]*child
+	last     atomic.Uint64 // observation of a histogram, float bits
 }
 
 // child is the values of one set of labels, in the order of its points.
@@ -49,6 +67,31 @@ func NewSet() *Set { return &Set{} }
 // before the first Snapshot only.
 func (s *Set) OnSnapshot(f func()) { s.collect = append(s.collect, f) }
 
+// MarkEssential says which families Essential shows, by the names they were made with. A
+// family that is made later may be named, too.
+func (s *Set) MarkEssential(names ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.essential == nil {
+		s.essential = map[string]bool{}
+	}
+	for _, name := range names {
+		s.essential[name] = true
+	}
+	s.changedLocked()
+}
+
+func (s *Set) changedLocked() { s.shapes = [2]*shape{} }
+
+// Alias makes a gauge whose name does not begin with Prefix: what another program called the
+// same thing.
+func (s *Set) Alias(name, help string) Gauge {
+	f := s.addFamily(&family{
+		Family: view.Family{Name: name, Help: help, Type: metric.Gauge}, sample: name, children: map[string]*child{},
+	})
+	return Gauge{&s.child(f, nil).values[0]}
+}
+
 func (s *Set) newFamily(name, help string, typ metric.Type, buckets []float64, labels []string) *family {
 	if !strings.HasPrefix(name, Prefix) {
 		panic("BUG: own metric " + name + " must begin with " + Prefix)
@@ -57,19 +100,22 @@ func (s *Set) newFamily(name, help string, typ metric.Type, buckets []float64, l
 	if ok != (typ == metric.Counter) {
 		panic("BUG: own metric " + name + ": counters, and only they, end in _total")
 	}
-	name = base
-	f := &family{
-		Family: view.Family{Name: name, Help: help, Type: typ}, labels: labels, buckets: buckets,
+	return s.addFamily(&family{
+		Family: view.Family{Name: base, Help: help, Type: typ}, sample: name, labels: labels, buckets: buckets,
 		children: map[string]*child{},
-	}
+	})
+}
+
+func (s *Set) addFamily(f *family) *family {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	name := f.Name
 	i, found := slices.BinarySearchFunc(s.families, name, func(f *family, name string) int { return strings.Compare(f.Name, name) })
 	if found {
 		panic("BUG: own metric " + name + " made twice")
 	}
 	s.families = slices.Insert(s.families, i, f)
-	s.layout = nil
+	s.changedLocked()
 	return f
 }
 
@@ -108,7 +154,7 @@ func (s *Set) child(f *family, values []string) *child {
 		}
 		metric.SortLabels(c.labels)
 		f.children[id] = c
-		s.layout = nil
+		s.changedLocked()
 	}
 	return c
 }
@@ -118,7 +164,7 @@ func (s *Set) remove(f *family, values []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(f.children, strings.Join(values, "\xff"))
-	s.layout = nil
+	s.changedLocked()
 }
 
 // Forget stops serving everything that has a label of this value.
@@ -129,7 +175,7 @@ func (s *Set) Forget(label, value string) {
 		for id, c := range f.children {
 			if slices.Contains(c.labels, metric.Label{Name: label, Value: value}) {
 				delete(f.children, id)
-				s.layout = nil
+				s.changedLocked()
 			}
 		}
 	}
@@ -175,6 +221,7 @@ func (g Gauge) Add(by float64) { add(g.v, by) }
 type Histogram struct {
 	buckets []float64
 	values  []atomic.Uint64
+	last    *atomic.Uint64
 }
 
 // Observe counts v. A snapshot taken meanwhile may lack part of it.
@@ -182,6 +229,7 @@ func (h Histogram) Observe(v float64) {
 	i, _ := slices.BinarySearch(h.buckets, v)
 	add(&h.values[i], 1)
 	add(&h.values[len(h.buckets)+1], v)
+	h.last.Store(math.Float64bits(v))
 }
 
 // Counter makes a counter without labels. Its name ends in _total.
@@ -193,7 +241,20 @@ func (s *Set) Gauge(name, help string) Gauge { return s.GaugeVec(name, help).Wit
 // Histogram makes a histogram; buckets are the upper bounds, rising, without +Inf.
 func (s *Set) Histogram(name, help string, buckets []float64) Histogram {
 	f := s.newFamily(name, help, metric.Histogram, buckets, nil)
-	return Histogram{buckets, s.child(f, nil).values}
+	return Histogram{buckets, s.child(f, nil).values, &f.last}
+}
+
+// Last returns what was last observed by the histogram of that name: 0 if nothing was, or if
+// there is no such histogram.
+func (s *Set) Last(histogram string) float64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.families {
+		if f.sample == histogram {
+			return math.Float64frombits(f.last.Load())
+		}
+	}
+	return 0
 }
 
 // CounterVec is counters that differ in labels.
@@ -231,25 +292,26 @@ func (v GaugeVec) Remove(values ...string) { v.set.remove(v.f, values) }
 
 // Snapshot shows the set as it is now. The layout is the same one until a family or child
 // is added or removed.
-func (s *Set) Snapshot() *view.Snapshot {
+func (s *Set) Snapshot() *view.Snapshot { return s.snapshot(whole) }
+
+// Essential shows the part of the set that MarkEssential names, as Snapshot does.
+func (s *Set) Essential() *view.Snapshot { return s.snapshot(part) }
+
+func (s *Set) snapshot(which int) *view.Snapshot {
 	for _, f := range s.collect {
 		f()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.layout == nil {
-		s.build()
+	if s.shapes[which] == nil {
+		s.shapes[which] = s.buildLocked(which)
 	}
-	snap := &view.Snapshot{Layout: s.layout, Values: make([]float64, 0, s.layout.Points)}
-	i := 0
-	for _, f := range s.families {
-		if len(f.children) == 0 {
-			continue
-		}
-		for _, m := range s.layout.Families[i].Metrics {
+	sh := s.shapes[which]
+	snap := &view.Snapshot{Layout: sh.layout, Values: make([]float64, 0, sh.layout.Points)}
+	for i, f := range sh.families {
+		for _, m := range sh.layout.Families[i].Metrics {
 			snap.Values = f.children[f.idOf(m.Labels)].append(snap.Values, f.Type)
 		}
-		i++
 	}
 	return snap
 }
@@ -284,10 +346,10 @@ func (c *child) append(dst []float64, typ metric.Type) []float64 {
 	return append(dst, math.Float64frombits(c.values[len(c.values)-2].Load()), acc)
 }
 
-func (s *Set) build() {
-	s.layout = &view.Layout{}
+func (s *Set) buildLocked(which int) *shape {
+	sh := &shape{layout: &view.Layout{}}
 	for _, f := range s.families {
-		if len(f.children) == 0 {
+		if len(f.children) == 0 || which == part && s.essential != nil && !s.essential[f.sample] {
 			continue
 		}
 		b := f.Family
@@ -296,8 +358,10 @@ func (s *Set) build() {
 			b.Metrics = append(b.Metrics, view.Metric{Labels: c.labels, Points: points})
 		}
 		slices.SortFunc(b.Metrics, func(x, y view.Metric) int { return metric.CompareLabels(x.Labels, y.Labels) })
-		b.First, b.Points = s.layout.Points, len(points)*len(b.Metrics)
-		s.layout.Points += b.Points
-		s.layout.Families = append(s.layout.Families, b)
+		b.First, b.Points = sh.layout.Points, len(points)*len(b.Metrics)
+		sh.layout.Points += b.Points
+		sh.layout.Families = append(sh.layout.Families, b)
+		sh.families = append(sh.families, f)
 	}
+	return sh
 }
