@@ -47,6 +47,8 @@ type Table struct {
 	second []float64
 	// folded is when a file was last folded into the table.
 	folded time.Time
+	// changed says that values or keys have changed since Totals.Changed was asked last.
+	changed bool
 	// id is the table's number on disk, 0 if it is not there; saved how many keys are.
 	id    uint32
 	saved int
@@ -86,7 +88,9 @@ func (t *Table) Value(pos int) (value, stamp float64) {
 // LastFold is when a file was last folded into the table.
 func (t *Table) LastFold() time.Time { return t.folded }
 
-func newTable(space Space) *Table { return &Table{space: space, keys: map[string]uint32{}} }
+func newTable(space Space) *Table {
+	return &Table{space: space, keys: map[string]uint32{}, changed: true}
+}
 
 // add combines a value with that of a key.
 func (t *Table) add(key []byte, value, second float64) {
@@ -107,6 +111,7 @@ func (t *Table) append(key string) uint32 {
 }
 
 func (t *Table) combine(pos uint32, value, second float64) {
+	t.changed = true
 	t.hi[pos], t.second[pos] = merge.Combine(t.space.Type, t.space.Mode, t.hi[pos], t.second[pos], value, second)
 }
 
@@ -124,6 +129,21 @@ func (t *Totals) Spaces() iter.Seq2[Space, *Table] {
 	return func(yield func(Space, *Table) bool) {
 		for _, s := range slices.SortedFunc(maps.Keys(t.tables), compareSpaces) {
 			if !yield(s, t.tables[s]) {
+				return
+			}
+		}
+	}
+}
+
+// Changed iterates over the tables that were changed since it was asked last.
+func (t *Totals) Changed() iter.Seq2[Space, *Table] {
+	return func(yield func(Space, *Table) bool) {
+		for s, table := range t.tables {
+			if !table.changed {
+				continue
+			}
+			table.changed = false
+			if !yield(s, table) {
 				return
 			}
 		}

@@ -22,6 +22,9 @@ type File struct {
 	// the directory under that name; otherwise it is to be staged, or it is an orphan.
 	Record string
 	Staged bool
+	// Also is the name of one more record of the same values, by what the file is; empty unless
+	// other names than the one that is staged lead to the file.
+	Also string
 	// Orphan says that no name in the directory leads to the file. Its record is by what the
 	// file is, and empty where no other name can lead to it.
 	Orphan bool
@@ -118,8 +121,11 @@ func (f *File) Collect(b *archive.Batch) error {
 		return fmt.Errorf("archive source file %q: %w", f.Path, err)
 	}
 	f.Values = into.Values()
-	if f.recorded = f.recorded || keep; f.recorded && f.Record != "" {
-		into.Record(f.Record)
+	f.recorded = f.recorded || keep
+	for _, record := range []string{f.Record, f.Also} {
+		if f.recorded && record != "" {
+			into.Record(record)
+		}
 	}
 	return nil
 }

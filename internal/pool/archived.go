@@ -40,6 +40,18 @@ func (f *shown) keepFor(t time.Duration) {
 	f.soonest = min(f.soonest, t)
 }
 
+// showChangedLocked is showAllLocked for an archive of which some tables may have changed since.
+func (p *Pool) showChangedLocked() {
+	a := p.folder.Archive()
+	if p.generation != a.Generation() || p.archive != a {
+		p.showAllLocked()
+		return
+	}
+	for s := range a.Totals().Changed() {
+		p.showLocked(s)
+	}
+}
+
 // showAllLocked makes the index show the archive as it is.
 func (p *Pool) showAllLocked() {
 	a := p.folder.Archive()
@@ -52,6 +64,8 @@ func (p *Pool) showAllLocked() {
 	}
 	for s := range a.Totals().Spaces() {
 		p.showLocked(s)
+	}
+	for range a.Totals().Changed() {
 	}
 }
 

@@ -141,10 +141,13 @@ func identify(path string) (store.Identity, error) {
 	return store.Identity{Dev: uint64(st.Dev), Ino: st.Ino}, err //nolint:unconvert // Dev is an int32 on macOS
 }
 
-// linked reports whether any name leads to the open file. In doubt one does.
-func (t *file) linked() bool {
+// links is how many names lead to the open file. In doubt one does.
+func (t *file) links() int {
 	var st unix.Stat_t
-	return unix.Fstat(int(t.file.Fd()), &st) != nil || st.Nlink > 0
+	if unix.Fstat(int(t.file.Fd()), &st) != nil {
+		return 1
+	}
+	return int(st.Nlink) //nolint:unconvert // a uint16 on macOS
 }
 
 // emptied reports whether the open file has no bytes.

@@ -42,6 +42,9 @@ func (p *Pool) Offer(limit fold.Limit, name func(base string) string) (files []*
 			offer(t)
 		}
 	}
+	if !now.Before(p.partsDue) {
+		p.partsDue, p.partsFrom = now.Add(p.partsEvery), time.Now()
+	}
 	within := func(t *file) bool {
 		if chosen >= limit.Files || chosen > 0 && bytes >= limit.Bytes {
 			more = limit.Files > 0
@@ -89,7 +92,7 @@ func (p *Pool) restLocked() time.Duration {
 
 // orphanWaitsLocked reports whether there is something to archive of an orphan.
 func (p *Pool) orphanWaitsLocked(t *file, limit fold.Limit) bool {
-	if t.linked() {
+	if t.links() > 0 {
 		// It may come back. Only where its time of birth is known can it be recognised then.
 		if limit.Files == 0 || !t.file.Born() {
 			return false
@@ -100,7 +103,7 @@ func (p *Pool) orphanWaitsLocked(t *file, limit fold.Limit) bool {
 	}
 	// For a daemon that is started later there is no such file: what it counted is archived while
 	// a process goes on writing to it.
-	return t.state == alive && t.name.Type != metric.Gauge && p.folder.Archive().Attached() && p.gainedLocked(t)
+	return t.state == alive && t.name.Type != metric.Gauge && !p.now().Before(p.partsDue) && p.folder.Archive().Attached() && p.gainedLocked(t)
 }
 
 // gainedLocked reports whether a file counts anything now.
@@ -150,11 +153,17 @@ func (p *Pool) offerLocked(t *file) *fold.File {
 		Name: t.name, Path: t.path, Source: t.file, Record: t.record, Staged: t.place == staged, Orphan: t.place == orphan,
 		Alive: t.isAlive(), Baseline: t.baseline, Entries: t.entries, Slots: t.source.Slots().Numbers(), Owner: t,
 	}
-	if f.Orphan {
+	identity := ""
+	if t.file.Born() {
+		identity = fold.IdentityRecord(t.file.Identity(), t.file.Created())
+	}
+	switch links := t.links(); {
+	case f.Orphan && links > 0:
+		f.Record = identity
+	case f.Orphan:
 		f.Record = ""
-		if t.linked() {
-			f.Record = fold.IdentityRecord(t.file.Identity(), t.file.Created())
-		}
+	case links > 1:
+		f.Also = identity // who finds the file by another name must not count it again
 	}
 	if p.policy.Says(p.spec.Name) {
 		// The fold asks without the lock: what may change under it is copied.
@@ -222,7 +231,7 @@ func (p *Pool) Swap(files []*fold.File, change func()) {
 	for _, f := range files {
 		t := f.Owner.(*file)
 		t.offered = nil
-		if f.Record != "" && f.Orphan {
+		if f.Also != "" || f.Orphan && f.Record != "" {
 			p.identities = true
 		}
 		if f.Alive {
@@ -235,14 +244,33 @@ func (p *Pool) Swap(files []*fold.File, change func()) {
 			delete(p.files, t.name.Base)
 		case staged:
 			delete(p.staged, t.record)
+			if p.identities && f.Also == "" && t.file.Born() {
+				// It came back, and goes for good now.
+				p.folder.Archive().Forget(fold.IdentityRecord(t.file.Identity(), t.file.Created()))
+			}
 		case orphan:
 			p.orphans = slices.Delete(p.orphans, slices.Index(p.orphans, t), slices.Index(p.orphans, t)+1)
 			p.logger.Info("file was removed by somebody else; its last values still count", zap.String("path", t.path), zap.Int("entries", t.source.Entries()))
 		}
 		p.dropLocked(t)
 	}
-	p.showAllLocked()
+	p.showChangedLocked()
 	p.changed = true
+	if len(p.orphans) > 0 && p.partsEvery > 0 {
+		// To archive what removed files gain while their workers live takes a small part of the time.
+		p.partsDue = later(p.partsDue, p.now().Add(partsPart*time.Since(p.partsFrom)))
+	}
+}
+
+// partsPart is how much longer than archiving them it takes until the gains of removed files are
+// archived again.
+const partsPart = 20
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // Change implements fold.Pool.
@@ -250,7 +278,7 @@ func (p *Pool) Change(change func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	change()
-	p.showAllLocked()
+	p.showChangedLocked()
 	p.changed = true
 }
 

@@ -94,6 +94,7 @@ func collect(t *testing.T, spec Spec) *harness {
 	core, logs := observer.New(zapcore.DebugLevel)
 	set := telemetry.NewSet()
 	c := New(spec, Options{Logger: zap.New(core), Metrics: NewMetrics(set), Archive: &ArchiveOptions{Rest: -1, GaugeRetention: 1000 * time.Hour}})
+	c.partsEvery = 0
 	if err := c.Open(); err != nil {
 		t.Fatal(err)
 	}

@@ -99,3 +99,69 @@ func TestMergedByOthers(t *testing.T) {
 		}
 	}
 }
+
+// TestHardLink: a file with two names counts once, also when the first one is archived and the
+// other one is found later, by this daemon or the next.
+func TestHardLink(t *testing.T) {
+	dir, outside := tmpfs(t), tmpfs(t)
+	write(t, dir, "counter_1.db").set("hits_total", 5).die()
+	if err := os.Link(filepath.Join(dir, "counter_1.db"), filepath.Join(outside, "kept")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(filepath.Join(dir, "counter_1.db"), filepath.Join(dir, "counter_2.db")); err != nil {
+		t.Fatal(err)
+	}
+	h := collect(t, Spec{Path: dir})
+	for range 4 {
+		h.want("hits_total 5")
+		h.fold()
+	}
+	h.want("hits_total 5")
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(filepath.Join(outside, "kept"), filepath.Join(dir, "counter_3.db")); err != nil {
+		t.Fatal(err)
+	}
+	h = collect(t, Spec{Path: dir})
+	h.want("hits_total 5")
+	h.fold()
+	h.want("hits_total 5")
+}
+
+// TestMovedAway: a file that leaves the directory and keeps a name is archived, and counts with
+// what it gained when it comes back, also to the next daemon.
+func TestMovedAway(t *testing.T) {
+	dir, outside := tmpfs(t), tmpfs(t)
+	w := write(t, dir, "counter_1.db").set("hits_total", 5)
+	h := collect(t, Spec{Path: dir})
+	h.want("hits_total 5")
+	away, back := filepath.Join(outside, "x"), filepath.Join(dir, "counter_1.db")
+	if err := os.Rename(back, away); err != nil {
+		t.Fatal(err)
+	}
+	w.set("hits_total", 6)
+	h.want("hits_total 6")
+	h.fold()
+	w.set("hits_total", 7)
+	h.want("hits_total 7")
+	w.die()
+	h.fold()
+	h.want("hits_total 7")
+	if n := len(h.orphans); n != 0 {
+		t.Errorf("%d files are still open", n)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h = collect(t, Spec{Path: dir})
+	h.want("hits_total 7")
+	if err := os.Rename(away, back); err != nil {
+		t.Fatal(err)
+	}
+	h.want("hits_total 7")
+	write(t, dir, "counter_1.db").set("hits_total", 9).die()
+	h.want("hits_total 9")
+	h.fold()
+	h.want("hits_total 9")
+}
