@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -78,21 +77,13 @@ func listenUnix(path string, mode fs.FileMode) (net.Listener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
-	config := net.ListenConfig{Control: func(_, _ string, conn syscall.RawConn) error {
-		// unix(7): bind gives the file the socket's own mode, less the umask. Not every
-		// system lets it be set; there it holds from the Chmod below on.
-		return conn.Control(func(fd uintptr) {
-			syscall.Fchmod(int(fd), uint32(mode.Perm())) //nolint:errcheck // as said
-		})
-	}}
-	l, err := config.Listen(context.Background(), "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, mode.Perm()); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
+	// unix(7): bind gives the file all permissions less the umask, so it has the right ones from
+	// the moment it has a name. To change them afterwards by the name could change another file
+	// that somebody has put there meanwhile. The umask is the whole process's; it forbids more
+	// than before to what is made elsewhere in that moment.
+	before := syscall.Umask(0o777 &^ int(mode.Perm()))
+	defer syscall.Umask(before)
+	return net.Listen("unix", path)
 }
 
 // removeStale removes a socket that nobody listens on.
