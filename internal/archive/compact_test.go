@@ -50,7 +50,7 @@ func TestCompact(t *testing.T) {
 	if before.Current() {
 		t.Error("a view of the old file is current")
 	}
-	if got := names(t, dir); !slices.Equal(got, []string{FileName, ownerFile}) {
+	if got := names(t, dir); !slices.Equal(got, []string{FileName, ownerName}) {
 		t.Errorf("files %q", got)
 	}
 	if other, err := Open(dir); !errors.Is(err, ErrLocked) {
@@ -110,7 +110,7 @@ func TestCompactElsewhere(t *testing.T) {
 	}
 	wantFile(t, archivePath(dir), "theirs")
 	wantContents(t, a, want)
-	if got := names(t, dir); !slices.Equal(got, []string{FileName, FileName + ".away", ownerFile}) {
+	if got := names(t, dir); !slices.Equal(got, []string{FileName, FileName + ".away", ownerName}) {
 		t.Errorf("files %q", got)
 	}
 	mustDo(t, os.Rename(archivePath(dir)+".away", archivePath(dir)))
@@ -131,7 +131,7 @@ func TestHalfMade(t *testing.T) {
 		mustDo(t, os.Chtimes(path, then, then))
 	}
 	mustOpen(t, dir)
-	if got := names(t, dir); !slices.Equal(got, []string{FileName, FileName + ".new-young", ownerFile}) {
+	if got := names(t, dir); !slices.Equal(got, []string{FileName, FileName + ".new-young", ownerName}) {
 		t.Errorf("files %q", got)
 	}
 }

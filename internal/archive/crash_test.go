@@ -54,7 +54,11 @@ func step(a *Archive) error {
 
 func (a *Archive) stepKeys() []string {
 	if t := a.totals.tables[counters]; t != nil {
-		return t.raw
+		keys := make([]string, t.Len())
+		for i := range keys {
+			keys[i] = t.Key(i)
+		}
+		return keys
 	}
 	return nil
 }

@@ -15,9 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HiddenDir is the name of the directory, inside a watched one, that is the daemon's own.
-const HiddenDir = ".aggregatord"
-
 // A Staging is where dead workers' files wait to be folded, under names that were never
 // used before, out of reach of new workers with the same ID. It lies on the same file
 // system as the watched directory, because files are renamed into it.
@@ -181,22 +178,6 @@ func (s *Staging) Sync() error {
 	return errors.Join(SyncDir(s.dir), SyncDir(filepath.Dir(filepath.Dir(s.dir))))
 }
 
-// SyncDir makes what happened to the names in a directory durable (fsync(2)).
-func SyncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("sync directory: %w", err)
-	}
-	err = d.Sync()
-	if errors.Is(err, unix.EINVAL) {
-		err = nil // a file system without such a thing
-	}
-	if err = errors.Join(err, d.Close()); err != nil {
-		return fmt.Errorf("sync directory: %w", err)
-	}
-	return nil
-}
-
 // List returns the names of the staged files.
 func (s *Staging) List() ([]string, error) {
 	entries, err := os.ReadDir(s.dir)
@@ -232,4 +213,35 @@ func Holder(dir string) (who string, held bool, err error) {
 		return "", false, fmt.Errorf("look for a daemon: %w", err)
 	}
 	return "", false, nil
+}
+
+// writeOwner says that this process has a directory.
+func writeOwner(dir string) {
+	if p, err := OpenPlace(dir); err == nil {
+		p.WriteOwner()
+		p.Close() //nolint:errcheck // nothing was written through it
+	}
+}
+
+// readOwner describes who has a directory.
+func readOwner(dir string) string {
+	p, err := OpenPlace(dir)
+	if err != nil {
+		return "another aggregatord has " + dir + " open"
+	}
+	defer p.Close() //nolint:errcheck // it was only read
+	return p.Owner()
+}
+
+// leadsTo reports whether the file at the path is the one that is open.
+func leadsTo(path string, f *os.File) (bool, error) {
+	open, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	there, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(open, there), err
 }

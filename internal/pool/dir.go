@@ -532,8 +532,9 @@ func (t *tracked) load() error {
 		err = t.file.Load(t.source.Slots(), values)
 	}
 	if t.baseline != nil && err == nil {
+		added := t.added()
 		for i, v := range values {
-			t.source.Values()[i] = archive.Gain(counted, v, t.base[i])
+			t.source.Values()[i] = archive.Gain(added, v, t.base[i])
 		}
 	}
 	return err

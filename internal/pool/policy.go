@@ -185,8 +185,13 @@ func (d *dir) spaceOf(t *tracked, raw []byte) (key []byte, s archive.Space, keep
 	return raw, s, keep
 }
 
-// counted is a space in which values are added.
-var counted = archive.Space{Type: metric.Counter}
+// added is a space in which values of the file's type are added.
+func (t *tracked) added() archive.Space {
+	if t.name.Type == metric.Gauge {
+		return archive.Space{Type: metric.Gauge, Mode: metric.Sum}
+	}
+	return archive.Space{Type: t.name.Type}
+}
 
 // baselineOf returns what of an entry's value is archived already and is to be taken off.
 func (d *dir) baselineOf(t *tracked, raw []byte, entry int) float64 {
