@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -547,7 +548,7 @@ func (p *Place) aside(from *Place, name, why string, now time.Time) (string, err
 // asides are why an archive may have been set aside.
 var asides = []string{"damaged", "reset", "former"}
 
-// SetAsides lists the names of the archives in the place that were set aside.
+// SetAsides lists the names of the archives in the place that were set aside, sorted.
 func (p *Place) SetAsides() ([]string, error) {
 	all, err := p.names()
 	var found []string
@@ -558,5 +559,6 @@ func (p *Place) SetAsides() ([]string, error) {
 			}
 		}
 	}
+	slices.Sort(found)
 	return found, err
 }
