@@ -83,10 +83,10 @@ func noArchive(dir string) error {
 func newArchiveCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "archive",
-		Short: "Look at, check, export or reset the archive of dead workers",
+		Short: "Look at, check, export, thin out or reset the archive of dead workers",
 		Long: `The daemon keeps what dead workers counted in an archive, in the hidden directory
 .aggregatord of the one it watches. These commands look at it, and do so beside a running
-daemon, too. Only reset changes anything.`,
+daemon, too. Only drop and reset change anything.`,
 		Example: `  aggregatord archive stat --dir /dev/shm/myapp
   aggregatord archive verify --dir /dev/shm/myapp`,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -98,7 +98,7 @@ daemon, too. Only reset changes anything.`,
 		// Only a command that can run has its arguments looked at.
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newArchiveStatCmd(), newArchiveListCmd(), newArchiveVerifyCmd(), newArchiveExportCmd(), newArchiveResetCmd())
+	cmd.AddCommand(newArchiveStatCmd(), newArchiveListCmd(), newArchiveVerifyCmd(), newArchiveExportCmd(), newArchiveDropCmd(), newArchiveResetCmd())
 	for _, sub := range cmd.Commands() {
 		sub.Flags().SortFlags = false
 	}

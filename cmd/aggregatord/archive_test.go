@@ -172,7 +172,7 @@ func TestArchiveStat(t *testing.T) {
 
 	text := must(t, "archive", "stat", "--dir", dir)
 	wantText := path + `
-  size       SIZE bytes, format 2
+  size       SIZE bytes, format 3
   created    CREATED
   last fold  LAST
   folded     16 files of 1048576 bytes, in 2 folds

@@ -121,6 +121,21 @@ func (c *client) ask(ctx context.Context, question string, query url.Values) ([]
 	if err != nil {
 		return nil, err
 	}
+	return c.do(request)
+}
+
+// post asks for something to be done, and returns the answer as it came.
+func (c *client) post(ctx context.Context, question string, form url.Values) ([]byte, error) {
+	u := c.base.JoinPath("/api/v1/", question)
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), strings.NewReader(form.Encode()))
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	return c.do(request)
+}
+
+func (c *client) do(request *http.Request) ([]byte, error) {
 	response, err := c.http.Do(request)
 	if err != nil {
 		// The error names the whole question; the address is what matters.
@@ -153,7 +168,12 @@ func (c *client) ask(ctx context.Context, question string, query url.Values) ([]
 
 // askFor asks one question of /api/v1 whose answer has a known shape.
 func askFor[T any](ctx context.Context, c *client, question string, query url.Values) (answer T, err error) {
-	data, err := c.ask(ctx, question, query)
+	return answerTo[T](c, question, func() ([]byte, error) { return c.ask(ctx, question, query) })
+}
+
+// answerTo reads an answer of a known shape.
+func answerTo[T any](c *client, question string, ask func() ([]byte, error)) (answer T, err error) {
+	data, err := ask()
 	if err != nil {
 		return answer, err
 	}

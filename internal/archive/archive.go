@@ -8,7 +8,6 @@ import (
 	"maps"
 	"math"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"sync/atomic"
@@ -17,7 +16,6 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
-	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
 )
 
@@ -25,9 +23,9 @@ import (
 const FileName = "archive.bolt"
 
 // Format is the version of what is on disk. Whoever changes the layout raises it, and keeps
-// where it is written as it is. 2 has gauges of single workers in other modes than all, too; what
-// reads it reads 1.
-const Format = 2
+// where it is written as it is. 2 has gauges of single workers in other modes than all, too. 3 has
+// records in several parts and records of files by identity. What reads it reads 1 and 2.
+const Format = 3
 
 var (
 	bucketMeta   = []byte("meta")
@@ -35,6 +33,7 @@ var (
 	bucketKeys   = []byte("keys")
 	bucketValues = []byte("values")
 	bucketFolded = []byte("folded")
+	allBuckets   = [][]byte{bucketMeta, bucketSpaces, bucketKeys, bucketValues, bucketFolded}
 
 	metaFormat = []byte("format")
 	metaID     = []byte("id")
@@ -55,8 +54,14 @@ var (
 	ErrForeign = errors.New("archive belongs to another directory")
 )
 
-// ErrDetached is the error of Commit while there is no file to write to.
-var ErrDetached = errors.New("archive is not open")
+// Errors of Commit. Test with errors.Is.
+var (
+	// ErrDetached: there is no file to write to.
+	ErrDetached = errors.New("archive is not open")
+	// ErrTooLarge: the batch is larger than one transaction may be. Nothing was written; try fewer
+	// files, or fewer entries of one: see FoldedFile.Record.
+	ErrTooLarge = errors.New("too much for one transaction")
+)
 
 // Stats count what was done since the archive was made.
 type Stats struct {
@@ -72,27 +77,38 @@ type Stats struct {
 // durable. It is not safe for concurrent use, but what Commit needs time for can run beside
 // readers of Totals: see Commit.
 type Archive struct {
-	path string
-	db   *bolt.DB // nil while detached
+	// place is where the archive lies, which is ours to close if owned says so.
+	place *Place
+	owned bool
+	path  string
+	db    *bolt.DB // nil while detached
 	// attached says that db is not nil, to readers that Commit runs beside.
 	attached atomic.Bool
-	// handle is the file that db has open, file what it is, and left how we left it.
+	// handle is the file that db has open, and left how we left it.
 	handle *os.File
-	file   fs.FileInfo
 	left   fs.FileInfo
 	id     []byte
 	// unsynced says that the file's name may not be durable, as that of a file that another
 	// process made in its last moment.
 	unsynced bool
+	// size is that of the file after the last commit.
+	size atomic.Int64
+	// heldSince is since when readers have asked for the file to be left as it is, without a gap.
+	heldSince time.Time
 	// txid is the number of the last commit to the file, as far as we know.
 	txid int
 	// attempt is what a commit that failed was to be told by, should it be on disk after all.
 	attempt []byte
-	// totals is everything, unsaved that part of it which is not on disk yet.
-	totals  Totals
-	unsaved Totals
-	// records are the folded files that may still exist, with their values at the fold.
-	records map[string][]float64
+	// doubt is a commit that failed and may be on disk all the same: the next one writes over all
+	// that it has touched.
+	doubt *write
+	// totals is everything, unsaved that part of it which is not on disk yet; unsavedAll says that
+	// this is all.
+	totals     Totals
+	unsaved    Totals
+	unsavedAll bool
+	// records are the folded files that may still exist, by what they are known by.
+	records map[string]*record
 	// unsavedRecords are those not on disk; forgotten those that are on disk still.
 	unsavedRecords map[string]bool
 	forgotten      map[string]bool
@@ -108,7 +124,7 @@ type Archive struct {
 // New returns an empty archive that is not attached to a file.
 func New() *Archive {
 	return &Archive{
-		id: newID(), records: map[string][]float64{}, unsavedRecords: map[string]bool{}, forgotten: map[string]bool{},
+		id: newID(), records: map[string]*record{}, unsavedRecords: map[string]bool{}, forgotten: map[string]bool{},
 		stats: Stats{Created: time.Now().Truncate(time.Second)},
 	}
 }
@@ -120,30 +136,47 @@ func newID() []byte {
 }
 
 // Open opens the archive in dir, or makes one, and locks it against other processes. On
-// error nothing is left open, and the error is, or wraps, ErrLocked, ErrNewer, ErrDamaged
-// or one of the operating system.
+// error nothing is left open, and the error is, or wraps, ErrLocked, ErrNewer, ErrDamaged,
+// ErrUnsafe or one of the operating system.
 func Open(dir string) (*Archive, error) {
 	a := New()
 	return a, a.Attach(dir)
 }
 
-// Attach opens the archive in dir, or makes one, for an Archive that has no file. What the
+// Attach is AttachTo for a directory that is for the archive alone.
+func (a *Archive) Attach(dir string) error {
+	p, err := OpenPlace(dir)
+	if err != nil {
+		return err
+	}
+	err = a.AttachTo(p, nil)
+	if a.db == nil {
+		return errors.Join(err, p.Close())
+	}
+	a.owned = true
+	return err
+}
+
+// AttachTo opens the archive in a place, or makes one, for an Archive that has no file. What the
 // file holds is added to what is in memory, unless it is this archive's own file that was
 // open before: then memory is right. A file that holds something else, while memory is not
 // empty, is left alone: ErrForeign. What memory has more than the file is written at the
-// next Commit. For errors see Open.
-func (a *Archive) Attach(dir string) (err error) {
+// next Commit. The place must stay open as long as the archive is attached. For errors see
+// Open.
+//
+// As with Commit, apply is called with a function that changes memory, for the caller to call
+// under the lock of those who read it; without apply AttachTo does so itself.
+func (a *Archive) AttachTo(p *Place, apply func(change func())) (err error) {
 	if a.db != nil {
 		panic("BUG: archive attached twice")
 	}
-	path := filepath.Join(dir, FileName)
 	defer func() {
 		if err != nil && a.db != nil {
 			err = errors.Join(err, a.Detach())
 		}
 	}()
-	return guard(fmt.Sprintf("open archive %q", path), func() error {
-		f, err := open(dir)
+	return guard(fmt.Sprintf("open archive %q", p.ArchivePath()), func() error {
+		f, c, err := p.openArchive()
 		if err != nil {
 			return err
 		}
@@ -155,19 +188,18 @@ func (a *Archive) Attach(dir string) (err error) {
 		if err != nil {
 			return err
 		}
-		a.db, a.handle, a.file, a.left, a.path, a.unsynced = db, f, info, info, path, true
+		a.place, a.owned, a.path = p, false, p.ArchivePath()
+		a.db, a.handle, a.left, a.unsynced = db, f, info, true
+		a.size.Store(info.Size())
 		a.attached.Store(true)
-		writeOwner(dir)
-		removeHalfMade(dir)
-		var loaded *contents
-		err = db.View(func(tx *bolt.Tx) error {
-			loaded, err = load(tx)
-			return err
-		})
-		if err != nil {
-			return err
+		p.WriteOwner()
+		p.removeHalfMade()
+		if apply == nil {
+			return a.adopt(c)
 		}
-		return a.adopt(loaded)
+		var adoptErr error
+		apply(func() { adoptErr = a.adopt(c) })
+		return adoptErr
 	})
 }
 
@@ -195,7 +227,10 @@ func (a *Archive) adopt(c *contents) error {
 		if a.attempt != nil && slices.Equal(c.commit, a.attempt) {
 			a.settled() // a commit that failed has come to the disk all the same
 		}
-		a.attempt = nil
+		if a.unsavedAll { // and somebody else has written to the file
+			a.unsaved, a.unsavedAll = a.totals, false
+		}
+		a.attempt, a.doubt = nil, nil
 		a.id, a.totals = c.id, c.totals
 		for s, t := range a.totals.tables {
 			if slices.Contains(a.dropped, t.id) {
@@ -219,12 +254,12 @@ func (a *Archive) adopt(c *contents) error {
 
 // blank reports whether there is nothing in memory that another file would lack.
 func (a *Archive) blank() bool {
-	return a.totals.Empty() && a.unsaved.Empty() && len(a.records) == 0
+	return a.totals.Empty() && len(a.records) == 0
 }
 
 // settled takes note that everything in memory is on disk.
 func (a *Archive) settled() {
-	a.unsaved = Totals{}
+	a.unsaved, a.unsavedAll = Totals{}, false
 	clear(a.unsavedRecords)
 	clear(a.forgotten)
 	a.dropped = nil
@@ -233,8 +268,8 @@ func (a *Archive) settled() {
 
 // allUnsaved takes note that nothing in memory is on disk.
 func (a *Archive) allUnsaved() {
-	a.unsaved = Totals{}
-	a.unsaved.merge(&a.totals)
+	a.unsaved, a.unsavedAll = Totals{}, !a.totals.Empty()
+	a.doubt = nil
 	for _, t := range a.totals.tables {
 		t.id, t.saved = 0, 0
 	}
@@ -253,11 +288,11 @@ func (a *Archive) Generation() int { return a.generation }
 // InPlace reports whether the file that is open is still the one at its path: a directory
 // that is removed and made anew takes the archive with it.
 func (a *Archive) InPlace() bool {
-	if a.db == nil {
+	if a.db == nil || !a.place.InPlace() {
 		return false
 	}
-	now, err := os.Lstat(a.path)
-	return err == nil && os.SameFile(now, a.file)
+	same, err := a.place.leadsTo(a.place.name(archiveName), a.handle)
+	return same && err == nil
 }
 
 // Attached reports whether there is a file to write to.
@@ -270,11 +305,16 @@ func (a *Archive) Path() string { return a.path }
 func (a *Archive) Totals() *Totals { return &a.totals }
 
 // Unsaved is the number of keys with values that are in memory alone.
-func (a *Archive) Unsaved() int { return a.unsaved.Series() }
+func (a *Archive) Unsaved() int {
+	if a.unsavedAll {
+		return a.totals.Series()
+	}
+	return a.unsaved.Series()
+}
 
 // Pending reports whether a Commit of nothing would write something.
 func (a *Archive) Pending() bool {
-	return !a.unsaved.Empty() || len(a.unsavedRecords) > 0 || len(a.forgotten) > 0 || len(a.dropped) > 0
+	return a.unsavedAll || !a.unsaved.Empty() || a.doubt != nil || len(a.unsavedRecords) > 0 || len(a.forgotten) > 0 || len(a.dropped) > 0
 }
 
 // Stats returns the counts.
@@ -285,27 +325,35 @@ func (a *Archive) SizeBytes() int64 {
 	if !a.Attached() {
 		return 0
 	}
-	info, err := os.Stat(a.path)
-	if err != nil {
-		return 0
-	}
-	return info.Size()
+	return a.size.Load()
 }
 
 // Baseline returns the values a file had when it was folded, in file order, and whether it
-// was: what counts of it is what it has gained since.
+// was: what counts of it is what it has gained since. There may be fewer values than entries:
+// those that follow are not folded.
 func (a *Archive) Baseline(name string) ([]float64, bool) {
-	v, ok := a.records[name]
-	return v, ok
+	r := a.records[name]
+	if r == nil {
+		return nil, false
+	}
+	return r.values(), true
 }
 
 // Records lists the names of the files that are folded and not forgotten.
-func (a *Archive) Records() []string { return slices.Sorted(maps.Keys(a.records)) }
+func (a *Archive) Records() []string {
+	return slices.Sorted(func(yield func(string) bool) {
+		for key := range a.records {
+			if !isIdentity(key) && !yield(key) {
+				return
+			}
+		}
+	})
+}
 
 // Forget drops the record of a folded file that is gone for good: its removal must be
 // durable. It takes effect on disk at the next Commit.
 func (a *Archive) Forget(name string) {
-	if _, ok := a.records[name]; !ok {
+	if a.records[name] == nil {
 		return
 	}
 	delete(a.records, name)
@@ -323,7 +371,9 @@ func (a *Archive) Absorb(b *Batch) {
 		panic("BUG: absorbed a batch with records")
 	}
 	a.totals.merge(&b.totals)
-	a.unsaved.merge(&b.totals)
+	if !a.unsavedAll {
+		a.unsaved.merge(&b.totals)
+	}
 	a.stats = a.stats.with(b)
 }
 
@@ -360,78 +410,6 @@ func (a *Archive) Drop(s Space) {
 	if t.id != 0 {
 		a.dropped = append(a.dropped, t.id)
 	}
-}
-
-// A Batch is the files of one commit.
-type Batch struct {
-	now     time.Time
-	totals  Totals
-	records map[string][]float64
-	files   int
-	bytes   int64
-}
-
-// NewBatch returns an empty batch.
-func NewBatch(now time.Time) *Batch {
-	return &Batch{now: now, records: map[string][]float64{}}
-}
-
-// A FoldedFile collects the entries of one file of a batch.
-type FoldedFile struct {
-	batch    *Batch
-	space    Space
-	baseline []float64 // before, nil for most
-	values   []float64
-}
-
-// File begins a file of the given size, whose values go to a space. baseline is what
-// Archive.Baseline said of it, or nil.
-func (b *Batch) File(space Space, baseline []float64, size int64) *FoldedFile {
-	b.files++
-	b.bytes += size
-	return &FoldedFile{batch: b, space: space, baseline: baseline}
-}
-
-// Since says what of the file is archived already: baseline is what Archive.Baseline said, or
-// nil.
-func (f *FoldedFile) Since(baseline []float64) { f.baseline = baseline }
-
-// Values returns what the entries added so far were, as Archive.Baseline would.
-func (f *FoldedFile) Values() []float64 { return f.values }
-
-// Part begins what a file has gained so far that goes on. It counts as no file.
-func (b *Batch) Part(space Space) *FoldedFile { return &FoldedFile{batch: b, space: space} }
-
-// Add adds the file's next entry, in file order. The key is not kept. A keep of false
-// leaves the entry out, as one that no view shows, but keeps its place.
-func (f *FoldedFile) Add(key []byte, value, second float64, keep bool) {
-	i := f.record(value, second)
-	if keep {
-		f.keep(f.space, key, i, value, second)
-	}
-}
-
-// AddTo is Add for an entry that is kept in another space than the file's, where its second
-// half is there.
-func (f *FoldedFile) AddTo(space Space, there float64, key []byte, value, second float64) {
-	f.keep(space, key, f.record(value, second), value, there)
-}
-
-// record takes note of what an entry was, and returns where in values that is.
-func (f *FoldedFile) record(value, second float64) int {
-	i := len(f.values)
-	f.values = append(f.values, value)
-	if f.space.stamped() {
-		f.values = append(f.values, second)
-	}
-	return i
-}
-
-func (f *FoldedFile) keep(space Space, key []byte, i int, value, second float64) {
-	if i < len(f.baseline) {
-		value = Gain(space, value, f.baseline[i])
-	}
-	f.batch.totals.Add(space, key, value, second, f.batch.now)
 }
 
 // stamped reports whether timestamps matter.
@@ -479,33 +457,39 @@ func BaselineAt(s Space, baseline []float64, entry int) (value float64, ok bool)
 
 // Gain returns what a value adds to its archived total when it was already folded as
 // another one: the difference where values are added, the value where to fold it twice
-// changes nothing.
+// changes nothing. What counts (all but gauges) never gains less than 0: after a power loss a
+// file may have an older value than its durable record. Only a value below 0, as the sum of
+// observations may be, is one that falls.
 func Gain(s Space, value, folded float64) float64 {
-	if merge.Zero(s.Type, s.Mode) != 0 {
+	switch {
+	case !s.summed():
 		return value
-	}
-	if value == folded { // infinities too
+	case value == folded: // infinities too
+		return 0
+	case s.counted() && value < folded && value >= 0:
 		return 0
 	}
 	return value - folded
 }
 
-// Record says that the file, under this name, is folded: after the commit it counts with
-// its gains only. Without it the file must not exist any more.
-func (f *FoldedFile) Record(name string) { f.batch.records[name] = f.values }
-
 // Commit writes the batch, with all that is unsaved, in one transaction. After nil it is
-// durable. After an error memory is as it was before, and the next Commit may succeed. So
-// is the file; where that is not certain, because the very last step failed or the file
-// went bad under us, the archive is detached now, and Attach finds out what is in the file.
+// durable. After an error memory is as it was before, and the next Commit may succeed; so
+// there is no need to detach or to read anything again. The file is as it was before, too, or,
+// if the very last step failed, perhaps has the batch: readers of the file see it then, and
+// the next Commit begins by writing over it. Only where the file went bad under us, with
+// ErrDamaged, is the archive detached now.
 //
 // While it writes it only reads what is in memory, so that another goroutine may read
 // Totals, Attached and SizeBytes meanwhile. To change memory afterwards it calls apply with
 // a function that does it, for the caller to call under a lock that keeps the readers out;
-// without apply it does so itself.
+// without apply it does so itself. What that function does takes time for the keys of the
+// batch, not for those of the archive.
 func (a *Archive) Commit(b *Batch, apply func(change func())) error {
 	if a.db == nil {
 		return ErrDetached
+	}
+	if err := b.fits(); err != nil {
+		return fmt.Errorf("write archive %q: %w", a.path, err)
 	}
 	if err := a.syncName(); err != nil {
 		return fmt.Errorf("write archive %q: %w", a.path, err)
@@ -514,25 +498,28 @@ func (a *Archive) Commit(b *Batch, apply func(change func())) error {
 		return errors.Join(fmt.Errorf("write archive %q: %w", a.path, err), a.letGo())
 	}
 	a.attempt = newID()
-	var w write
-	txid := 0
+	w := &write{a: a, b: b, commit: a.attempt}
 	err := guard(fmt.Sprintf("write archive %q", a.path), func() error {
 		return a.db.Update(func(tx *bolt.Tx) error {
-			txid = tx.ID()
-			w = write{a: a, b: b, tx: tx, txid: txid, commit: a.attempt}
+			w.tx, w.txid = tx, tx.ID()
 			return w.run()
 		})
 	})
+	w.tx = nil
 	a.leave()
-	switch {
-	case errors.Is(err, ErrDamaged):
+	if errors.Is(err, ErrDamaged) {
 		return errors.Join(err, a.letGo())
-	case err != nil && !a.undone(txid):
-		return errors.Join(err, a.Detach())
-	case err != nil:
+	}
+	if err != nil {
+		switch undone, undoneErr := a.undone(w.txid); {
+		case undoneErr != nil:
+			return errors.Join(err, a.letGo())
+		case !undone:
+			a.doubt = w.and(a.doubt)
+		}
 		return err
 	}
-	change := func() { a.commitDone(&w) }
+	change := func() { a.commitDone(w) }
 	if apply != nil {
 		apply(change)
 	} else {
@@ -545,44 +532,46 @@ func (a *Archive) Commit(b *Batch, apply func(change func())) error {
 func (a *Archive) leave() {
 	if info, err := a.handle.Stat(); err == nil {
 		a.left = info
+		a.size.Store(info.Size())
 	}
 }
 
-// checkLeft looks at all pages again if somebody else has written to the file: bbolt believes
-// what they say, and a page that says it has a billion more keeps it busy for hours.
+// checkLeft looks at the pages again before bbolt believes what they say, all of them if somebody
+// else has written to the file. What is stored through a mapping shows in no time of the file:
+// see checkBranches. Where others may do that, all that leads to pages is looked at each time.
 func (a *Archive) checkLeft() error {
 	now, err := a.handle.Stat()
-	if err != nil || now.Size() == a.left.Size() && now.ModTime().Equal(a.left.ModTime()) {
+	switch {
+	case err != nil:
 		return err
+	case now.Size() != a.left.Size() || !now.ModTime().Equal(a.left.ModTime()):
+		return checkPages(a.handle, now.Size())
+	case a.place.hidden:
+		return checkBranches(a.handle, now.Size())
 	}
-	return checkPages(a.handle, now.Size())
+	return nil
 }
 
 // undone reports whether a transaction that failed has left nothing behind. bbolt writes
 // the meta page before it makes it durable, and believes it if only that fails.
-func (a *Archive) undone(txid int) (undone bool) {
-	err := guard("", func() error {
+func (a *Archive) undone(txid int) (undone bool, err error) {
+	err = guard("", func() error {
 		return a.db.View(func(tx *bolt.Tx) error {
 			undone = tx.ID() < txid
 			return nil
 		})
 	})
-	return undone && err == nil
+	return undone, err
 }
 
 // commitDone brings memory to what was written.
 func (a *Archive) commitDone(w *write) {
-	for _, t := range w.tables {
-		for i, key := range t.raw[t.saved:] {
-			t.keys[key] = uint32(t.saved + i)
-		}
-		t.saved = len(t.raw)
-		a.totals.table(t.space)
-		a.totals.tables[t.space] = t
+	for i := range w.tables {
+		w.tables[i].apply(&a.totals)
 	}
 	maps.Copy(a.records, w.b.records)
 	a.stats, a.txid = w.stats, w.txid
-	a.attempt = nil
+	a.attempt, a.doubt = nil, nil
 	a.settled()
 }
 
@@ -594,7 +583,19 @@ func (a *Archive) Detach() error {
 	db := a.db
 	a.db, a.handle = nil, nil
 	a.attached.Store(false)
-	return guard(fmt.Sprintf("close archive %q", a.path), db.Close)
+	err := guard(fmt.Sprintf("close archive %q", a.path), db.Close)
+	return errors.Join(err, a.leavePlace())
+}
+
+// leavePlace closes the place if it is ours.
+func (a *Archive) leavePlace() error {
+	p := a.place
+	a.place = nil
+	if !a.owned {
+		return nil
+	}
+	a.owned = false
+	return p.Close()
 }
 
 // letGo is Detach for a file that bbolt may have panicked over: then its locks may be held
@@ -604,7 +605,7 @@ func (a *Archive) letGo() error {
 	handle := a.handle
 	a.db, a.handle = nil, nil
 	a.attached.Store(false)
-	return errors.Join(unix.Flock(int(handle.Fd()), unix.LOCK_UN), handle.Close())
+	return errors.Join(unix.Flock(int(handle.Fd()), unix.LOCK_UN), handle.Close(), a.leavePlace())
 }
 
 // guard runs what touches a bbolt file and turns a panic into an error: bbolt panics on

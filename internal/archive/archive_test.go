@@ -457,7 +457,7 @@ func TestNewer(t *testing.T) {
 	})
 	before, err := os.ReadFile(archivePath(dir))
 	mustDo(t, err)
-	if _, err := Open(dir); !errors.Is(err, ErrNewer) || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "format is 3, this program knows 2") {
+	if _, err := Open(dir); !errors.Is(err, ErrNewer) || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), fmt.Sprintf("format is %d, this program knows %d", Format+1, Format)) {
 		t.Errorf("open: %v", err)
 	}
 	if _, err := Read(dir); !errors.Is(err, ErrNewer) {
@@ -675,7 +675,7 @@ func TestMovedWhileWaiting(t *testing.T) {
 	mustCommit(t, a, mixed(1))
 	mustDetach(t, a)
 	for _, replaced := range []bool{true, false} {
-		held, err := lock(dir)
+		held, err := mustPlace(t, dir).lock()
 		mustDo(t, err)
 		type result struct {
 			a   *Archive
@@ -690,7 +690,7 @@ func TestMovedWhileWaiting(t *testing.T) {
 		kept, err := SetAside(dir, at(0))
 		mustDo(t, err)
 		if replaced {
-			if err := create(dir); err != nil && !errors.Is(err, fs.ErrExist) { // it was there first
+			if err := mustPlace(t, dir).createArchive(); err != nil && !errors.Is(err, fs.ErrExist) { // it was there first
 				t.Fatal(err)
 			}
 		}
@@ -718,13 +718,13 @@ func TestCreate(t *testing.T) {
 		mustDo(t, os.WriteFile(path, []byte("of a crash"), 0o600))
 		mustDo(t, os.Chtimes(path, time.Time{}, time.Now().Add(-age)))
 	}
-	mustDo(t, create(dir))
+	mustDo(t, mustPlace(t, dir).createArchive())
 	if got := names(t, dir); !slices.Equal(got, []string{FileName, FileName + ".new-young"}) {
 		t.Errorf("%q", got)
 	}
 	a := mustOpen(t, dir)
 	mustCommit(t, a, mixed(1))
-	if err := create(dir); !errors.Is(err, fs.ErrExist) {
+	if err := mustPlace(t, dir).createArchive(); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("%v", err)
 	}
 	wantContents(t, reread(t, dir).Archive, contentsOf(a))
@@ -768,25 +768,28 @@ func TestOpenTogether(t *testing.T) {
 
 func TestOwner(t *testing.T) {
 	dir := t.TempDir()
-	if s := readOwner(dir); !strings.Contains(s, "another aggregatord has") {
+	p, err := OpenPlace(dir)
+	mustDo(t, err)
+	if s := p.Owner(); !strings.Contains(s, "another aggregatord has") {
 		t.Errorf("%q", s)
 	}
+	mustDo(t, p.Close())
 	// Never through a link.
 	target := filepath.Join(t.TempDir(), "target")
 	mustDo(t, os.WriteFile(target, []byte("precious"), 0o600))
-	mustDo(t, os.Symlink(target, filepath.Join(dir, ownerFile)))
-	mustDo(t, os.Symlink(target, filepath.Join(dir, ownerFile+".new")))
+	mustDo(t, os.Symlink(target, filepath.Join(dir, ownerName)))
+	mustDo(t, os.Symlink(target, filepath.Join(dir, ownerName+".new")))
 	mustOpen(t, dir)
 	if data, err := os.ReadFile(target); err != nil || string(data) != "precious" {
 		t.Errorf("%q, %v", data, err)
 	}
-	data, err := os.ReadFile(filepath.Join(dir, ownerFile))
+	data, err := os.ReadFile(filepath.Join(dir, ownerName))
 	mustDo(t, err)
 	var o owner
 	if err := json.Unmarshal(data, &o); err != nil || o.PID != os.Getpid() || time.Since(o.Since) > time.Minute {
 		t.Errorf("%q, %v", data, err)
 	}
-	if got := names(t, dir); !slices.Equal(got, []string{FileName, ownerFile}) {
+	if got := names(t, dir); !slices.Equal(got, []string{FileName, ownerName}) {
 		t.Errorf("%q", got)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
+	"math/bits"
 	"slices"
 	"strings"
 	"time"
@@ -108,7 +109,7 @@ func appendBaseline(dst []byte, values []float64) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(values)))
 	for _, v := range values {
 		// 0 begins any float; n+1 is the whole number n.
-		if n := uint64(v); float64(n) == v && n < 1<<53 && !(n == 0 && math.Signbit(v)) {
+		if n, ok := wholeNumber(v); ok {
 			dst = binary.AppendUvarint(dst, n+1)
 			continue
 		}
@@ -118,30 +119,74 @@ func appendBaseline(dst []byte, values []float64) []byte {
 	return dst
 }
 
-func readBaseline(data []byte) ([]float64, error) {
+// wholeNumber reports whether a value is one that is packed as a number.
+func wholeNumber(v float64) (n uint64, ok bool) {
+	if !(v >= 0 && v < 1<<53) {
+		return 0, false
+	}
+	n = uint64(v)
+	return n, float64(n) == v && !(n == 0 && math.Signbit(v))
+}
+
+// packedBytes is how long a value is in a baseline.
+func packedBytes(v float64) int64 {
+	n, ok := wholeNumber(v)
+	if !ok {
+		return 9
+	}
+	return int64(bits.Len64(n+1)+6) / 7
+}
+
+// appendValues appends what appendBaseline has packed.
+func appendValues(dst []float64, data []byte) ([]float64, error) {
 	count, n := binary.Uvarint(data)
 	if n <= 0 || count > uint64(len(data)) {
 		return nil, errors.New("baseline without a count")
 	}
 	data = data[n:]
-	values := make([]float64, 0, count)
 	for range count {
 		v, n := binary.Uvarint(data)
 		switch {
 		case n <= 0:
 			return nil, errors.New("baseline cut short")
 		case v > 0:
-			values = append(values, float64(v-1))
+			dst = append(dst, float64(v-1))
 			data = data[n:]
 		case len(data) < 9:
 			return nil, errors.New("baseline cut short")
 		default:
-			values = append(values, math.Float64frombits(binary.LittleEndian.Uint64(data[1:])))
+			dst = append(dst, math.Float64frombits(binary.LittleEndian.Uint64(data[1:])))
 			data = data[9:]
 		}
 	}
 	if len(data) > 0 {
 		return nil, fmt.Errorf("%d bytes after a baseline", len(data))
 	}
-	return values, nil
+	return dst, nil
+}
+
+// readBaseline is appendValues into a new slice.
+func readBaseline(data []byte) ([]float64, error) { return appendValues(nil, data) }
+
+// countValues checks a baseline and returns how many values it has, without unpacking them.
+func countValues(data []byte) (int, error) {
+	count, n := binary.Uvarint(data)
+	if n <= 0 || count > uint64(len(data)) {
+		return 0, errors.New("baseline without a count")
+	}
+	data = data[n:]
+	for range count {
+		v, n := binary.Uvarint(data)
+		if n > 0 && v == 0 {
+			n = 9
+		}
+		if n <= 0 || n > len(data) {
+			return 0, errors.New("baseline cut short")
+		}
+		data = data[n:]
+	}
+	if len(data) > 0 {
+		return 0, fmt.Errorf("%d bytes after a baseline", len(data))
+	}
+	return int(count), nil
 }

@@ -6,9 +6,6 @@ import (
 	"io"
 	"math"
 	"os"
-	"path/filepath"
-	"strings"
-	"time"
 
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
@@ -64,26 +61,27 @@ func (a *Archive) Compact() error {
 		return errPending
 	}
 	return guard(fmt.Sprintf("write archive %q anew", a.path), func() error {
-		dir := filepath.Dir(a.path)
+		p := a.place
 		fresh := a.unwritten()
-		path, w, err := fresh.build(dir, newID())
+		name, w, err := fresh.build(p, newID())
 		if err != nil {
 			return err
 		}
-		db, f, info, err := openBuilt(path)
+		db, f, info, err := p.openBuilt(name)
 		if err == nil {
-			if err = a.replaceBy(path); err != nil {
+			if err = a.replaceBy(name); err != nil {
 				err = errors.Join(err, db.Close())
 			}
 		}
 		if err != nil {
-			return errors.Join(err, os.Remove(path))
+			return errors.Join(err, p.remove(name))
 		}
 		old := a.db
-		a.db, a.handle, a.file, a.left, a.id, a.txid = db, f, info, info, fresh.id, w.txid
-		for _, t := range w.tables {
-			now := a.totals.tables[t.space]
-			now.id, now.saved = t.id, t.Len()
+		a.db, a.handle, a.left, a.id, a.txid = db, f, info, fresh.id, w.txid
+		a.size.Store(info.Size())
+		for i := range w.tables {
+			t := a.totals.tables[w.tables[i].space]
+			t.id, t.saved = w.tables[i].id, t.Len()
 		}
 		// Until the directory is durable, what is committed to the new file could be gone with its
 		// name: see Commit.
@@ -92,12 +90,12 @@ func (a *Archive) Compact() error {
 	})
 }
 
-// replaceBy gives the file at path the archive's name, unless something else has it now.
-func (a *Archive) replaceBy(path string) error {
+// replaceBy gives the file of this name the archive's, unless something else has it now.
+func (a *Archive) replaceBy(name string) error {
 	if !a.InPlace() {
 		return errNotInPlace
 	}
-	return os.Rename(path, a.path)
+	return a.place.rename(name, a.place.name(archiveName))
 }
 
 var errPending = errors.New("something is waiting to be written")
@@ -109,7 +107,7 @@ func (a *Archive) syncName() error {
 	if !a.unsynced {
 		return nil
 	}
-	err := SyncDir(filepath.Dir(a.path))
+	err := a.place.sync()
 	a.unsynced = err != nil
 	return err
 }
@@ -127,39 +125,27 @@ func (a *Archive) unwritten() *Archive {
 		t := *t
 		t.id, t.saved = 0, 0
 		fresh.totals.tables[s] = &t
-		fresh.unsaved.table(s)
 	}
+	fresh.unsavedAll = !fresh.totals.Empty()
 	return fresh
 }
 
 // openBuilt opens and locks a file that build has made.
-func openBuilt(path string) (*bolt.DB, *os.File, os.FileInfo, error) {
-	f, err := openRegular(path, os.O_RDWR)
+func (p *Place) openBuilt(name string) (*bolt.DB, *os.File, os.FileInfo, error) {
+	f, err := p.open(name, unix.O_RDWR, 0)
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	info, err := f.Stat()
 	if err == nil {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err = p.checkWritable(f)
+	}
+	if err == nil {
+		err = ignoringEINTR(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	}
 	if err != nil {
 		return nil, nil, nil, errors.Join(err, f.Close())
 	}
 	db, err := openBolt(f, false)
 	return db, f, info, err
-}
-
-// removeHalfMade removes what crashes have left of archives that were being made in dir. What
-// is young may be of somebody who is in the middle of it now. What it cannot remove takes up
-// some room, no more.
-func removeHalfMade(dir string) {
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), FileName+".new-") {
-			continue
-		}
-		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > time.Minute {
-			os.Remove(filepath.Join(dir, e.Name())) //nolint:errcheck // see above
-		}
-	}
 }

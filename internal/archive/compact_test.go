@@ -3,6 +3,7 @@ package archive
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,7 +51,7 @@ func TestCompact(t *testing.T) {
 	if before.Current() {
 		t.Error("a view of the old file is current")
 	}
-	if got := names(t, dir); !slices.Equal(got, []string{FileName, ownerFile}) {
+	if got := names(t, dir); !slices.Equal(got, []string{FileName, ownerName}) {
 		t.Errorf("files %q", got)
 	}
 	if other, err := Open(dir); !errors.Is(err, ErrLocked) {
@@ -110,7 +111,7 @@ func TestCompactElsewhere(t *testing.T) {
 	}
 	wantFile(t, archivePath(dir), "theirs")
 	wantContents(t, a, want)
-	if got := names(t, dir); !slices.Equal(got, []string{FileName, FileName + ".away", ownerFile}) {
+	if got := names(t, dir); !slices.Equal(got, []string{FileName, FileName + ".away", ownerName}) {
 		t.Errorf("files %q", got)
 	}
 	mustDo(t, os.Rename(archivePath(dir)+".away", archivePath(dir)))
@@ -131,7 +132,26 @@ func TestHalfMade(t *testing.T) {
 		mustDo(t, os.Chtimes(path, then, then))
 	}
 	mustOpen(t, dir)
-	if got := names(t, dir); !slices.Equal(got, []string{FileName, FileName + ".new-young", ownerFile}) {
+	if got := names(t, dir); !slices.Equal(got, []string{FileName, FileName + ".new-young", ownerName}) {
 		t.Errorf("files %q", got)
+	}
+}
+
+func wantFile(t testing.TB, path, want string) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if want == "" {
+		if !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is there: %q, %v", path, data, err)
+		}
+	} else if err != nil || string(data) != want {
+		t.Errorf("%s is %q, %v; want %q", path, data, err, want)
+	}
+}
+
+func writeFile(t testing.TB, path, data string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(data), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }

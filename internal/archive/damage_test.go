@@ -293,8 +293,6 @@ func TestDamagedWhileOpen(t *testing.T) {
 	}
 }
 
-// TestLanded: a commit whose very last step fails, to make the meta page durable, is on
-// disk for all who read it. Attach sees that, and counts nothing twice.
 // TestChangedWhileOpen: what somebody else has done to the file is found before bbolt believes
 // it. A page that says it has billions more would keep it busy for hours, unless it meets
 // one that is free.
@@ -326,8 +324,6 @@ func TestChangedWhileOpen(t *testing.T) {
 	wantContents(t, a, want)
 }
 
-// TestLanded: a commit whose very last step fails, to make the meta page durable, is on
-// disk for all who read it. Attach sees that, and counts nothing twice.
 // TestOverflowWhileOpen: a page that says it has many more is found before bbolt counts them.
 func TestOverflowWhileOpen(t *testing.T) {
 	dir := t.TempDir()
@@ -351,6 +347,8 @@ func TestOverflowWhileOpen(t *testing.T) {
 	}
 }
 
+// TestLanded: a commit whose very last step fails, to make the meta page durable, is on
+// disk for all who read it. Attach sees that, and counts nothing twice.
 func TestLanded(t *testing.T) {
 	for _, landed := range []bool{true, false} {
 		t.Run(fmt.Sprint("landed=", landed), func(t *testing.T) {
@@ -369,17 +367,17 @@ func TestLanded(t *testing.T) {
 			b := mixed(2)
 			a.attempt = newID()
 			failure := errors.New("input/output error")
-			txid := 0
+			w := &write{a: a, b: b, commit: a.attempt}
 			err := a.db.Update(func(tx *bolt.Tx) error {
-				txid = tx.ID()
-				w := write{a: a, b: b, tx: tx, commit: a.attempt}
+				w.tx, w.txid = tx, tx.ID()
 				if err := w.run(); err != nil || landed {
 					return err
 				}
 				return failure
 			})
-			if landed != (err == nil) || a.undone(txid) == landed {
-				t.Fatalf("%v, undone %v", err, a.undone(txid))
+			undone, undoneErr := a.undone(w.txid)
+			if landed != (err == nil) || undone == landed || undoneErr != nil {
+				t.Fatalf("%v, undone %v, %v", err, undone, undoneErr)
 			}
 			wantContents(t, a, before)
 			mustDetach(t, a)
@@ -429,35 +427,26 @@ func FuzzFile(f *testing.F) {
 		mustDo(t, err)
 		_, err = file.Write(bad)
 		mustDo(t, err)
-		db, err := openBolt(file, false)
-		mustDo(t, err)
-		defer db.Close()
 		a := New()
-		err = db.View(func(tx *bolt.Tx) error {
-			c, err := load(tx)
-			if err == nil {
-				err = a.adopt(c)
-			}
-			return err
-		})
+		c, err := load(file, int64(len(bad)))
 		if errors.Is(err, ErrDamaged) || errors.Is(err, ErrNewer) {
 			return
 		}
 		mustDo(t, err)
-		a.db, a.handle = db, file
+		mustDo(t, a.adopt(c))
+		db, err := openBolt(file, false)
+		mustDo(t, err)
+		defer db.Close()
+		a.db, a.handle, a.place = db, file, &Place{}
 		a.leave()
 		mustCommit(t, a, mixed(1))
 		info, err := file.Stat()
 		mustDo(t, err)
-		mustDo(t, checkPages(file, info.Size()))
 		again := New()
-		mustDo(t, db.View(func(tx *bolt.Tx) error {
-			c, err := load(tx)
-			if err == nil {
-				err = errors.Join(again.adopt(c), check(tx))
-			}
-			return err
-		}))
+		c, err = load(file, info.Size())
+		mustDo(t, err)
+		mustDo(t, again.adopt(c))
+		mustDo(t, db.View(check))
 		wantContents(t, again, contentsOf(a))
 	})
 }

@@ -1,16 +1,14 @@
 package archive
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
-	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -22,96 +20,119 @@ type contents struct {
 	commit  []byte // tells it from all others
 	stats   Stats
 	totals  Totals
-	records map[string][]float64
+	records map[string]*record
 }
 
-// load reads everything and checks it.
-func load(tx *bolt.Tx) (*contents, error) {
-	c := &contents{txid: tx.ID(), records: map[string][]float64{}}
-	meta := tx.Bucket(bucketMeta)
-	if meta == nil {
-		return nil, fmt.Errorf("%w: bucket %q is missing", ErrDamaged, bucketMeta)
+// load reads everything in a file of this size and checks it, its pages, too. It does not read
+// with bbolt: each page is read once, so what was checked is what is believed.
+func load(f io.ReaderAt, size int64) (*contents, error) {
+	c := &contents{}
+	s, err := readPages(f, size, c.load)
+	if err != nil {
+		return nil, err
 	}
-	version, err := unseal(metaFormat, meta.Get(metaFormat))
+	c.txid = int(s.txid)
+	return c, nil
+}
+
+func (c *contents) load(r *pageReader, s *structure) error {
+	if err := c.loadMeta(r, s); err != nil {
+		return err
+	}
+	byID := map[uint32]*Table{}
+	records := recordReader{records: map[string]*record{}}
+	for _, step := range []struct {
+		bucket []byte
+		what   string
+		visit  visit
+		end    func() error
+	}{
+		{bucketSpaces, "spaces", func(k, v []byte) error { return c.loadSpace(k, v, byID) }, nil},
+		{bucketKeys, "keys", func(k, v []byte) error { return loadKey(k, v, byID) }, func() error { return indexKeys(byID) }},
+		{bucketValues, "values", valueLoader(byID), func() error { return allValues(byID) }},
+		{bucketFolded, "folded files", records.read, records.end},
+	} {
+		b := s.find(step.bucket)
+		if b == nil {
+			return fmt.Errorf("bucket %q is missing", step.bucket)
+		}
+		err := r.bucket(b, step.visit)
+		if err == nil && step.end != nil {
+			err = step.end()
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", step.what, err)
+		}
+	}
+	c.records = records.records
+	return nil
+}
+
+// mostMeta is how many bytes there are of anything in the bucket meta.
+const mostMeta = 4096
+
+func (c *contents) loadMeta(r *pageReader, s *structure) error {
+	b := s.find(bucketMeta)
+	if b == nil {
+		return fmt.Errorf("bucket %q is missing", bucketMeta)
+	}
+	found := map[string][]byte{}
+	if err := r.bucket(b, func(k, v []byte) error {
+		for _, known := range [][]byte{metaFormat, metaID, metaCommit, metaStats} {
+			if bytes.Equal(k, known) && len(v) <= mostMeta {
+				found[string(k)] = slices.Clone(v)
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	version, err := unseal(metaFormat, found[string(metaFormat)])
 	if err == nil && len(version) != 4 {
 		err = fmt.Errorf("%d bytes", len(version))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: format: %w", ErrDamaged, err)
+		return fmt.Errorf("format: %w", err)
 	}
 	if v := binary.BigEndian.Uint32(version); v > Format {
-		return nil, fmt.Errorf("%w: its format is %d, this program knows %d", ErrNewer, v, Format)
+		return fmt.Errorf("%w: its format is %d, this program knows %d", ErrNewer, v, Format)
 	}
-	for _, name := range [][]byte{bucketSpaces, bucketKeys, bucketValues, bucketFolded} {
-		if tx.Bucket(name) == nil {
-			return nil, fmt.Errorf("%w: bucket %q is missing", ErrDamaged, name)
-		}
+	if c.id, err = unseal(metaID, found[string(metaID)]); err != nil {
+		return fmt.Errorf("id: %w", err)
 	}
-	read := func(what string, f func() error) {
-		if err == nil {
-			if err = f(); err != nil {
-				err = fmt.Errorf("%w: %s: %w", ErrDamaged, what, err)
-			}
-		}
+	if c.commit, err = unseal(metaCommit, found[string(metaCommit)]); err != nil {
+		return fmt.Errorf("commit: %w", err)
 	}
-	read("id", func() error {
-		id, err := unseal(metaID, meta.Get(metaID))
-		c.id = slices.Clone(id)
-		return err
-	})
-	read("commit", func() error {
-		commit, err := unseal(metaCommit, meta.Get(metaCommit))
-		c.commit = slices.Clone(commit)
-		return err
-	})
-	read("counters", func() error {
-		data, err := unseal(metaStats, meta.Get(metaStats))
-		if err != nil {
-			return err
-		}
-		return json.Unmarshal(data, &c.stats)
-	})
-	byID := map[uint32]*Table{}
-	read("spaces", func() error { return c.loadSpaces(tx, byID) })
-	read("keys", func() error { return loadKeys(tx, byID) })
-	read("values", func() error { return loadValues(tx, byID) })
-	read("folded files", func() error {
-		return tx.Bucket(bucketFolded).ForEach(func(k, v []byte) error {
-			data, err := unseal(k, v)
-			if err == nil {
-				c.records[string(k)], err = readBaseline(data)
-			}
-			if err != nil {
-				return fmt.Errorf("%q: %w", k, err)
-			}
-			return nil
-		})
-	})
-	return c, err
+	stats, err := unseal(metaStats, found[string(metaStats)])
+	if err == nil {
+		err = json.Unmarshal(stats, &c.stats)
+	}
+	if err != nil {
+		return fmt.Errorf("counters: %w", err)
+	}
+	return nil
 }
 
-func (c *contents) loadSpaces(tx *bolt.Tx, byID map[uint32]*Table) error {
-	return tx.Bucket(bucketSpaces).ForEach(func(k, v []byte) error {
-		if len(k) != 4 {
-			return fmt.Errorf("key of %d bytes", len(k))
-		}
-		id := binary.BigEndian.Uint32(k)
-		data, err := unseal(k, v)
-		if err != nil {
-			return fmt.Errorf("space %d: %w", id, err)
-		}
-		space, folded, err := readSpace(data)
-		if err != nil {
-			return fmt.Errorf("space %d: %w", id, err)
-		}
-		if c.totals.tables[space] != nil || id == 0 {
-			return fmt.Errorf("space %d is there twice", id)
-		}
-		t := c.totals.table(space)
-		t.id, t.folded = id, folded
-		byID[id] = t
-		return nil
-	})
+func (c *contents) loadSpace(k, v []byte, byID map[uint32]*Table) error {
+	if len(k) != 4 {
+		return fmt.Errorf("key of %d bytes", len(k))
+	}
+	id := binary.BigEndian.Uint32(k)
+	data, err := unseal(k, v)
+	if err != nil {
+		return fmt.Errorf("space %d: %w", id, err)
+	}
+	space, folded, err := readSpace(data)
+	if err != nil {
+		return fmt.Errorf("space %d: %w", id, err)
+	}
+	if c.totals.tables[space] != nil || id == 0 {
+		return fmt.Errorf("space %d is there twice", id)
+	}
+	t := c.totals.table(space)
+	t.id, t.folded = id, folded
+	byID[id] = t
+	return nil
 }
 
 // split2 reads a bucket key that key2 made.
@@ -126,56 +147,71 @@ func split2(k []byte, byID map[uint32]*Table) (*Table, uint32, error) {
 	return t, binary.BigEndian.Uint32(k[4:]), nil
 }
 
-func loadKeys(tx *bolt.Tx, byID map[uint32]*Table) error {
-	return tx.Bucket(bucketKeys).ForEach(func(k, v []byte) error {
-		t, pos, err := split2(k, byID)
-		if err != nil {
-			return err
-		}
-		key, err := unseal(k, v)
-		if err != nil {
-			return fmt.Errorf("space %d, position %d: %w", t.id, pos, err)
-		}
-		if int(pos) != t.Len() {
-			return fmt.Errorf("space %d: position %d follows %d keys", t.id, pos, t.Len())
-		}
-		if _, ok := t.keys[string(key)]; ok {
-			return fmt.Errorf("space %d: key %q is there twice", t.id, key)
-		}
-		t.append(string(key))
-		t.saved = t.Len()
-		return nil
-	})
+func loadKey(k, v []byte, byID map[uint32]*Table) error {
+	t, pos, err := split2(k, byID)
+	if err != nil {
+		return err
+	}
+	key, err := unseal(k, v)
+	if err != nil {
+		return fmt.Errorf("space %d, position %d: %w", t.id, pos, err)
+	}
+	if int(pos) != t.Len() {
+		return fmt.Errorf("space %d: position %d follows %d keys", t.id, pos, t.Len())
+	}
+	t.keys.appendUnindexed(key)
+	return nil
 }
 
-func loadValues(tx *bolt.Tx, byID map[uint32]*Table) error {
-	next := map[*Table]int{}
-	err := tx.Bucket(bucketValues).ForEach(func(k, v []byte) error {
+// indexKeys ends the reading of keys.
+func indexKeys(byID map[uint32]*Table) error {
+	for _, t := range byID {
+		if pos, unique := t.keys.indexAll(t.Len()); !unique {
+			return fmt.Errorf("space %d: key %q is there twice", t.id, t.Key(int(pos)))
+		}
+		t.saved = t.Len()
+		t.hi, t.second = make([]float64, t.Len()), make([]float64, t.Len())
+	}
+	return nil
+}
+
+// valueLoader returns what reads a chunk. Chunks come in order, one table after the other.
+func valueLoader(byID map[uint32]*Table) visit {
+	var of *Table
+	next := 0
+	return func(k, v []byte) error {
 		t, chunk, err := split2(k, byID)
 		if err != nil {
 			return err
 		}
+		if t != of {
+			if of != nil && next != of.Len() {
+				return fmt.Errorf("space %d: %d values for %d keys", of.id, next, of.Len())
+			}
+			of, next = t, 0
+		}
 		from := int(chunk) * chunkValues
-		if from != next[t] || from >= t.Len() {
+		if from != next || from >= t.Len() {
 			return fmt.Errorf("space %d: chunk %d is out of place", t.id, chunk)
 		}
-		to := min(from+chunkValues, t.Len())
-		next[t] = to
+		next = min(from+chunkValues, t.Len())
 		data, err := unseal(k, v)
 		if err == nil {
-			err = readChunk(data, t.hi[from:to], t.second[from:to])
+			err = readChunk(data, t.hi[from:next], t.second[from:next])
 		}
 		if err != nil {
 			return fmt.Errorf("space %d, chunk %d: %w", t.id, chunk, err)
 		}
+		t.loaded = next
 		return nil
-	})
-	if err != nil {
-		return err
 	}
-	for id, t := range byID {
-		if next[t] != t.Len() {
-			return fmt.Errorf("space %d: %d values for %d keys", id, next[t], t.Len())
+}
+
+// allValues ends the reading of values.
+func allValues(byID map[uint32]*Table) error {
+	for _, t := range byID {
+		if t.loaded != t.Len() {
+			return fmt.Errorf("space %d: %d values for %d keys", t.id, t.loaded, t.Len())
 		}
 	}
 	return nil
@@ -189,13 +225,33 @@ type write struct {
 	txid int // w.tx does not know it any more when it is done
 	// commit is what the file is to tell this commit by.
 	commit []byte
-	// tables are what the tables touched are to become: see Archive.commitDone.
-	tables []*Table
-	stats  Stats
+	// tables are what is to become of the tables touched: see Archive.commitDone.
+	tables []tableWrite
+	// records are the keys of the records that were written.
+	records map[string]bool
+	stats   Stats
+}
+
+// A tableWrite is what a commit changes in one table: some values, and keys at its end.
+type tableWrite struct {
+	space Space
+	id    uint32
+	// chunks are those written; length is how many keys there are now.
+	chunks []int
+	length int
+	change
+}
+
+// A change is values by position, in order. The last of them are new, with these keys.
+type change struct {
+	pos        []uint32
+	hi, second []float64
+	keys       []string
+	now        *Batch
 }
 
 func (w *write) run() error {
-	for _, name := range [][]byte{bucketMeta, bucketSpaces, bucketKeys, bucketValues, bucketFolded} {
+	for _, name := range allBuckets {
 		if _, err := w.tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -207,8 +263,20 @@ func (w *write) run() error {
 	for s := range w.a.unsaved.tables {
 		touched[s] = true
 	}
+	if w.a.unsavedAll {
+		for s := range w.a.totals.tables {
+			touched[s] = true
+		}
+	}
+	doubts := map[Space]*tableWrite{}
+	if d := w.a.doubt; d != nil {
+		for i := range d.tables {
+			doubts[d.tables[i].space] = &d.tables[i]
+			touched[d.tables[i].space] = true
+		}
+	}
 	for _, s := range slices.SortedFunc(maps.Keys(touched), compareSpaces) {
-		if err := w.table(s); err != nil {
+		if err := w.table(s, doubts[s]); err != nil {
 			return err
 		}
 	}
@@ -217,24 +285,8 @@ func (w *write) run() error {
 			return err
 		}
 	}
-	folded := w.tx.Bucket(bucketFolded)
-	for name := range w.a.forgotten {
-		if err := folded.Delete([]byte(name)); err != nil {
-			return err
-		}
-	}
-	record := func(name string, values []float64) error {
-		return put(folded, []byte(name), appendBaseline(nil, values))
-	}
-	for name := range w.a.unsavedRecords {
-		if err := record(name, w.a.records[name]); err != nil {
-			return err
-		}
-	}
-	for name, values := range w.b.records {
-		if err := record(name, values); err != nil {
-			return err
-		}
+	if err := w.folded(); err != nil {
+		return err
 	}
 	w.stats = w.a.stats.with(w.b)
 	stats, err := json.Marshal(w.stats)
@@ -250,77 +302,221 @@ func (w *write) run() error {
 	)
 }
 
+// folded writes the records.
+func (w *write) folded() error {
+	folded := w.tx.Bucket(bucketFolded)
+	if w.a.doubt != nil {
+		for key := range w.a.doubt.records {
+			if r := w.a.records[key]; r != nil { // it may have been written over
+				if err := putRecord(folded, key, r); err != nil {
+					return err
+				}
+			} else if err := deleteRecord(folded, key); err != nil {
+				return err
+			}
+		}
+	}
+	for key := range w.a.forgotten {
+		if err := deleteRecord(folded, key); err != nil {
+			return err
+		}
+	}
+	w.records = map[string]bool{}
+	for key := range w.a.unsavedRecords {
+		w.records[key] = true
+		if err := putRecord(folded, key, w.a.records[key]); err != nil {
+			return err
+		}
+	}
+	for key, r := range w.b.records {
+		w.records[key] = true
+		if err := putRecord(folded, key, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// and returns what either of two commits in doubt may have left.
+func (w *write) and(other *write) *write {
+	sum := &write{tables: slices.Clone(w.tables), records: w.records}
+	if sum.records == nil {
+		sum.records = map[string]bool{}
+	}
+	if other == nil {
+		return sum
+	}
+	maps.Copy(sum.records, other.records)
+	for _, o := range other.tables {
+		i := slices.IndexFunc(sum.tables, func(t tableWrite) bool { return t.space == o.space })
+		if i < 0 {
+			sum.tables = append(sum.tables, o)
+			continue
+		}
+		t := &sum.tables[i]
+		t.chunks = append(slices.Clone(t.chunks), o.chunks...)
+		t.length = max(t.length, o.length)
+	}
+	return sum
+}
+
 // put puts data, which it may change, and its checksum under a key.
 func put(b *bolt.Bucket, key, data []byte) error { return b.Put(key, seal(key, data)) }
 
-// table writes what the batch and the unsaved change in one table.
-func (w *write) table(s Space) error {
-	old := w.a.totals.tables[s]
-	if old == nil {
-		old = newTable(s)
+// table writes what the batch and the unsaved change in one table, and over what a commit in
+// doubt may have changed.
+func (w *write) table(s Space, doubt *tableWrite) error {
+	t := w.a.totals.tables[s]
+	fresh := w.b.totals.tables[s]
+	if doubt != nil && (t == nil || t.id != doubt.id) {
+		// It made the table, or the table was dropped since: nothing in memory has its number.
+		if err := w.drop(doubt.id); err != nil {
+			return err
+		}
+		doubt = nil
 	}
-	t := &Table{
-		space: s, keys: old.keys, id: old.id, saved: old.saved, folded: old.folded,
-		raw: slices.Clip(old.raw), hi: slices.Clone(old.hi), second: slices.Clone(old.second),
+	if t == nil {
+		if fresh == nil {
+			return nil
+		}
+		t = newTable(s)
 	}
+	tw := tableWrite{space: s, id: t.id, change: changeOf(t, fresh, w.b)}
+	tw.length = t.Len() + len(tw.keys)
 	dirty := map[int]bool{}
-	touch := func(pos uint32) { dirty[int(pos)/chunkValues] = true }
-	for pos := t.saved; pos < t.Len(); pos++ {
-		touch(uint32(pos))
+	touch := func(pos int) { dirty[pos/chunkValues] = true }
+	for pos := t.saved; pos < tw.length; pos += chunkValues {
+		touch(pos)
+	}
+	if t.saved < tw.length {
+		touch(tw.length - 1)
 	}
 	if u := w.a.unsaved.tables[s]; u != nil {
-		for _, key := range u.raw {
-			touch(t.keys[key])
+		for i := range u.Len() {
+			if pos, ok := t.keys.findString(u.Key(i)); ok {
+				touch(int(pos))
+			}
 		}
 	}
-	if b := w.b.totals.tables[s]; b != nil {
-		fresh := uint32(t.Len())
-		for i, key := range b.raw {
-			pos, ok := t.keys[key]
-			if !ok {
-				pos = fresh
-				fresh++
-				t.raw = append(t.raw, key)
-				zero := newTable(s)
-				zero.append(key)
-				t.hi, t.second = append(t.hi, zero.hi[0]), append(t.second, 0)
-			}
-			t.combine(pos, b.hi[i], b.second[i])
-			touch(pos)
+	for _, pos := range tw.pos {
+		touch(int(pos))
+	}
+	keys, values := w.tx.Bucket(bucketKeys), w.tx.Bucket(bucketValues)
+	if doubt != nil {
+		for _, chunk := range doubt.chunks {
+			dirty[chunk] = true
 		}
-		if b.folded.After(t.folded) {
-			t.folded = b.folded
+		for pos := tw.length; pos < doubt.length; pos++ {
+			if err := keys.Delete(key2(t.id, uint32(pos))); err != nil {
+				return err
+			}
 		}
 	}
 	spaces := w.tx.Bucket(bucketSpaces)
-	if t.id == 0 {
+	if tw.id == 0 {
 		// Not by the bucket's own sequence, whose number no checksum covers.
-		t.id = 1
+		tw.id = 1
 		if last, _ := spaces.Cursor().Last(); last != nil {
-			t.id = binary.BigEndian.Uint32(last) + 1
+			tw.id = binary.BigEndian.Uint32(last) + 1
 		}
 	}
-	id := binary.BigEndian.AppendUint32(nil, t.id)
-	if err := put(spaces, id, appendSpace(nil, s, t.folded)); err != nil {
+	folded := t.folded
+	if fresh != nil && fresh.folded.After(folded) {
+		folded = fresh.folded
+	}
+	if err := put(spaces, binary.BigEndian.AppendUint32(nil, tw.id), appendSpace(nil, s, folded)); err != nil {
 		return err
 	}
-	keys := w.tx.Bucket(bucketKeys)
-	for pos := t.saved; pos < t.Len(); pos++ {
-		if err := put(keys, key2(t.id, uint32(pos)), []byte(t.raw[pos])); err != nil {
+	for pos := t.saved; pos < tw.length; pos++ {
+		key := ""
+		if pos < t.Len() {
+			key = t.Key(pos)
+		} else {
+			key = tw.keys[pos-t.Len()]
+		}
+		if err := put(keys, key2(tw.id, uint32(pos)), []byte(key)); err != nil {
 			return err
 		}
 	}
-	values := w.tx.Bucket(bucketValues)
-	for _, chunk := range slices.Sorted(maps.Keys(dirty)) {
+	tw.chunks = slices.Sorted(maps.Keys(dirty))
+	for _, chunk := range tw.chunks {
 		from := chunk * chunkValues
-		to := min(from+chunkValues, t.Len())
-		if err := put(values, key2(t.id, uint32(chunk)), appendChunk(nil, t.hi[from:to], t.second[from:to])); err != nil {
+		if from >= tw.length { // only of a commit in doubt
+			if err := values.Delete(key2(tw.id, uint32(chunk))); err != nil {
+				return err
+			}
+			continue
+		}
+		var hi, second [chunkValues]float64
+		n := tw.fill(t, from, hi[:], second[:])
+		if err := put(values, key2(tw.id, uint32(chunk)), appendChunk(nil, hi[:n], second[:n])); err != nil {
 			return err
 		}
 	}
-	// commitDone adds the new keys to the map, which readers share until then.
-	w.tables = append(w.tables, t)
+	// commitDone adds the new keys to the table, which readers share until then.
+	w.tables = append(w.tables, tw)
 	return nil
+}
+
+// changeOf returns what a batch changes in a table.
+func changeOf(t, fresh *Table, b *Batch) change {
+	var c change
+	if fresh == nil {
+		return c
+	}
+	c.now = b
+	type at struct{ pos, in uint32 }
+	order := make([]at, fresh.Len())
+	for i := range order {
+		pos, ok := t.keys.findString(fresh.Key(i))
+		if !ok {
+			pos = uint32(t.Len() + len(c.keys))
+			c.keys = append(c.keys, fresh.Key(i))
+		}
+		order[i] = at{pos, uint32(i)}
+	}
+	slices.SortFunc(order, func(a, b at) int { return int(a.pos) - int(b.pos) })
+	zero := t.space.zero()
+	for _, o := range order {
+		hi, second := zero, 0.0
+		if int(o.pos) < t.Len() {
+			hi, second = t.hi[o.pos], t.second[o.pos]
+		}
+		hi, second = t.space.combine(hi, second, fresh.hi[o.in], fresh.second[o.in])
+		c.pos, c.hi, c.second = append(c.pos, o.pos), append(c.hi, hi), append(c.second, second)
+	}
+	return c
+}
+
+// fill fills in the values of a chunk as they are to be and returns how many there are.
+func (w *tableWrite) fill(t *Table, from int, hi, second []float64) (n int) {
+	to := min(from+chunkValues, w.length)
+	if from < t.Len() {
+		copy(hi, t.hi[from:min(to, t.Len())])
+		copy(second, t.second[from:min(to, t.Len())])
+	}
+	i, _ := slices.BinarySearch(w.pos, uint32(from))
+	for ; i < len(w.pos) && int(w.pos[i]) < to; i++ {
+		hi[int(w.pos[i])-from], second[int(w.pos[i])-from] = w.hi[i], w.second[i]
+	}
+	return to - from
+}
+
+// apply makes the table in memory what was written.
+func (w *tableWrite) apply(totals *Totals) {
+	t := totals.table(w.space)
+	for _, key := range w.keys {
+		t.append([]byte(key))
+	}
+	for i, pos := range w.pos {
+		t.hi[pos], t.second[pos], t.changed = w.hi[i], w.second[i], true
+	}
+	if w.now != nil {
+		if folded := w.now.totals.tables[w.space].folded; folded.After(t.folded) {
+			t.folded = folded
+		}
+	}
+	t.id, t.saved = w.id, t.Len()
 }
 
 // drop removes a table.
@@ -338,48 +534,4 @@ func (w *write) drop(id uint32) error {
 		}
 	}
 	return nil
-}
-
-// The owner file tells people which process has the archive open. The lock is the truth;
-// this only helps to find its holder, also from another pid namespace.
-const ownerFile = "owner"
-
-type owner struct {
-	PID   int       `json:"pid"`
-	Host  string    `json:"host"`
-	Since time.Time `json:"since"`
-}
-
-// writeOwner says that this process has the archive. Failing to is no reason not to work.
-func writeOwner(dir string) {
-	host, _ := os.Hostname()
-	data, err := json.Marshal(owner{os.Getpid(), host, time.Now().Truncate(time.Second)})
-	if err != nil {
-		return
-	}
-	// In one step for those who read it, and never through a link that somebody put there.
-	path := filepath.Join(dir, ownerFile)
-	tmp := path + ".new"
-	os.Remove(tmp) //nolint:errcheck // it is seldom there
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return
-	}
-	_, err = f.Write(append(data, '\n'))
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		os.Remove(tmp) //nolint:errcheck // see above
-	}
-}
-
-// readOwner describes who has the archive.
-func readOwner(dir string) string {
-	var o owner
-	data, err := os.ReadFile(filepath.Join(dir, ownerFile))
-	if err != nil || json.Unmarshal(data, &o) != nil {
-		return "another aggregatord has " + dir + " open"
-	}
-	return fmt.Sprintf("aggregatord with pid %d on host %s has %s open since %s", o.PID, o.Host, strings.TrimSuffix(dir, "/"), o.Since.Format(time.RFC3339))
 }

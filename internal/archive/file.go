@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,20 +20,20 @@ const lockTimeout = 500 * time.Millisecond
 // lockRetry is how long to wait between two attempts to lock.
 const lockRetry = 20 * time.Millisecond
 
-// lock opens the archive in dir and locks it, with bbolt's own kind of lock, so that it is
-// known to be still before bbolt believes what it holds. The lock goes with the file's
+// lock opens the archive and locks it, with bbolt's own kind of lock, so that it is
+// known to be still before anybody believes what it holds. The lock goes with the file's
 // descriptor. A file that got another name while we waited for its lock is not the archive
 // any more.
-func lock(dir string) (*os.File, error) {
-	path := filepath.Join(dir, FileName)
+func (p *Place) lock() (*os.File, error) {
+	name := p.name(archiveName)
 	for deadline := time.Now().Add(lockTimeout); ; {
-		f, err := openRegular(path, os.O_RDWR)
+		f, err := p.open(name, unix.O_RDWR, 0)
 		if err != nil {
 			return nil, err
 		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err = ignoringEINTR(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 		if err == nil {
-			if same, err := leadsTo(path, f); same && err == nil {
+			if same, err := p.leadsTo(name, f); same && err == nil {
 				return f, nil
 			} else if err != nil {
 				return nil, errors.Join(err, f.Close())
@@ -44,109 +44,104 @@ func lock(dir string) (*os.File, error) {
 		}
 		switch {
 		case err != nil && !errors.Is(err, unix.EWOULDBLOCK):
-			return nil, &os.PathError{Op: "lock", Path: path, Err: err}
+			return nil, &os.PathError{Op: "lock", Path: p.ArchivePath(), Err: err}
 		case time.Now().After(deadline):
-			return nil, fmt.Errorf("%w: %s", ErrLocked, readOwner(dir))
+			return nil, fmt.Errorf("%w: %s", ErrLocked, p.Owner())
 		case err != nil:
 			time.Sleep(lockRetry)
 		}
 	}
 }
 
-// leadsTo reports whether the file at the path is the one that is open.
-func leadsTo(path string, f *os.File) (bool, error) {
-	open, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	there, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil && os.SameFile(open, there), err
-}
+var errNotRegular = errors.New("not a regular file; remove it")
 
-// openRegular opens a file that others may have put there: it follows no link, which might
-// lead anywhere, and does not wait for the other end of a pipe.
-func openRegular(path string, flag int) (*os.File, error) {
-	f, err := os.OpenFile(path, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = &os.PathError{Op: "open", Path: path, Err: errNotRegular}
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
-}
-
-var errNotRegular = errors.New("not a regular file")
-
-// open opens the archive in dir, locked and checked, and makes one if there is none.
-func open(dir string) (*os.File, error) {
-	f, err := lock(dir)
+// openArchive opens the archive, locked and checked, and makes one if there is none. It returns
+// what the file holds, too.
+func (p *Place) openArchive() (*os.File, *contents, error) {
+	f, err := p.lock()
 	for range 10 { // once, unless others make and remove archives at the same time
 		if !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
-		if err := create(dir); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, err
+		if err := p.createArchive(); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, nil, err
 		}
-		f, err = lock(dir)
+		f, err = p.lock()
 	}
+	if err != nil {
+		return nil, nil, err
+	}
+	p.removeSecondNames(f)
+	var c *contents
+	if err = p.checkWritable(f); err == nil {
+		c, err = loadFile(f)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return f, c, nil
+}
+
+func loadFile(f *os.File) (*contents, error) {
+	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	info, err := f.Stat()
-	if err == nil {
-		err = checkPages(f, info.Size())
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
+	return load(f, info.Size())
 }
 
-// create makes an empty archive in dir, in one step and durably. It replaces nothing: the
+// removeSecondNames ends a Reset that a crash has stopped half way: the archive has the name
+// under which it was to be kept, too.
+func (p *Place) removeSecondNames(f *os.File) {
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil || st.Nlink < 2 {
+		return
+	}
+	names, _ := p.SetAsides()
+	for _, name := range names {
+		if same, err := p.leadsTo(name, f); same && err == nil {
+			p.remove(name) //nolint:errcheck // then it is not safe to write to, which will be said
+		}
+	}
+}
+
+// createArchive makes an empty archive, in one step and durably. It replaces nothing: the
 // error is fs.ErrExist then. On error nothing is left, not even half an archive when the
 // disk is full.
-func create(dir string) (err error) {
-	removeHalfMade(dir)
-	tmp, _, err := New().build(dir, nil)
+func (p *Place) createArchive() (err error) {
+	p.removeHalfMade()
+	tmp, _, err := New().build(p, nil)
 	if err != nil {
 		return err
 	}
-	if err := renameNoReplace(tmp, filepath.Join(dir, FileName)); err != nil {
-		return errors.Join(err, os.Remove(tmp))
+	if err := p.renameNoReplace(p.fd(), tmp, p.name(archiveName)); err != nil {
+		return errors.Join(err, p.remove(tmp))
 	}
-	return SyncDir(dir)
+	return p.sync()
 }
 
-// build writes all of an archive that has no file to a new one in dir, durably, and returns
-// its path and what was written. A file without a commit to be told by counts as one that
-// nobody has written to.
-func (a *Archive) build(dir string, commit []byte) (path string, w write, err error) {
-	f, err := os.CreateTemp(dir, FileName+".new-*")
+// build writes all of an archive that has no file to a new one in the place, durably, and
+// returns its name and what was written. A file without a commit to be told by counts as one
+// that nobody has written to.
+func (a *Archive) build(p *Place, commit []byte) (name string, w *write, err error) {
+	f, tmp, err := p.createTemp()
 	if err != nil {
-		return "", w, err
+		return "", nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
+			err = errors.Join(err, p.remove(tmp))
 		}
 	}()
 	db, err := openBolt(f, false)
 	if err != nil {
-		return "", w, err
+		return "", nil, err
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
-		w = write{a: a, b: NewBatch(time.Time{}), tx: tx, txid: tx.ID(), commit: commit}
+		w = &write{a: a, b: NewBatch(time.Time{}), tx: tx, txid: tx.ID(), commit: commit}
 		return w.run()
 	})
-	return f.Name(), w, errors.Join(err, db.Close())
+	return tmp, w, errors.Join(err, db.Close())
 }
 
 // openBolt opens a bbolt file that is open already. The database owns it from now on; on
@@ -169,84 +164,131 @@ func openBolt(f *os.File, readOnly bool) (db *bolt.DB, err error) {
 }
 
 // SetAside renames an archive that cannot be used, under a name with the time that is not
-// used yet, and returns that name. Nothing is lost that somebody could still read.
-func SetAside(dir string, now time.Time) (string, error) {
-	return aside(dir, "damaged", now, renameNoReplace)
+// used yet, and returns its path. Nothing is lost that somebody could still read.
+func (p *Place) SetAside(now time.Time) (string, error) {
+	name, err := p.aside(p, p.name(archiveName), "damaged", now)
+	if err != nil {
+		return "", err
+	}
+	return p.pathOf(name), p.sync()
 }
 
-// Reset starts anew: in place of the archive in dir there is an empty one, and the old one,
-// damaged or not, is kept under a name with the time, which is returned. staged are the
-// names of files in the staging; those of them that were folded into the old archive do
-// not count for the new one either, except with what they gain. The error is, or wraps,
-// ErrLocked while another process has the archive open, fs.ErrNotExist where there is none.
+// SetAside is Place.SetAside for a directory that is for one archive alone.
+func SetAside(dir string, now time.Time) (string, error) {
+	p, err := OpenPlace(dir)
+	if err != nil {
+		return "", err
+	}
+	defer p.Close() //nolint:errcheck // see SetAside
+	return p.SetAside(now)
+}
+
+// Reset is Place.Reset for a directory that is for one archive alone.
 func Reset(dir string, staged []string, now time.Time) (kept string, err error) {
-	err = guard(fmt.Sprintf("reset archive %q", filepath.Join(dir, FileName)), func() (err error) {
-		held, err := lock(dir)
+	p, err := OpenPlace(dir)
+	if err != nil {
+		return "", fmt.Errorf("reset archive: %w", err)
+	}
+	defer p.Close() //nolint:errcheck // what was done is durable
+	return p.Reset(staged, now)
+}
+
+// Reset starts anew: in place of the archive there is an empty one, and the old one,
+// damaged or not, is kept under a name with the time, whose path is returned. staged are the
+// names of staged files; those of them that were folded into the old archive do
+// not count for the new one either, except with what they gain; the same goes for files known
+// by their identity. The error is, or wraps, ErrLocked while another process has the archive
+// open, fs.ErrNotExist where there is none.
+func (p *Place) Reset(staged []string, now time.Time) (kept string, err error) {
+	err = guard(fmt.Sprintf("reset archive %q", p.ArchivePath()), func() (err error) {
+		held, err := p.lock()
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, held.Close()) }()
-		old, err := Read(dir)
-		if err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNewer) {
+		p.removeSecondNames(held)
+		fresh := New()
+		switch c, err := loadFile(held); {
+		case err == nil:
+			for key, r := range c.records {
+				if isIdentity(key) {
+					fresh.records[key] = r
+				}
+			}
+			for _, name := range staged {
+				if r := c.records[name]; r != nil {
+					fresh.records[name] = r
+				}
+			}
+			for key := range fresh.records {
+				fresh.unsavedRecords[key] = true
+			}
+		case !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNewer):
 			return err
 		}
-		fresh := New()
-		for _, name := range staged {
-			if values, ok := old.Baseline(name); ok {
-				fresh.records[name] = values
-				fresh.unsavedRecords[name] = true
-			}
-		}
-		tmp, _, err := fresh.build(dir, newID())
+		tmp, _, err := fresh.build(p, newID())
 		if err != nil {
 			return err
 		}
+		name := p.name(archiveName)
 		// With a second name for the old one there is always an archive in place.
-		if kept, err = aside(dir, "reset", now, os.Link); err != nil {
-			return errors.Join(err, os.Remove(tmp))
+		if kept, err = p.secondName("reset", now); err != nil {
+			return errors.Join(err, p.remove(tmp))
 		}
-		if err := os.Rename(tmp, filepath.Join(dir, FileName)); err != nil {
-			return errors.Join(err, os.Remove(tmp), os.Remove(kept))
+		if err := p.rename(tmp, name); err != nil {
+			return errors.Join(err, p.remove(tmp), p.remove(kept))
 		}
-		return SyncDir(dir)
+		kept = p.pathOf(kept)
+		return p.sync()
 	})
 	return kept, err
 }
 
-// aside gives the archive a name that says why and when, by a function that fails with
-// fs.ErrExist if it is taken.
-func aside(dir, why string, now time.Time, rename func(from, to string) error) (string, error) {
-	from := filepath.Join(dir, FileName)
+// secondName gives the archive a second name that says why and when, and returns it.
+func (p *Place) secondName(why string, now time.Time) (string, error) {
+	name := p.name(archiveName)
 	for i := range 1000 {
-		to := fmt.Sprintf("%s.%s-%s", from, why, now.UTC().Format("20060102T150405Z"))
+		to := fmt.Sprintf("%s.%s-%s", name, why, now.UTC().Format("20060102T150405Z"))
 		if i > 0 {
 			to += fmt.Sprintf("-%d", i)
 		}
-		err := rename(from, to)
+		err := unix.Linkat(p.fd(), name, p.fd(), to, 0)
 		if errors.Is(err, fs.ErrExist) {
 			continue
 		}
 		if err != nil {
-			return "", fmt.Errorf("set archive aside: %w", err)
+			return "", fmt.Errorf("set archive aside: %w", &os.LinkError{Op: "link", Old: p.pathOf(name), New: p.pathOf(to), Err: err})
 		}
 		return to, nil
 	}
-	return "", fmt.Errorf("set archive %q aside: no free name", from)
+	return "", fmt.Errorf("set archive %q aside: no free name", p.pathOf(name))
 }
 
-// SetAsides lists the names of the files in dir that SetAside and Reset have kept.
+// SetAsides is Place.SetAsides for a directory that is for one archive alone.
 func SetAsides(dir string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
+	p, err := OpenPlace(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	var names []string
-	for _, e := range entries {
-		for _, why := range []string{"damaged", "reset"} {
-			if ok, _ := filepath.Match(FileName+"."+why+"-*", e.Name()); ok {
-				names = append(names, e.Name())
-			}
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close() //nolint:errcheck // it was only read
+	return p.SetAsides()
+}
+
+// removeHalfMade removes what crashes have left of archives that were being made. What
+// is young may be of somebody who is in the middle of it now. What it cannot remove takes up
+// some room, no more.
+func (p *Place) removeHalfMade() {
+	names, _ := p.names()
+	for _, name := range names {
+		if !strings.HasPrefix(name, p.name(archiveName)+tempSuffix) {
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Fstatat(p.fd(), name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && time.Since(time.Unix(st.Mtim.Unix())) > time.Minute {
+			p.remove(name) //nolint:errcheck // see above
 		}
 	}
-	return names, err
 }

@@ -89,3 +89,61 @@ func TestReadOnlyFileSystem(t *testing.T) {
 	mustDo(t, a.Attach(dir))
 	wantContents(t, a, want)
 }
+
+// TestKeeperOnFullFileSystem: the ballast is given up, what failed is told as what it is, and the
+// archive is neither detached nor read again.
+func TestKeeperOnFullFileSystem(t *testing.T) {
+	dir := mountTmpfs(t, "size=16m")
+	k := testKeeper(t, KeeperOptions{Watched: dir})
+	mustBeReady(t, k.Open(at(0), nil))
+	if c := k.Commit(at(0), mixed(1), nil); c.Err != nil {
+		t.Fatal(c.Err)
+	}
+	if d := k.Tidy(at(0), nil); !d.Ballast {
+		t.Fatalf("%+v", d)
+	}
+	want := contentsOf(k.Archive())
+	generation := k.Archive().Generation()
+	filler := filepath.Join(dir, "filler")
+	room, err := k.Room()
+	mustDo(t, err)
+	mustDo(t, os.WriteFile(filler, make([]byte, room.FreeBytes), 0o600))
+	batch := func(entries int) *Batch {
+		b := NewBatch(at(1))
+		for file := range 2 {
+			f := b.File(counters, nil, 1000)
+			for i := range entries {
+				f.Add(fmt.Appendf(nil, "a key that takes some room %d of %d", i, file), 1, 0, true)
+			}
+			f.Record(fmt.Sprint("file-", file))
+		}
+		return b
+	}
+	c := k.Commit(at(1), batch(30_000), nil)
+	if c.Err == nil || !c.Full || !c.Ballast || !c.New || !k.CanWrite(at(1)) {
+		t.Fatalf("%+v", c)
+	}
+	c = k.Commit(at(1), batch(30_000), nil)
+	if c.Err == nil || !c.Full || c.Ballast || !k.CanWrite(at(1)) {
+		t.Fatalf("%+v", c)
+	}
+	one := NewBatch(at(1))
+	f := one.File(counters, nil, 1000)
+	for i := range 60_000 {
+		f.Add(fmt.Appendf(nil, "a key that takes some room %d", i), 1, 0, true)
+	}
+	if c = k.Commit(at(1), one, nil); c.Err == nil || !c.Full || k.CanWrite(at(1)) || !k.CanWrite(k.Due()) {
+		t.Fatalf("%+v", c)
+	}
+	if d := k.Tidy(k.Due(), nil); d.Ballast {
+		t.Errorf("a ballast on a full file system: %+v", d)
+	}
+	wantContents(t, k.Archive(), want)
+	if k.Archive().Generation() != generation || !k.Archive().Attached() {
+		t.Error("it was read again")
+	}
+	// A small batch fits where the ballast was.
+	if c = k.Commit(k.Due(), batch(100), nil); c.Err != nil || !c.Again {
+		t.Errorf("%+v", c)
+	}
+}

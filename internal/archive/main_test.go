@@ -155,6 +155,24 @@ func mustOpen(t testing.TB, dir string) *Archive {
 	return a
 }
 
+// mustPlace opens a directory that is closed at the end of the test.
+func mustPlace(t testing.TB, dir string) *Place {
+	t.Helper()
+	p, err := OpenPlace(dir)
+	mustDo(t, err)
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// mustHidden is mustPlace for a watched directory.
+func mustHidden(t testing.TB, dir string) *Place {
+	t.Helper()
+	p, err := OpenHiddenPlace(dir)
+	mustDo(t, err)
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
 func mustCommit(t testing.TB, a *Archive, b *Batch) {
 	t.Helper()
 	if err := a.Commit(b, nil); err != nil {

@@ -7,10 +7,15 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"os"
 )
 
 // pageBytes is the size of a page in the files we make, whatever that of the machine is.
 const pageBytes = 4096
+
+// layoutOf is the version of bbolt whose layout this file knows. Before it is raised, compare
+// internal/common of the two versions.
+const layoutOf = "v1.5.0"
 
 // Sizes and marks in bbolt's file (internal/common of go.etcd.io/bbolt: page.go, meta.go,
 // bucket.go), which is in the byte order of the machine that wrote it.
@@ -37,7 +42,25 @@ const (
 const (
 	maxDepth    = 32
 	maxOverflow = 1 << 16
+	// holeFactor is how many pages in use there may be for one that is really there: a copy of an
+	// archive may have holes where pages are all zeros.
+	holeFactor = 4
+	// spareHoles is how many more there may be in any file.
+	spareHoles = 64
 )
+
+// structure is what checkPages has found: where the buckets of a file begin.
+type structure struct {
+	meta
+	buckets []bucketRef
+}
+
+// bucketRef is a bucket: the page of its root, or all of it if root is 0.
+type bucketRef struct {
+	name   string
+	root   uint64
+	inline []byte
+}
 
 // checkPages looks at all of a bbolt file that bbolt would believe without looking, so that
 // a damaged one costs an error: bbolt itself panics, loops for ever, takes memory as a
@@ -50,33 +73,113 @@ const (
 //
 // A bad meta page is not forgiven, although bbolt would: the other one leads to what was
 // there before the last commit, and the files that this folded may be gone.
+//
+// The file may be made by somebody. So each page is read once, and what it holds is given to
+// load in the same breath; time and memory are bounded by what is really there of the file, in
+// which holes do not count.
 func checkPages(f io.ReaderAt, size int64) error {
-	if err := checkAllPages(f, size); err != nil {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
-	return nil
+	_, err := readPages(f, size, func(*pageReader, *structure) error { return nil })
+	return err
 }
 
-func checkAllPages(f io.ReaderAt, size int64) error {
-	last, err := lastMeta(f)
+// readPages is checkPages. Before it looks for pages that are not used it has load read
+// what it likes of the buckets.
+func readPages(f io.ReaderAt, size int64, load func(r *pageReader, s *structure) error) (*structure, error) {
+	s, err := readAllPages(f, size, load)
+	if err != nil && !errors.Is(err, ErrNewer) {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return s, err
+}
+
+func readAllPages(f io.ReaderAt, size int64, load func(r *pageReader, s *structure) error) (*structure, error) {
+	s := &structure{}
+	r, err := newPageReader(f, size, s)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if last.high > uint64(size)/pageBytes {
-		return fmt.Errorf("%d pages in %d bytes", last.high, size)
+	if err := r.root(s); err != nil {
+		return nil, err
 	}
-	c := pageChecker{f: f, seen: make([]bool, last.high)}
-	c.seen[0], c.seen[1] = true, true
-	if err := c.tree(last.root, nil, nil, 0); err != nil {
-		return err
+	if err := load(r, s); err != nil {
+		return nil, err
 	}
-	if err := c.freelist(last.freelist); err != nil {
-		return err
-	}
-	for id, seen := range c.seen {
-		if !seen {
-			return fmt.Errorf("page %d is neither used nor free", id)
+	for i := range s.buckets { // those that load has not read
+		if err := r.bucket(&s.buckets[i], nil); err != nil {
+			return nil, err
 		}
+	}
+	if err := r.freelist(s.freelist); err != nil {
+		return nil, err
+	}
+	return s, r.allSeen()
+}
+
+// newPageReader reads the meta pages.
+func newPageReader(f io.ReaderAt, size int64, s *structure) (*pageReader, error) {
+	var err error
+	if s.meta, err = lastMeta(f); err != nil {
+		return nil, err
+	}
+	if s.high > uint64(size)/pageBytes {
+		return nil, fmt.Errorf("%d pages in %d bytes", s.high, size)
+	}
+	// Before memory is taken for so many.
+	if there := dataPages(f, int64(s.high)*pageBytes); s.high > holeFactor*there+spareHoles {
+		return nil, fmt.Errorf("%d pages, of which no more than %d are there", s.high, there)
+	}
+	r := &pageReader{f: f, high: s.high, seen: make([]uint64, (s.high+63)/64)}
+	r.seen[0] |= 1<<0 | 1<<1
+	return r, nil
+}
+
+// dataPages returns how many pages of the first so many bytes of a file are not in holes, as
+// far as the file system tells; enough to be believed is as good as all.
+func dataPages(f io.ReaderAt, bytes int64) (pages uint64) {
+	file, ok := f.(*os.File)
+	if !ok {
+		return uint64(bytes / pageBytes)
+	}
+	for at := int64(0); at < bytes; {
+		from, to, err := nextData(file, at)
+		if err != nil {
+			return pages // there is none any more
+		}
+		if from, to = max(from, at), min(to, bytes); from < to {
+			pages += uint64((to - from + pageBytes - 1) / pageBytes)
+		}
+		if holeFactor*pages >= uint64(bytes/pageBytes) {
+			break
+		}
+		at = max(to, at+1)
+	}
+	return pages
+}
+
+// checkBranches looks at what bbolt follows when it writes: the meta pages, all branch pages and
+// the heads of leaf pages. It is for a file that was good and in which somebody may have
+// stored something through a mapping since, which no time of the file shows: a cycle of pages
+// would overflow bbolt's stack, and a page that says it has a billion more keeps it busy for
+// hours. Who stores something between this look and bbolt's can still do harm. Only an archive
+// where nobody else can write is safe from that.
+func checkBranches(f io.ReaderAt, size int64) error {
+	s := &structure{}
+	r, err := newPageReader(f, size, s)
+	if err == nil {
+		r.headsOnly = true
+		if err = r.root(s); err == nil {
+			for i := range s.buckets {
+				if err = r.bucket(&s.buckets[i], nil); err != nil {
+					break
+				}
+			}
+		}
+	}
+	if err == nil {
+		err = r.freelist(s.freelist)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return nil
 }
@@ -136,156 +239,234 @@ func u16(b []byte) uint16 { return binary.LittleEndian.Uint16(b) }
 func u32(b []byte) uint32 { return binary.LittleEndian.Uint32(b) }
 func u64(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
 
-// pageChecker walks through a file.
-type pageChecker struct {
+// pageReader reads the pages of a file, each once.
+type pageReader struct {
 	f    io.ReaderAt
-	seen []bool // by page
+	high uint64
+	seen []uint64 // a bit a page
+	// headsOnly leaves out what is in leaf pages of buckets.
+	headsOnly bool
+	// pages are the pages that lead to the one in hand, by depth, and that one. They are used
+	// again for others.
+	pages [][]byte
 }
 
-// use reads a page, with those that continue it, and marks it as seen.
-func (c *pageChecker) use(id uint64) ([]byte, error) {
-	var header [pageHeader]byte
-	if id >= uint64(len(c.seen)) {
-		return nil, fmt.Errorf("page %d of %d", id, len(c.seen))
+// visit is called with each element of a bucket in order. It must not keep key and value.
+type visit func(k, v []byte) error
+
+// use reads a page, with those that continue it, and marks it as seen. The bytes are good until
+// the next page of this depth is read.
+func (r *pageReader) use(id uint64, depth int) ([]byte, error) {
+	if id >= r.high {
+		return nil, fmt.Errorf("page %d of %d", id, r.high)
 	}
-	if _, err := c.f.ReadAt(header[:], int64(id)*pageBytes); err != nil {
+	if depth > maxDepth {
+		return nil, fmt.Errorf("page %d: too deep", id)
+	}
+	for len(r.pages) <= depth {
+		r.pages = append(r.pages, nil)
+	}
+	page := r.pages[depth]
+	if cap(page) < pageBytes {
+		page = make([]byte, pageBytes)
+	}
+	page = page[:pageBytes]
+	r.pages[depth] = page
+	if _, err := r.f.ReadAt(page, int64(id)*pageBytes); err != nil {
 		return nil, fmt.Errorf("page %d: %w", id, err)
 	}
-	overflow := uint64(u32(header[12:]))
-	if u64(header[:]) != id || overflow > maxOverflow {
-		return nil, fmt.Errorf("page %d says it is %d with %d more", id, u64(header[:]), overflow)
+	overflow := uint64(u32(page[12:]))
+	if u64(page) != id || overflow > maxOverflow || id+overflow >= r.high {
+		return nil, fmt.Errorf("page %d says it is %d with %d more", id, u64(page), overflow)
 	}
 	for i := id; i <= id+overflow; i++ {
-		if err := c.mark(i); err != nil {
+		if err := r.mark(i); err != nil {
 			return nil, err
 		}
 	}
-	data := make([]byte, (overflow+1)*pageBytes)
-	if _, err := c.f.ReadAt(data, int64(id)*pageBytes); err != nil {
+	if overflow == 0 || r.headsOnly && u16(page[8:]) == leafPage {
+		return page, nil
+	}
+	if size := int(overflow+1) * pageBytes; cap(page) < size {
+		page = append(make([]byte, 0, size), page...)
+	}
+	page = page[:(overflow+1)*pageBytes]
+	r.pages[depth] = page
+	if _, err := r.f.ReadAt(page[pageBytes:], int64(id+1)*pageBytes); err != nil {
 		return nil, fmt.Errorf("page %d: %w", id, err)
 	}
-	return data, nil
+	return page, nil
 }
 
-func (c *pageChecker) mark(id uint64) error {
-	if id >= uint64(len(c.seen)) {
-		return fmt.Errorf("page %d of %d", id, len(c.seen))
+func (r *pageReader) mark(id uint64) error {
+	if id >= r.high {
+		return fmt.Errorf("page %d of %d", id, r.high)
 	}
-	if c.seen[id] {
+	if r.seen[id/64]&(1<<(id%64)) != 0 {
 		return fmt.Errorf("page %d is used twice", id)
 	}
-	c.seen[id] = true
+	r.seen[id/64] |= 1 << (id % 64)
 	return nil
 }
 
-// tree checks the page and what is below it. Keys must be at least from and less than to,
-// where they are not nil.
-func (c *pageChecker) tree(id uint64, from, to []byte, depth int) error {
-	if depth > maxDepth {
-		return fmt.Errorf("page %d: too deep", id)
+func (r *pageReader) allSeen() error {
+	for id := range r.high {
+		if r.seen[id/64]&(1<<(id%64)) == 0 {
+			return fmt.Errorf("page %d is neither used nor free", id)
+		}
 	}
-	page, err := c.use(id)
+	return nil
+}
+
+// mostBuckets is how many buckets a file may have. Ours have half a dozen.
+const mostBuckets = 64
+
+// root finds the buckets, which are all that the root of the file holds.
+func (r *pageReader) root(s *structure) error {
+	return r.tree(s.root, nil, nil, 0, false, func(k, v []byte, flags uint32) error {
+		if flags != bucketElement || len(v) < bucketHeader || len(s.buckets) == mostBuckets {
+			return fmt.Errorf("element %q of kind %#x with %d bytes", k, flags, len(v))
+		}
+		b := bucketRef{name: string(k), root: u64(v)}
+		if b.root == 0 {
+			b.inline = bytes.Clone(v[bucketHeader:])
+		} else if len(v) != bucketHeader {
+			return fmt.Errorf("bucket %q: %d bytes", k, len(v))
+		}
+		s.buckets = append(s.buckets, b)
+		return nil
+	})
+}
+
+// find returns a bucket, nil if there is none of the name.
+func (s *structure) find(name []byte) *bucketRef {
+	for i := range s.buckets {
+		if s.buckets[i].name == string(name) {
+			return &s.buckets[i]
+		}
+	}
+	return nil
+}
+
+// bucket reads all of a bucket, once. Nothing is in there but keys and values.
+func (r *pageReader) bucket(b *bucketRef, visit visit) error {
+	element := func(k, v []byte, flags uint32) error {
+		if flags != 0 {
+			return fmt.Errorf("element %q is of kind %#x", k, flags)
+		}
+		if visit == nil {
+			return nil
+		}
+		return visit(k, v)
+	}
+	var err error
+	switch page := b.inline; {
+	case b.root != 0:
+		err = r.tree(b.root, nil, nil, 1, r.headsOnly, element)
+	case page == nil, r.headsOnly: // it was read before
+	case len(page) < pageHeader || u64(page) != 0 || u16(page[8:]) != leafPage || u32(page[12:]) != 0:
+		err = errors.New("no page")
+	default:
+		var end int
+		if end, err = r.elements(page, nil, nil, 1, r.headsOnly, element); err == nil && end != len(page) {
+			err = fmt.Errorf("%d bytes for elements of %d", len(page), end)
+		}
+	}
+	b.root, b.inline = 0, nil
+	if err != nil {
+		return fmt.Errorf("bucket %q: %w", b.name, err)
+	}
+	return nil
+}
+
+type element func(k, v []byte, flags uint32) error
+
+// tree reads the page and what is below it. Keys must be at least from and less than to,
+// where they are not nil.
+func (r *pageReader) tree(id uint64, from, to []byte, depth int, heads bool, visit element) error {
+	page, err := r.use(id, depth)
 	if err != nil {
 		return err
 	}
 	if u16(page[10:]) == 0 {
 		return fmt.Errorf("page %d is empty", id) // the buckets are made with the file
 	}
-	if _, err := c.elements(page, from, to, depth); err != nil {
+	if _, err := r.elements(page, from, to, depth, heads, visit); err != nil {
 		return fmt.Errorf("page %d: %w", id, err)
 	}
 	return nil
 }
 
-// elements checks the elements of a page and returns where the last one ends.
-func (c *pageChecker) elements(page, from, to []byte, depth int) (end int, err error) {
+// elements reads the elements of a page, which lies in the pages of this depth or is a bucket
+// in one page, and returns where the last one ends.
+func (r *pageReader) elements(page, from, to []byte, depth int, heads bool, visit element) (end int, err error) {
 	flags, count := u16(page[8:]), int(u16(page[10:]))
 	if flags != branchPage && flags != leafPage {
 		return 0, fmt.Errorf("kind %#x", flags)
+	}
+	if heads && flags == leafPage {
+		return 0, nil
 	}
 	end = pageHeader + count*elementHeader
 	if end > len(page) {
 		return 0, fmt.Errorf("%d elements in %d bytes", count, len(page))
 	}
-	// A branch element is followed by its key, a leaf element by key and value.
-	children := make([]uint64, 0, count)
-	keys := make([][]byte, 0, count)
+	// A branch element is followed by its key, a leaf element by key and value. Before anything is
+	// believed all of them are looked at.
+	last := from
 	for i := range count {
+		pos, key, value := elementAt(page, i, flags)
 		at := pageHeader + i*elementHeader
-		e := page[at : at+elementHeader]
-		pos, key, value := u32(e), u32(e[4:]), uint32(0)
-		if flags == leafPage {
-			pos, key, value = u32(e[4:]), u32(e[8:]), u32(e[12:])
-		}
 		if uint64(at)+uint64(pos) != uint64(end) || key == 0 || uint64(end)+uint64(key)+uint64(value) > uint64(len(page)) {
 			return 0, fmt.Errorf("element %d is out of place", i)
 		}
 		k := page[end : end+int(key)]
-		v := page[end+int(key) : end+int(key)+int(value)]
 		end += int(key) + int(value)
-		if i > 0 {
-			if bytes.Compare(keys[i-1], k) >= 0 {
-				return 0, fmt.Errorf("element %d is out of order", i)
-			}
-		} else if from != nil && bytes.Compare(from, k) > 0 {
-			return 0, errors.New("the first key belongs further ahead")
+		if c := bytes.Compare(last, k); last != nil && (c > 0 || c == 0 && i > 0) {
+			return 0, fmt.Errorf("element %d is out of order", i)
 		}
-		keys = append(keys, k)
-		if flags == branchPage {
-			children = append(children, u64(e[8:]))
-			continue
-		}
-		switch u32(e) {
-		case 0:
-		case bucketElement:
-			if err := c.bucket(v, depth); err != nil {
-				return 0, fmt.Errorf("bucket %q: %w", k, err)
-			}
-		default:
-			return 0, fmt.Errorf("element %d is of kind %#x", i, u32(e))
-		}
+		last = k
 	}
-	if count > 0 && to != nil && bytes.Compare(keys[count-1], to) >= 0 {
+	if count > 0 && to != nil && bytes.Compare(last, to) >= 0 {
 		return 0, errors.New("the last key belongs further behind")
 	}
-	for i, child := range children {
+	at := pageHeader + count*elementHeader
+	for i := range count {
+		_, key, value := elementAt(page, i, flags)
+		k := page[at : at+int(key)]
+		v := page[at+int(key) : at+int(key)+int(value)]
+		at += int(key) + int(value)
+		if flags == leafPage {
+			if err := visit(k, v, u32(page[pageHeader+i*elementHeader:])); err != nil {
+				return 0, err
+			}
+			continue
+		}
 		below := to
 		if i+1 < count {
-			below = keys[i+1]
+			_, next, _ := elementAt(page, i+1, flags)
+			below = page[at : at+int(next)]
 		}
-		if err := c.tree(child, keys[i], below, depth+1); err != nil {
+		if err := r.tree(u64(page[pageHeader+i*elementHeader+8:]), k, below, depth+1, heads, visit); err != nil {
 			return 0, err
 		}
 	}
 	return end, nil
 }
 
-// bucket checks a bucket, given the value that stands for it: a small one is all in there.
-func (c *pageChecker) bucket(v []byte, depth int) error {
-	if len(v) < bucketHeader {
-		return fmt.Errorf("%d bytes", len(v))
+// elementAt returns where an element's bytes lie behind it, and how long its key and its value
+// are.
+func elementAt(page []byte, i int, flags uint16) (pos, key, value uint32) {
+	e := page[pageHeader+i*elementHeader:][:elementHeader]
+	if flags == leafPage {
+		return u32(e[4:]), u32(e[8:]), u32(e[12:])
 	}
-	root := u64(v)
-	if root != 0 {
-		if len(v) != bucketHeader {
-			return fmt.Errorf("%d bytes", len(v))
-		}
-		return c.tree(root, nil, nil, depth+1)
-	}
-	page := v[bucketHeader:]
-	if len(page) < pageHeader || u64(page) != 0 || u16(page[8:]) != leafPage || u32(page[12:]) != 0 || depth > maxDepth {
-		return errors.New("no page")
-	}
-	end, err := c.elements(page, nil, nil, depth+1)
-	if err == nil && end != len(page) {
-		err = fmt.Errorf("%d bytes for elements of %d", len(page), end)
-	}
-	return err
+	return u32(e), u32(e[4:]), 0
 }
 
 // freelist marks the free pages as seen.
-func (c *pageChecker) freelist(id uint64) error {
-	page, err := c.use(id)
+func (r *pageReader) freelist(id uint64) error {
+	page, err := r.use(id, 0)
 	if err != nil {
 		return fmt.Errorf("list of free pages: %w", err)
 	}
@@ -298,7 +479,7 @@ func (c *pageChecker) freelist(id uint64) error {
 		return fmt.Errorf("list of free pages: page %d of kind %#x with %d", id, flags, count)
 	}
 	for i := range count {
-		if err := c.mark(u64(ids[8*i:])); err != nil {
+		if err := r.mark(u64(ids[8*i:])); err != nil {
 			return fmt.Errorf("list of free pages: %w", err)
 		}
 	}

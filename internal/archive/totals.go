@@ -38,11 +38,11 @@ func compareSpaces(a, b Space) int {
 	return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Mode, b.Mode), strings.Compare(a.Worker, b.Worker))
 }
 
-// A Table is the keys of a space and their values. A key keeps its position for good.
+// A Table is the keys of a space and their values. A key keeps its position for good, unless
+// the archive's generation changes.
 type Table struct {
 	space  Space
-	keys   map[string]uint32
-	raw    []string
+	keys   keySet
 	hi     []float64
 	second []float64
 	// folded is when a file was last folded into the table.
@@ -52,16 +52,28 @@ type Table struct {
 	// id is the table's number on disk, 0 if it is not there; saved how many keys are.
 	id    uint32
 	saved int
+	// loaded is how many values load has read so far.
+	loaded int
 }
 
 // Space returns what the table is of.
 func (t *Table) Space() Space { return t.space }
 
 // Len is the number of keys.
-func (t *Table) Len() int { return len(t.raw) }
+func (t *Table) Len() int { return t.keys.len() }
 
-// Key returns the raw key at a position.
-func (t *Table) Key(pos int) string { return t.raw[pos] }
+// KeyBytes is how long all keys are together.
+func (t *Table) KeyBytes() int64 { return t.keys.bytes }
+
+// Key returns the raw key at a position. It shares the table's memory, and stays good without
+// the table.
+func (t *Table) Key(pos int) string { return t.keys.get(pos) }
+
+// Find returns the position of a raw key.
+func (t *Table) Find(key []byte) (pos int, ok bool) {
+	p, ok := t.keys.find(key)
+	return int(p), ok
+}
 
 // Values returns the first halves by position. They must not be changed.
 func (t *Table) Values() []float64 { return t.hi }
@@ -76,7 +88,7 @@ func (t *Table) Value(pos int) (value, stamp float64) {
 	switch {
 	case t.space.stamped():
 		return hi, second
-	case merge.Zero(t.space.Type, t.space.Mode) != 0: // NaN, of what is not added
+	case !t.space.summed(): // NaN, of what is not added
 		return hi, 0
 	}
 	if sum := hi + second; !math.IsNaN(sum) && !math.IsInf(sum, 0) {
@@ -88,31 +100,53 @@ func (t *Table) Value(pos int) (value, stamp float64) {
 // LastFold is when a file was last folded into the table.
 func (t *Table) LastFold() time.Time { return t.folded }
 
-func newTable(space Space) *Table {
-	return &Table{space: space, keys: map[string]uint32{}, changed: true}
-}
+func newTable(space Space) *Table { return &Table{space: space, changed: true} }
 
-// add combines a value with that of a key.
-func (t *Table) add(key []byte, value, second float64) {
-	pos, ok := t.keys[string(key)]
+// add combines a value with that of a key, and reports whether the key is new.
+func (t *Table) add(key []byte, value, second float64) (fresh bool) {
+	pos, ok := t.keys.find(key)
 	if !ok {
-		pos = t.append(string(key))
+		pos = t.append(key)
 	}
 	t.combine(pos, value, second)
+	return !ok
 }
 
-func (t *Table) append(key string) uint32 {
-	pos := uint32(len(t.raw))
-	t.keys[key] = pos
-	t.raw = append(t.raw, key)
-	t.hi = append(t.hi, merge.Zero(t.space.Type, t.space.Mode))
+// append adds a key that stands for nothing yet.
+func (t *Table) append(key []byte) uint32 {
+	t.hi = append(t.hi, t.space.zero())
 	t.second = append(t.second, 0)
-	return pos
+	return t.keys.append(key)
 }
 
 func (t *Table) combine(pos uint32, value, second float64) {
 	t.changed = true
-	t.hi[pos], t.second[pos] = merge.Combine(t.space.Type, t.space.Mode, t.hi[pos], t.second[pos], value, second)
+	t.hi[pos], t.second[pos] = t.space.combine(t.hi[pos], t.second[pos], value, second)
+}
+
+// zero is what combine starts from.
+func (s Space) zero() float64 { return merge.Zero(s.Type, s.Mode) }
+
+// summed reports whether values are added.
+func (s Space) summed() bool { return s.zero() == 0 }
+
+// counted reports whether values are added that only grow: all but gauges.
+func (s Space) counted() bool { return s.Type != metric.Gauge }
+
+// combine is merge.Combine, but that a sum never becomes NaN: of two infinities the one that
+// was there stays. A sum that earlier versions have let become NaN begins anew.
+func (s Space) combine(hi, second, v, vsecond float64) (float64, float64) {
+	if !s.summed() {
+		return merge.Combine(s.Type, s.Mode, hi, second, v, vsecond)
+	}
+	if math.IsNaN(hi) {
+		hi, second = 0, 0
+	}
+	sum, err := merge.Combine(s.Type, s.Mode, hi, second, v, vsecond)
+	if math.IsNaN(sum) {
+		return hi, second
+	}
+	return sum, err
 }
 
 // Totals are the tables of all spaces. The zero value is empty and ready for use. It is not
@@ -174,23 +208,39 @@ func (t *Totals) table(s Space) *Table {
 	return table
 }
 
+// KeyBytes is how long the keys of all tables are together.
+func (t *Totals) KeyBytes() int64 {
+	n := int64(0)
+	for _, table := range t.tables {
+		n += table.KeyBytes()
+	}
+	return n
+}
+
 // Add combines one value with what the key has, and says when.
 func (t *Totals) Add(s Space, key []byte, value, second float64, now time.Time) {
+	t.add(s, key, value, second, now)
+}
+
+// add is Add. It reports whether the key is new.
+func (t *Totals) add(s Space, key []byte, value, second float64, now time.Time) (fresh bool) {
 	table := t.table(s)
-	table.add(key, value, second)
+	fresh = table.add(key, value, second)
 	if now.After(table.folded) {
 		table.folded = now
 	}
+	return fresh
 }
 
 // merge combines everything in from with t.
 func (t *Totals) merge(from *Totals) {
 	for s, src := range from.tables {
 		dst := t.table(s)
-		for i, key := range src.raw {
-			pos, ok := dst.keys[key]
+		for i := range src.Len() {
+			key := src.keys.get(i)
+			pos, ok := dst.keys.findString(key)
 			if !ok {
-				pos = dst.append(key)
+				pos = dst.append([]byte(key))
 			}
 			dst.combine(pos, src.hi[i], src.second[i])
 		}

@@ -3,7 +3,6 @@ package fold
 import (
 	"fmt"
 	"slices"
-	"time"
 
 	"aggregatord/internal/archive"
 	"aggregatord/internal/metric"
@@ -18,16 +17,15 @@ type File struct {
 	Path string
 	// Source is the open file. It stays the pool's to close.
 	Source *store.File
-	// Record is the name of the file's record in the archive. Staged says that the file lies in
-	// the directory under that name; otherwise it is to be staged, or it is an orphan.
+	// Record is the name of the file's record in the archive; empty for an orphan. Staged says that
+	// the file lies in the directory under that name; otherwise it is to be staged.
 	Record string
 	Staged bool
-	// Also is the name of one more record of the same values, by what the file is; empty unless
-	// other names than the one that is staged lead to the file.
-	Also string
-	// Orphan says that no name in the directory leads to the file. Its record is by what the
-	// file is, and empty where no other name can lead to it.
+	// Orphan says that no name in the directory leads to the file.
 	Orphan bool
+	// Identity is for a record by what the file is, where names elsewhere may lead to it; nil for
+	// none.
+	Identity *archive.Identity
 	// Alive says that a process may write to it, which orphans alone may be: it is not given up
 	// by Swap, but counts on with what it gains over Values.
 	Alive bool
@@ -38,13 +36,16 @@ type File struct {
 	Entries int
 	// Slots are the places of the entries that the pool serves, rising.
 	Slots []uint32
+	// Keep says whether to keep an entry that is at none of the Slots. Nil: all, as nobody may be able
+	// to read them today.
+	Keep func(e store.Entry) bool
 	// Route decides where the entry with the k-th slot goes. Nil: by the file's name.
 	Route func(k int, e store.Entry) Route
 	// Owner is the pool's own.
 	Owner any
 
-	// Values is what was recorded, or would be, in the form of archive.Baseline; Served is the
-	// values of the entries at Slots. Collect sets them.
+	// Served is the values of the entries at Slots, and Values, of a file that is Alive, all values in
+	// the form of archive.Baseline. Collect sets them.
 	Values, Served []float64
 	recorded       bool
 }
@@ -59,17 +60,14 @@ type Route struct {
 	Keep bool
 }
 
-// identityPrefix begins the names of records by identity. No source file's name begins so.
-const identityPrefix = "="
-
-// IdentityRecord returns the name of the record of a file that left the directory. born is
-// its time of birth: with it, no other file is ever taken for this one.
-func IdentityRecord(id store.Identity, born time.Time) string {
-	return fmt.Sprintf("%s%x-%x-%x", identityPrefix, id.Dev, id.Ino, born.UnixNano())
+// IdentityOf returns what a file is, nil where it cannot be told from others for ever.
+func IdentityOf(f *store.File) *archive.Identity {
+	if !f.Born() {
+		return nil
+	}
+	id := f.Identity()
+	return &archive.Identity{Dev: id.Dev, Ino: id.Ino, Born: f.Created().UnixNano()}
 }
-
-// ByIdentity reports whether a record is of a file that left the directory.
-func ByIdentity(record string) bool { return record[:min(1, len(record))] == identityPrefix }
 
 // Collect reads a file and adds its values to the batch. After an error the batch is of no
 // use any more.
@@ -81,21 +79,29 @@ func (f *File) Collect(b *archive.Batch) error {
 	}
 	var into *archive.FoldedFile
 	if f.Alive {
-		into = b.Part(space)
+		into = b.Part(space, f.Baseline)
 	} else {
-		into = b.File(space, nil, f.Source.Size())
+		into = b.File(space, f.Baseline, f.Source.Size())
 	}
-	into.Since(f.Baseline)
 	// Workers may have had the same ID one after the other: the last one's gauges stay.
 	began := float64(f.Source.Created().UnixNano()) / 1e9
 	f.Served = slices.Grow(f.Served[:0], len(f.Slots))
+	f.Values = f.Values[:0]
 	entry, k := 0, 0
+	stamped := f.Name.Mode.Base() == metric.MostRecent
 	err := f.Source.Walk(func(e store.Entry) {
 		if entry++; entry > f.Entries {
 			return // it came after the pool has met the others: a gain
 		}
+		if f.Alive {
+			f.Values = append(f.Values, e.Value)
+			if stamped {
+				f.Values = append(f.Values, e.Stamp)
+			}
+		}
 		if k == len(f.Slots) || f.Slots[k] != e.Slot {
-			into.Add(e.Key, e.Value, e.Stamp, false)
+			// What nobody can read now is kept as it is: a later version, or another limit, may.
+			into.Add(e.Key, e.Value, e.Stamp, keep && (f.Keep == nil || f.Keep(e)))
 			return
 		}
 		f.Served = append(f.Served, e.Value)
@@ -120,12 +126,14 @@ func (f *File) Collect(b *archive.Batch) error {
 	if err != nil {
 		return fmt.Errorf("archive source file %q: %w", f.Path, err)
 	}
-	f.Values = into.Values()
-	f.recorded = f.recorded || keep
-	for _, record := range []string{f.Record, f.Also} {
-		if f.recorded && record != "" {
-			into.Record(record)
-		}
+	if f.recorded = f.recorded || keep; !f.recorded {
+		return nil
+	}
+	if f.Record != "" {
+		into.Record(f.Record)
+	}
+	if f.Identity != nil {
+		into.RecordIdentity(*f.Identity)
 	}
 	return nil
 }

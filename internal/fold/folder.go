@@ -85,17 +85,22 @@ type Options struct {
 // A Folder folds the files of one directory. Its methods are for the goroutine that tends the
 // pool; those of State and Archive say otherwise.
 type Folder struct {
-	opts    Options
-	pool    Pool
-	place   *Place
-	keeping keeping
+	opts   Options
+	pool   Pool
+	place  *Place
+	keeper *archive.Keeper
+	// archive is the keeper's, or what a read-only folder has read in view.
+	archive *archive.Archive
+	view    *archive.View
+	openErr error
+	retry   time.Time // when to open next
+	wiped   time.Time // when the directory was found replaced
 	// removing are the folded files that wait to be removed, by record.
 	removing map[string]folded
 	limit    Limit
 	// short says that the archive met a full file system, and has not grown since.
 	short   bool
 	foldErr error
-	retry   time.Time
 	state   stateHolder
 	// Step is called before each change that a fold makes outside memory, with its name; an
 	// error is taken for that of the change, which is then not made. For tests; nil elsewhere.
@@ -118,7 +123,8 @@ func New(opts Options) *Folder {
 		opts.Now = time.Now
 	}
 	f := &Folder{opts: opts, place: NewPlace(opts.Dir), removing: map[string]folded{}, limit: firstLimit}
-	f.keeping.init(&f.opts)
+	f.keeper = archive.NewKeeper(archive.KeeperOptions{Watched: opts.Dir, Dir: opts.ArchiveDir, SpareBytes: opts.SpareBytes})
+	f.archive = f.keeper.Archive()
 	return f
 }
 
@@ -133,7 +139,7 @@ func (f *Folder) Serve(p Pool) { f.pool = p }
 
 // Archive returns what is archived. Its memory changes only inside of Pool.Swap and
 // Pool.Change, so whoever holds the pool's lock may read Totals and records.
-func (f *Folder) Archive() *archive.Archive { return f.keeping.archive }
+func (f *Folder) Archive() *archive.Archive { return f.archive }
 
 // Removing reports whether a staged file is folded and waits to be removed. It is for the
 // pool, under its lock.
@@ -142,14 +148,14 @@ func (f *Folder) Removing(record string) bool {
 	return ok
 }
 
-// SetSpare changes Options.SpareBytes.
-func (f *Folder) SetSpare(bytes int64) { f.opts.SpareBytes = bytes }
+// SetSpare is archive.Keeper.SetSpare.
+func (f *Folder) SetSpare(bytes int64) { f.keeper.SetSpare(bytes) }
 
 // RemovingFiles is how many folded files wait to be removed. It is for the pool, under its lock.
 func (f *Folder) RemovingFiles() int { return len(f.removing) }
 
 // Busy reports whether folded files wait to be removed, or values to be written.
-func (f *Folder) Busy() bool { return len(f.removing) > 0 || f.keeping.archive.Pending() }
+func (f *Folder) Busy() bool { return len(f.removing) > 0 || f.archive.Pending() }
 
 // do makes one change outside memory.
 func (f *Folder) do(name string, change func() error) error {
@@ -168,12 +174,12 @@ func (f *Folder) Fold() (more bool) {
 	if !f.ready(now) {
 		limit = Limit{}
 	}
-	var err error
+	var c archive.Committed
 	if limit.Files > 0 {
-		err = f.removeFolded(now)
-	}
-	if err != nil {
-		limit = Limit{}
+		if err := f.removeFolded(now); err != nil {
+			c = f.keeper.Failed(now, err, 0)
+			limit = Limit{}
+		}
 	}
 	files, more := f.pool.Offer(limit, f.place.NewName)
 	nameless, named := split(files)
@@ -182,11 +188,11 @@ func (f *Folder) Fold() (more bool) {
 		f.pool.Return(named, nil)
 		named, more = nil, false
 	}
-	if limit.Files > 0 && err == nil {
-		err = f.commit(named, now)
+	if limit.Files > 0 {
+		c = f.commit(named, now)
 	}
-	if err != nil {
-		return f.failed(err, len(named), now)
+	if c.Err != nil {
+		return f.failed(c, len(named))
 	}
 	if limit.Files > 0 {
 		f.succeeded(now, len(named) > 0, more)
@@ -197,7 +203,7 @@ func (f *Folder) Fold() (more bool) {
 // split tells files apart to which no name can lead.
 func split(files []*File) (nameless, named []*File) {
 	for _, f := range files {
-		if f.Orphan && f.Record == "" {
+		if f.Orphan && f.Identity == nil {
 			nameless = append(nameless, f)
 		} else {
 			named = append(named, f)
@@ -208,27 +214,29 @@ func split(files []*File) (nameless, named []*File) {
 
 // ready reports whether the archive can be written.
 func (f *Folder) ready(now time.Time) bool {
-	return !f.opts.ReadOnly && f.keeping.archive.Attached() && f.keeping.wiped.IsZero() && !now.Before(f.retry)
+	return !f.opts.ReadOnly && f.place.Taken() && now.Sub(f.wiped) >= wipeTime && f.keeper.CanWrite(now)
 }
 
 // failed takes note of an error.
-func (f *Folder) failed(err error, files int, now time.Time) (again bool) {
-	f.retry = now.Add(retryAfter)
-	if f.keeping.noRoom(err) {
-		f.short = true
-		if files > 1 {
+func (f *Folder) failed(c archive.Committed, files int) (again bool) {
+	err := c.Err
+	if c.Full || errors.Is(err, archive.ErrTooLarge) {
+		f.short = f.short || c.Full
+		if again = files > 1; again {
 			f.limit = Limit{Files: max(1, files/2), Bytes: max(1, f.limit.Bytes/2)}
-			f.retry, again = now, true
 		}
-		if f.keeping.dropBallast(now) {
-			f.retry, again = now, true
-		}
+	}
+	if c.Ballast {
+		f.opts.Logger.Warn("file system is full; gave up the room kept in reserve to archive dead workers' files")
+		again = true
 	}
 	f.opts.Metrics.errors.Inc()
 	switch told := f.foldErr != nil && f.foldErr.Error() == err.Error(); {
 	case told:
 	case again:
 		f.opts.Logger.Warn("dead workers' files cannot be archived at once for want of room; trying fewer", zap.Error(err))
+	case c.Full:
+		f.opts.Logger.Error("dead workers' files cannot be archived, because the file system is full; they stay and count. Make room, or keep the archive elsewhere by --archive.dir", zap.Error(err))
 	default:
 		f.opts.Logger.Error("dead workers' files cannot be archived; they stay and count", zap.Error(err))
 	}
@@ -244,10 +252,9 @@ func (f *Folder) succeeded(now time.Time, folded, more bool) {
 	}
 	if folded {
 		f.short = false
-	} else {
-		f.compact(now)
+	} else if len(f.removing) == 0 {
+		f.tidy(now)
 	}
-	f.keeping.keepBallast(now)
 	f.limit = firstLimit
 	if more && folded {
 		f.limit = Limit{Files: min(2*f.limit.Files, mostLimit.Files), Bytes: min(2*f.limit.Bytes, mostLimit.Bytes)}
@@ -264,56 +271,64 @@ func (f *Folder) absorb(files []*File, now time.Time) {
 			f.pool.Return([]*File{o}, err)
 			continue
 		}
-		f.pool.Swap([]*File{o}, func() { f.keeping.archive.Absorb(b) })
+		f.pool.Swap([]*File{o}, func() { f.archive.Absorb(b) })
 	}
 }
 
 // commit archives files: stage to swap.
-func (f *Folder) commit(files []*File, now time.Time) error {
+func (f *Folder) commit(files []*File, now time.Time) (c archive.Committed) {
 	start := time.Now()
 	files, err := f.stage(files)
+	if err != nil {
+		f.pool.Return(files, nil)
+		return f.keeper.Failed(now, err, len(files))
+	}
 	b := archive.NewBatch(now)
-	var batch []*File
 	var bytes int64
 	for i, file := range files {
-		if err != nil {
-			break
-		}
-		if err = file.Collect(b); err != nil {
+		if err := file.Collect(b); err != nil {
 			// The others go without it the next time.
 			f.pool.Return(files[:i], nil)
 			f.pool.Return(files[i:i+1], err)
 			f.pool.Return(files[i+1:], nil)
-			return err
+			return archive.Committed{Err: err}
 		}
-		batch = append(batch, file)
 		bytes += file.Source.Size()
 	}
-	if err == nil && len(batch) > 0 {
+	if len(files) > 0 {
 		err = f.do("sync", f.place.Sync)
 	}
-	if err == nil && (len(batch) > 0 || f.keeping.archive.Pending()) {
-		err = f.do("commit", func() error { return f.keeping.archive.Commit(b, f.swap(batch, now)) })
+	if err == nil && (len(files) > 0 || f.archive.Pending()) {
+		err = f.do("commit", func() error {
+			c = f.keeper.Commit(now, b, f.swap(files, now))
+			return nil
+		})
 	}
 	if err != nil {
-		f.pool.Return(files, nil)
-		if f.keeping.archive.Attached() {
-			// Part of what failed may have come to the disk all the same, at worst all of it. The
-			// next attempt begins by reading what is there; until then nothing has changed.
-			err = errors.Join(err, f.keeping.archive.Detach())
-		}
-		return err
+		c = f.keeper.Failed(now, err, len(files))
 	}
-	if len(batch) > 0 {
+	if c.Err != nil {
+		if errors.Is(c.Err, archive.ErrTooLarge) && len(files) == 1 {
+			f.pool.Return(files, c.Err)
+		} else {
+			f.pool.Return(files, nil)
+		}
+		return c
+	}
+	if n, keys := b.NaNs(); n > 0 {
+		f.opts.Metrics.nans.Add(float64(n))
+		f.opts.Logger.Warn("values that are not a number were left out of archived sums", zap.Int("values", n), zap.Strings("keys", keys))
+	}
+	if len(files) > 0 {
 		m := f.opts.Metrics
 		m.folds.Inc()
-		m.files.Add(float64(len(batch)))
+		m.files.Add(float64(len(files)))
 		m.bytes.Add(float64(bytes))
 		m.seconds.Observe(time.Since(start).Seconds())
 		m.last.With(m.pool).Set(float64(now.UnixMilli()) / 1000)
-		f.opts.Logger.Debug("dead workers' files archived", zap.Int("files", len(batch)), zap.Duration("duration", time.Since(start)))
+		f.opts.Logger.Debug("dead workers' files archived", zap.Int("files", len(files)), zap.Duration("duration", time.Since(start)))
 	}
-	return nil
+	return c
 }
 
 // stage renames files, and returns those that are to be folded now.
@@ -418,7 +433,7 @@ func (f *Folder) removeFolded(now time.Time) error {
 	f.pool.Change(func() {
 		for _, record := range gone {
 			delete(f.removing, record)
-			f.keeping.archive.Forget(record)
+			f.archive.Forget(record)
 		}
 	})
 	return errors.Join(errs...)
@@ -472,7 +487,7 @@ func (f *Folder) removeOne(record string, recorded bool) (removed bool, err erro
 // recorded. It gives up as soon as somebody waits for the lease.
 func (f *Folder) unchanged(record string, name store.SourceName, file *store.File) (bool, error) {
 	space, _ := archive.SpaceOf(name.Type, name.Mode, name.ID)
-	baseline, ok := f.keeping.archive.Baseline(record)
+	baseline, ok := f.archive.Baseline(record)
 	if !ok {
 		return false, nil
 	}
@@ -496,5 +511,8 @@ func (f *Folder) unchanged(record string, name store.SourceName, file *store.Fil
 
 // Close gives up the archive and the directory. Nothing in it is needed for correctness.
 func (f *Folder) Close() error {
-	return errors.Join(f.keeping.archive.Detach(), f.place.Close())
+	if f.view != nil {
+		f.view.Release()
+	}
+	return errors.Join(f.keeper.Close(), f.place.Close())
 }

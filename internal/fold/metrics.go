@@ -4,9 +4,9 @@ import "aggregatord/internal/telemetry"
 
 // Vectors are the room's own metrics, by pool.
 type Vectors struct {
-	folds, files, bytes, errors, reopened, setAside, compactions, compactErrors telemetry.CounterVec
-	last                                                                        telemetry.GaugeVec
-	seconds                                                                     telemetry.Histogram
+	folds, files, bytes, errors, reopened, setAside, compactions, compactErrors, nans telemetry.CounterVec
+	last                                                                              telemetry.GaugeVec
+	seconds                                                                           telemetry.Histogram
 }
 
 // NewVectors adds the room's metrics to set.
@@ -21,6 +21,7 @@ func NewVectors(set *telemetry.Set) *Vectors {
 		setAside:      set.CounterVec("aggregatord_archive_set_aside_total", "Damaged archives that were set aside.", "pool"),
 		compactions:   set.CounterVec("aggregatord_archive_compactions_total", "Archives written anew because most of the file was not in use.", "pool"),
 		compactErrors: set.CounterVec("aggregatord_archive_compaction_errors_total", "Archive compactions that failed; the log says why.", "pool"),
+		nans:          set.CounterVec("aggregatord_archive_nan_values_total", "Values left out of archived sums because they are not a number.", "pool"),
 		seconds: set.Histogram("aggregatord_archive_fold_duration_seconds", "Time to archive a batch of dead workers' files.",
 			[]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}),
 	}
@@ -28,10 +29,10 @@ func NewVectors(set *telemetry.Set) *Vectors {
 
 // Metrics are those of one pool.
 type Metrics struct {
-	folds, files, bytes, errors, reopened, setAside, compactions, compactErrors telemetry.Counter
-	seconds                                                                     telemetry.Histogram
-	last                                                                        telemetry.GaugeVec
-	pool                                                                        string
+	folds, files, bytes, errors, reopened, setAside, compactions, compactErrors, nans telemetry.Counter
+	seconds                                                                           telemetry.Histogram
+	last                                                                              telemetry.GaugeVec
+	pool                                                                              string
 }
 
 // For returns the metrics of a pool. They are there before they count, so that the first event
@@ -40,7 +41,7 @@ func (v *Vectors) For(pool string) *Metrics {
 	return &Metrics{
 		folds: v.folds.With(pool), files: v.files.With(pool), bytes: v.bytes.With(pool), errors: v.errors.With(pool),
 		reopened: v.reopened.With(pool), setAside: v.setAside.With(pool),
-		compactions: v.compactions.With(pool), compactErrors: v.compactErrors.With(pool), last: v.last, pool: pool, seconds: v.seconds,
+		compactions: v.compactions.With(pool), compactErrors: v.compactErrors.With(pool), nans: v.nans.With(pool), last: v.last, pool: pool, seconds: v.seconds,
 	}
 }
 

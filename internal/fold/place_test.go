@@ -8,10 +8,7 @@ import (
 	"slices"
 	"testing"
 
-	"go.uber.org/zap"
-
 	"aggregatord/internal/archive"
-	"aggregatord/internal/telemetry"
 )
 
 func put(t *testing.T, path string) {
@@ -146,32 +143,5 @@ func TestTakeOver(t *testing.T) {
 	}
 	if _, err := os.Stat(old); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the directory is left: %v", err)
-	}
-}
-
-// TestArchiveDir: the archive's directory is made again with what is above it, but for the
-// watched one: whoever has removed that is about to make it.
-func TestArchiveDir(t *testing.T) {
-	for name, where := range map[string]func(dir string) string{
-		"usual":     func(string) string { return "" },
-		"within":    func(dir string) string { return filepath.Join(dir, "a", "b") },
-		"same":      func(dir string) string { return dir },
-		"elsewhere": func(dir string) string { return filepath.Join(dir, "..", "a", "b") },
-	} {
-		dir := filepath.Join(t.TempDir(), "metrics")
-		archiveDir := where(dir)
-		f := New(Options{Dir: dir, ArchiveDir: archiveDir, Logger: zap.NewNop(), Metrics: NewVectors(telemetry.NewSet()).For("")})
-		// In the watched directory itself there is nothing to be made.
-		if err := f.makeDir(); (err == nil) != (name == "elsewhere" || name == "same") {
-			t.Errorf("%s: %v", name, err)
-		}
-		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s: the directory was made: %v", name, err)
-		}
-		if name == "elsewhere" {
-			if _, err := os.Stat(archiveDir); err != nil {
-				t.Error(err)
-			}
-		}
 	}
 }

@@ -61,7 +61,7 @@ var rooms = map[string]struct {
 		why: "it knows HTTP; where snapshots come from is said by the interface it defines",
 	},
 	"internal/archive": {
-		may: []string{"internal/merge", "internal/store", "internal/metric"},
+		may: []string{"internal/merge", "internal/store", "internal/selector", "internal/metric"},
 		why: "it keeps what the dead left; which files those are is watch's to say",
 		not: []string{"net/http"},
 	},

@@ -72,7 +72,7 @@ func (p *Pool) showAllLocked() {
 // retakeLocked opens staged files anew whose record is another one now that the archive was
 // read: a commit that failed may have reached the disk.
 func (p *Pool) retakeLocked() {
-	p.identities = slices.ContainsFunc(p.archive.Records(), isIdentity)
+	p.identities = len(p.archive.Identities()) > 0
 	for _, t := range p.staged {
 		if t.file == nil || t.state == folding || t.place != staged {
 			continue

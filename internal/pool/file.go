@@ -87,6 +87,7 @@ type file struct {
 	still    bool
 	before   []float64
 	replaced *file
+	limited  bool // a limit kept out an entry
 	learnErr error
 	loadErr  error
 	looked   look
@@ -215,8 +216,11 @@ func (p *Pool) baselineOfLocked(t *file, f *store.File) []float64 {
 	if !p.identities {
 		return nil
 	}
-	b, _ := a.Baseline(fold.IdentityRecord(f.Identity(), f.Created()))
-	return b
+	if id := fold.IdentityOf(f); id != nil {
+		b, _ := a.BaselineOf(*id)
+		return b
+	}
+	return nil
 }
 
 // closeLocked closes the file. Its source stays in the index.
@@ -300,7 +304,7 @@ func (t *file) load() error {
 	}
 	if t.baseline != nil {
 		for i, v := range values {
-			t.source.Values()[i] = archive.Gain(counted, v, t.base[i])
+			t.source.Values()[i] = archive.Gain(t.added(), v, t.base[i])
 		}
 	}
 	t.gained = t.gained || (t.before != nil || t.late) && !slices.Equal(t.before, t.source.Values())
@@ -371,6 +375,7 @@ func (p *Pool) refusedLocked(t *file, e store.Entry, err error) {
 	reason := reasonOf(err)
 	p.metrics.entryErrors.With(p.spec.Name, string(reason)).Inc()
 	if limit := asLimit(err); limit != nil {
+		t.limited = true
 		p.limitReachedLocked(t.path, limit)
 		return
 	}

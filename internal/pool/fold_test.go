@@ -167,7 +167,7 @@ func bothWays(t *testing.T, test func(t *testing.T, p *policy.Policy)) {
 func waiting(t *testing.T, dir string) (paths []string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err == nil && !e.IsDir() && e.Name() != archive.FileName && e.Name() != "owner" && e.Name() != "ballast" {
+		if err == nil && !e.IsDir() && (!strings.HasPrefix(e.Name(), archive.HiddenPrefix) || strings.HasPrefix(e.Name(), fold.Prefix)) {
 			paths = append(paths, path)
 		}
 		return err
@@ -181,7 +181,7 @@ func waiting(t *testing.T, dir string) (paths []string) {
 // folded reports whether nothing is left to fold, remove or forget.
 func folded(t *testing.T, dir string) bool {
 	t.Helper()
-	view, err := archive.Read(filepath.Join(dir, archive.HiddenDir))
+	view, err := archive.ReadHidden(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

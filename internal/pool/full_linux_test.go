@@ -25,7 +25,7 @@ func TestBallastOnWords(t *testing.T) {
 		}
 	})
 	h := collect(t, Spec{Path: dir})
-	ballast := filepath.Join(dir, ".aggregatord", "ballast")
+	ballast := filepath.Join(dir, ".aggregatord.ballast")
 	if _, err := os.Stat(ballast); err != nil {
 		t.Fatal(err)
 	}

@@ -18,8 +18,6 @@ import (
 
 var _ fold.Pool = (*Pool)(nil)
 
-func isIdentity(record string) bool { return fold.ByIdentity(record) }
-
 // Offer implements fold.Pool.
 func (p *Pool) Offer(limit fold.Limit, name func(base string) string) (files []*fold.File, more bool) {
 	p.mu.Lock()
@@ -153,17 +151,16 @@ func (p *Pool) offerLocked(t *file) *fold.File {
 		Name: t.name, Path: t.path, Source: t.file, Record: t.record, Staged: t.place == staged, Orphan: t.place == orphan,
 		Alive: t.isAlive(), Baseline: t.baseline, Entries: t.entries, Slots: t.source.Slots().Numbers(), Owner: t,
 	}
-	identity := ""
-	if t.file.Born() {
-		identity = fold.IdentityRecord(t.file.Identity(), t.file.Created())
+	// Who finds the file by another name must not count it again.
+	if links := t.links(); f.Orphan && links > 0 || !f.Orphan && links > 1 {
+		f.Identity = fold.IdentityOf(t.file)
 	}
-	switch links := t.links(); {
-	case f.Orphan && links > 0:
-		f.Record = identity
-	case f.Orphan:
-		f.Record = ""
-	case links > 1:
-		f.Also = identity // who finds the file by another name must not count it again
+	if t.limited {
+		// What is beyond a limit goes with the file; what cannot be read today is kept.
+		f.Keep = func(e store.Entry) bool {
+			_, err := t.name.ParseKey(e.Key)
+			return err != nil
+		}
 	}
 	if p.policy.Says(p.spec.Name) {
 		// The fold asks without the lock: what may change under it is copied.
@@ -231,7 +228,7 @@ func (p *Pool) Swap(files []*fold.File, change func()) {
 	for _, f := range files {
 		t := f.Owner.(*file)
 		t.offered = nil
-		if f.Also != "" || f.Orphan && f.Record != "" {
+		if f.Identity != nil {
 			p.identities = true
 		}
 		if f.Alive {
@@ -244,9 +241,8 @@ func (p *Pool) Swap(files []*fold.File, change func()) {
 			delete(p.files, t.name.Base)
 		case staged:
 			delete(p.staged, t.record)
-			if p.identities && f.Also == "" && t.file.Born() {
-				// It came back, and goes for good now.
-				p.folder.Archive().Forget(fold.IdentityRecord(t.file.Identity(), t.file.Created()))
+			if id := fold.IdentityOf(t.file); p.identities && f.Identity == nil && id != nil {
+				p.folder.Archive().ForgetIdentity(*id) // it came back, and goes for good now
 			}
 		case orphan:
 			p.orphans = slices.Delete(p.orphans, slices.Index(p.orphans, t), slices.Index(p.orphans, t)+1)
@@ -302,7 +298,7 @@ func (p *Pool) absorbForRoomLocked() (room bool) {
 		before := t.state
 		f := p.offerLocked(t)
 		b := archive.NewBatch(p.now())
-		f.Alive, f.Record = false, ""
+		f.Alive, f.Record, f.Identity = false, "", nil
 		if err := f.Collect(b); err != nil {
 			t.state, t.offered = before, nil
 			continue // it changes under our eyes: it stays open

@@ -168,8 +168,13 @@ func (p *Pool) spaceOf(t *file, raw []byte) (key []byte, s archive.Space, keep b
 	return raw, s, keep
 }
 
-// counted is a space in which values are added.
-var counted = archive.Space{Type: metric.Counter}
+// added is a space in which values of the file's type are added.
+func (t *file) added() archive.Space {
+	if t.name.Type == metric.Gauge {
+		return archive.Space{Type: metric.Gauge, Mode: metric.Sum}
+	}
+	return archive.Space{Type: t.name.Type}
+}
 
 // baselineAtLocked returns what of an entry's value is archived already and is to be taken off.
 func (p *Pool) baselineAtLocked(t *file, raw []byte, entry int) float64 {

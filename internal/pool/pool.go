@@ -239,7 +239,7 @@ func (p *Pool) Spec() Spec { return p.spec }
 func (p *Pool) Open() error {
 	p.turn.Lock()
 	defer p.turn.Unlock()
-	if err := p.folder.Open(true); fold.Fatal(err) {
+	if err := p.folder.Open(true); archive.Fatal(err) {
 		return err
 	}
 	return nil

@@ -200,7 +200,7 @@ func (p *Pool) forgetRemovedLocked() {
 	}
 	p.forget = false
 	for _, record := range a.Records() {
-		if !fold.ByIdentity(record) && p.staged[record] == nil && !p.folder.Removing(record) {
+		if p.staged[record] == nil && !p.folder.Removing(record) {
 			a.Forget(record)
 		}
 	}
