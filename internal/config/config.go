@@ -12,6 +12,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"reflect"
@@ -80,6 +81,8 @@ type Rule struct {
 	// ExpireAfter is after how long without a change a series is no longer served, until it
 	// changes again.
 	ExpireAfter *Duration `yaml:"expire_after,omitempty"`
+	// DropZeroAll leaves out the series of gauges in modes all and liveall that are 0.
+	DropZeroAll bool `yaml:"drop_zero_all,omitempty"`
 }
 
 // A Relabel is one relabel_config of Prometheus.
@@ -312,57 +315,42 @@ func checkRules(d *decoder, key string, rules []Rule) {
 func (c *Config) compile(d *decoder) {
 	spec := c.spec(d)
 	p, err := policy.Compile(spec)
-	if err != nil {
-		for _, e := range unjoin(err) {
-			d.place(e.Error(), c.Pools)
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // what Compile returns
+		for _, e := range joined.Unwrap() {
+			d.place(e, c.Pools)
 		}
 	}
 	c.policy = p
 }
 
-// unjoin returns the errors that errors.Join put together.
-func unjoin(err error) []error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		return joined.Unwrap()
-	}
-	return []error{err}
-}
-
-// placed is how policy's complaints begin: with the place, and the key where it is one.
-var placed = regexp.MustCompile(`^((?:pools\..*?\.)?[a-z_]+(?:\[\d+\])?(?:\.[a-z_]+)?)(?: \(.*?\))?: (?:([a-z_]+)( "[^"]*")?: )?`)
-
 // place records a complaint of policy where the file says what it is about. One about what
 // check has complained of is the same once more.
-func (d *decoder) place(complaint string, pools []Pool) {
-	m := placed.FindStringSubmatch(complaint)
-	if m == nil {
-		d.fail(Pos{}, "", "%s", complaint)
+func (d *decoder) place(complaint error, pools []Pool) {
+	e, ok := errors.AsType[*policy.Error](complaint)
+	if !ok {
+		d.fail(Pos{}, "", "%v", complaint)
 		return
 	}
-	key := m[1]
-	if key == "limits.labels" {
-		key = "limits.labels_per_series" // policy's name for it
-	}
-	for i, p := range pools {
-		if rest, ok := strings.CutPrefix(key, "pools."+p.Name+"."); ok {
-			key = fmt.Sprintf("pools[%d].%s", i, rest)
+	key, problem := e.Path, e.Err.Error()
+	below := func(key, name string) string { return strings.Trim(key+"."+name, ".") }
+	if e.InPool {
+		for i, p := range pools {
+			if p.Name == e.Pool {
+				key = below(fmt.Sprintf("pools[%d]", i), e.Path)
+			}
 		}
 	}
-	rest := complaint[len(m[0]):]
-	if m[2] != "" {
-		if _, ok := d.pos[key+"."+m[2]]; ok {
-			key += "." + m[2]
-			if m[3] != "" {
-				rest = m[3][1:] + ": " + rest
-			}
+	if e.Key != "" {
+		if whole := below(key, e.Key); d.has(whole) {
+			key = whole
 		} else {
-			rest = m[2] + m[3] + ": " + rest
+			problem = e.Key + ": " + problem
 		}
 	}
 	if slices.ContainsFunc(d.errs, func(e *Error) bool { return e.Key == key || strings.HasPrefix(e.Key, key+".") }) {
 		return
 	}
-	d.fail(d.pos[key], key, "%s", rest)
+	d.fail(d.pos[key], key, "%s", problem)
 }
 
 // spec is what the file says about metrics, in policy's words.
@@ -412,6 +400,7 @@ func rulesOf(in []Rule) []policy.Rule {
 			Match: r.Match, MatchRE: r.MatchRE, GaugeMode: metric.Mode(orZero(r.GaugeMode)), Help: orZero(r.Help), Unit: orZero(r.Unit),
 			Drop: r.Drop, DropLabels: r.DropLabels, KeepLabels: r.KeepLabels, RenameLabels: r.RenameLabel,
 			Retention: time.Duration(orZero(r.Retention)), ExpireAfter: time.Duration(orZero(r.ExpireAfter)),
+			DropZeroAll: r.DropZeroAll,
 		})
 	}
 	return out

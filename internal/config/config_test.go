@@ -36,6 +36,7 @@ metrics:
     drop: true
   - match: chatty
     keep_labels: [path]
+    drop_zero_all: true
 metric_relabel_configs:
   - source_labels: [__name__, path]
     separator: '@'
@@ -91,7 +92,7 @@ func TestParse(t *testing.T) {
 				Retention: 7 * 24 * time.Hour, ExpireAfter: 90 * time.Minute,
 			},
 			{Match: "noise", Drop: true},
-			{Match: "chatty", KeepLabels: []string{"path"}},
+			{Match: "chatty", KeepLabels: []string{"path"}, DropZeroAll: true},
 		},
 		Pools: map[string]policy.PoolSpec{
 			"web":  {Labels: map[string]string{"team": "shop"}, Rules: []policy.Rule{{Match: "level", GaugeMode: metric.MostRecent}}},

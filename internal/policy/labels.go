@@ -14,7 +14,7 @@ type labelRule struct {
 	rename map[string]string
 }
 
-func compileLabelRule(r *Rule, wrong func(format string, args ...any)) *labelRule {
+func compileLabelRule(at place, r *Rule) *labelRule {
 	if len(r.DropLabels) == 0 && len(r.KeepLabels) == 0 && len(r.RenameLabels) == 0 {
 		return nil
 	}
@@ -24,13 +24,13 @@ func compileLabelRule(r *Rule, wrong func(format string, args ...any)) *labelRul
 	}
 	for _, name := range r.DropLabels {
 		if err := checkLabelName(name); err != nil {
-			wrong("drop_labels: %w", err)
+			at.wrong("drop_labels", "%w", err)
 		}
 		l.listed[name] = true
 	}
 	for _, name := range r.KeepLabels {
 		if name == "" {
-			wrong("keep_labels: a name is empty; remove it")
+			at.wrong("keep_labels", "a name is empty; remove it")
 		}
 		l.listed[name] = true
 	}
@@ -39,11 +39,11 @@ func compileLabelRule(r *Rule, wrong func(format string, args ...any)) *labelRul
 		to := r.RenameLabels[from]
 		for _, name := range []string{from, to} {
 			if err := checkLabelName(name); err != nil {
-				wrong("rename_label: %w", err)
+				at.wrong("rename_label", "%w", err)
 			}
 		}
 		if other, ok := targets[to]; ok {
-			wrong("rename_label: %s and %s would both become %s", other, from, to)
+			at.wrong("rename_label", "%s and %s would both become %s", other, from, to)
 		}
 		targets[to] = from
 	}

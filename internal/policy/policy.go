@@ -53,48 +53,44 @@ type Info struct {
 	Labels []metric.Label
 }
 
-// Compile checks a Spec and makes a Policy of it. The error names every place that is wrong,
-// as the configuration file has it, and says what to do.
+// Compile checks a Spec and makes a Policy of it. The error joins an *Error for every place that
+// is wrong, which says what to do.
 func Compile(spec Spec) (*Policy, error) {
 	p := &Policy{spec: spec, pools: map[string]*poolPolicy{}}
 	var errs []error
-	fail := func(err error) {
-		if err != nil {
-			errs = append(errs, err)
-		}
-	}
-	global := compileRules("metrics", spec.Rules, fail)
-	p.external = compileLabels("external_labels", spec.ExternalLabels, fail)
+	top := place{all: &errs}
+	global := compileRules(top.at("metrics"), spec.Rules)
+	p.external = compileLabels(top.at("external_labels"), "", spec.ExternalLabels)
 	p.other = poolOf(nil, global)
 	for _, name := range slices.Sorted(maps.Keys(spec.Pools)) {
-		in := spec.Pools[name]
-		place := "pools." + name
-		labels := compileLabels(place+".labels", in.Labels, fail)
+		in, at := spec.Pools[name], top
+		at.InPool, at.Pool = true, name
+		labels := compileLabels(at, "labels", in.Labels)
 		if i := slices.IndexFunc(labels, func(l metric.Label) bool { return l.Name == "pool" }); i >= 0 && name != "" {
-			fail(fmt.Errorf("%s.labels: the label %q has the pool's name already; choose another", place, "pool"))
+			at.wrong("labels", "the label %q has the pool's name already; choose another", "pool")
 		}
-		p.pools[name] = poolOf(labels, slices.Concat(compileRules(place+".metrics", in.Rules, fail), global))
+		p.pools[name] = poolOf(labels, slices.Concat(compileRules(at.at("metrics"), in.Rules), global))
 	}
 	seen := map[string]bool{}
 	for i, in := range spec.Info {
-		place := fmt.Sprintf("info[%d]", i)
+		at := top.at(fmt.Sprintf("info[%d]", i))
 		if !model.UTF8Validation.IsValidMetricName(in.Name) {
-			fail(fmt.Errorf("%s: name %q: write the name of the series, as in build_info", place, in.Name))
+			at.wrong("name", "%q: write the name of the series, as in build_info", in.Name)
 		}
 		if strings.HasPrefix(in.Name, "aggregatord_") {
-			fail(fmt.Errorf("%s: name %q: names that begin with aggregatord_ are the daemon's own; choose another", place, in.Name))
+			at.wrong("name", "%q: names that begin with aggregatord_ are the daemon's own; choose another", in.Name)
 		}
-		out := Info{Name: in.Name, Help: in.Help, Labels: compileLabels(place+".labels", in.Labels, fail)}
+		out := Info{Name: in.Name, Help: in.Help, Labels: compileLabels(at, "labels", in.Labels)}
 		out.Labels = appendMissing(out.Labels, p.external)
 		id := in.Name + "\xff" + labelsText(out.Labels)
 		if seen[id] {
-			fail(fmt.Errorf("%s: %s is there already with the same labels; remove one", place, in.Name))
+			at.wrong("", "%s is there already with the same labels; remove one", in.Name)
 		}
 		seen[id] = true
 		p.info = append(p.info, out)
 	}
 	for _, l := range []struct {
-		name  string
+		key   string
 		value int64
 	}{
 		{"series_per_pool", int64(spec.Limits.SeriesPerPool)},
@@ -107,10 +103,10 @@ func Compile(spec Spec) (*Policy, error) {
 		{"key_length", int64(spec.Limits.KeyLength)},
 	} {
 		if l.value < 0 {
-			fail(fmt.Errorf("limits.%s: %d is below 0; leave it out for the default", l.name, l.value))
+			top.at("limits").wrong(l.key, "%d is below 0; leave it out for the default", l.value)
 		}
 	}
-	p.relabel = compileRelabel(spec.MetricRelabelConfigs, fail)
+	p.relabel = compileRelabel(top, spec.MetricRelabelConfigs)
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
@@ -118,41 +114,41 @@ func Compile(spec Spec) (*Policy, error) {
 }
 
 // compileRelabel checks what Prometheus checks when it loads the same.
-func compileRelabel(in []*relabel.Config, fail func(error)) []*relabel.Config {
+func compileRelabel(at place, in []*relabel.Config) []*relabel.Config {
 	var out []*relabel.Config
 	for i, c := range in {
 		if c == nil {
-			fail(fmt.Errorf("metric_relabel_configs[%d]: is empty; remove it", i))
+			at.at(fmt.Sprintf("metric_relabel_configs[%d]", i)).wrong("", "is empty; remove it")
 			continue
 		}
 		own := *c
 		if err := own.Validate(model.UTF8Validation); err != nil {
-			fail(fmt.Errorf("metric_relabel_configs[%d]: %w", i, err))
+			at.at(fmt.Sprintf("metric_relabel_configs[%d]", i)).wrong("", "%w", err)
 		}
 		out = append(out, &own)
 	}
 	return out
 }
 
-func compileRules(place string, in []Rule, fail func(error)) []rule {
+func compileRules(rules place, in []Rule) []rule {
 	var out []rule
 	names := map[string]int{}
 	for i, r := range in {
-		at := fmt.Sprintf("%s[%d]", place, i)
-		c := rule{Rule: r, name: cmp.Or(r.Name, at)}
+		at := rules
+		at.Path = fmt.Sprintf("%s[%d]", rules.Path, i)
+		c := rule{Rule: r, name: cmp.Or(r.Name, (&at.Error).place())}
 		if r.Name != "" {
 			if j, ok := names[r.Name]; ok {
-				fail(fmt.Errorf("%s: the name %q is that of %s[%d] already; choose another", at, r.Name, place, j))
+				at.wrong("", "the name %q is that of %s[%d] already; choose another", r.Name, rules.Path, j)
 			}
 			names[r.Name] = i
-			at = fmt.Sprintf("%s (%s)", at, r.Name)
+			at.Name = r.Name
 		}
-		wrong := func(format string, args ...any) { fail(fmt.Errorf(at+": "+format, args...)) }
 		switch {
 		case r.Match == "" && r.MatchRE == "":
-			wrong("it matches nothing; write match, the name of a metric, or match_re, a regular expression for names")
+			at.wrong("", "it matches nothing; write match, the name of a metric, or match_re, a regular expression for names")
 		case r.Match != "" && r.MatchRE != "":
-			wrong("it has match and match_re; write one of them")
+			at.wrong("", "it has match and match_re; write one of them")
 		case r.MatchRE != "":
 			re, err := regexp.Compile("^(?:" + r.MatchRE + ")$")
 			if err != nil {
@@ -160,34 +156,34 @@ func compileRules(place string, in []Rule, fail func(error)) []rule {
 				if _, plain := regexp.Compile(r.MatchRE); plain != nil {
 					err = plain
 				}
-				wrong("match_re: %w", err)
+				at.wrong("match_re", "%w", err)
 			}
 			c.re = re
 		}
 		if int(r.GaugeMode) > int(metric.LiveMostRecent) {
-			wrong("gauge_mode: use one of %s", strings.Join(metric.ModeNames(), ", "))
+			at.wrong("gauge_mode", "use one of %s", strings.Join(metric.ModeNames(), ", "))
 		}
 		if r.Drop && !r.onlyDrops() {
-			wrong("drop: true leaves nothing for the other settings to change; remove them, or drop")
+			at.wrong("drop", "true leaves nothing for the other settings to change; remove them, or drop")
 		}
 		if r.Unit != "" && !model.LegacyValidation.IsValidMetricName("x_"+r.Unit) {
-			wrong("unit: %q has other signs than letters, digits and _", r.Unit)
+			at.wrong("unit", "%q has other signs than letters, digits and _", r.Unit)
 		}
 		if r.Unit != "" && r.Match != "" && !hasUnit(strings.TrimSuffix(r.Match, "_total"), r.Unit) {
-			wrong("unit: OpenMetrics wants a metric of unit %q to have a name that ends in _%s", r.Unit, r.Unit)
+			at.wrong("unit", "OpenMetrics wants a metric of unit %q to have a name that ends in _%s", r.Unit, r.Unit)
 		}
 		if len(r.DropLabels) > 0 && len(r.KeepLabels) > 0 {
-			wrong("it has drop_labels and keep_labels; write one of them")
+			at.wrong("", "it has drop_labels and keep_labels; write one of them")
 		}
 		if r.Retention < 0 {
-			wrong("retention: %v is below 0; leave it out to keep what is the default", r.Retention)
+			at.wrong("retention", "%v is below 0; leave it out to keep what is the default", r.Retention)
 		}
 		if r.ExpireAfter < 0 {
-			wrong("expire_after: %v is below 0; leave it out to serve series for ever", r.ExpireAfter)
+			at.wrong("expire_after", "%v is below 0; leave it out to serve series for ever", r.ExpireAfter)
 		}
-		c.labels = compileLabelRule(&r, wrong)
+		c.labels = compileLabelRule(at, &r)
 		if r.Help != "" && !utf8.ValidString(r.Help) {
-			wrong("help: it is not UTF-8 text")
+			at.wrong("help", "it is not UTF-8 text")
 		}
 		out = append(out, c)
 	}
@@ -203,17 +199,17 @@ func (r *Rule) onlyDrops() bool {
 // hasUnit reports whether a family of this name may have the unit.
 func hasUnit(family, unit string) bool { return strings.HasSuffix(family, "_"+unit) }
 
-func compileLabels(place string, in map[string]string, fail func(error)) []metric.Label {
+func compileLabels(at place, key string, in map[string]string) []metric.Label {
 	var out []metric.Label
 	for _, name := range slices.Sorted(maps.Keys(in)) {
 		if err := checkLabelName(name); err != nil {
-			fail(fmt.Errorf("%s: %w", place, err))
+			at.wrong(key, "%w", err)
 		}
 		if !utf8.ValidString(in[name]) {
-			fail(fmt.Errorf("%s: the value of %s is not UTF-8 text", place, name))
+			at.wrong(key, "the value of %s is not UTF-8 text", name)
 		}
 		if in[name] == "" {
-			fail(fmt.Errorf("%s: the value of %s is empty, which is the same as no label; remove it", place, name))
+			at.wrong(key, "the value of %s is empty, which is the same as no label; remove it", name)
 		}
 		out = append(out, metric.Label{Name: name, Value: in[name]})
 	}

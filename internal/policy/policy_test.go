@@ -19,7 +19,7 @@ func TestCompileRefuses(t *testing.T) {
 	}{
 		"no match":            {Spec{Rules: []Rule{{Help: "x"}}}, []string{"metrics[0]: it matches nothing; write match"}},
 		"two matches":         {Spec{Rules: []Rule{{Match: "a", MatchRE: "b"}}}, []string{"metrics[0]: it has match and match_re"}},
-		"bad expression":      {Spec{Rules: []Rule{{Match: "a"}, {Name: "mine", MatchRE: "a(b"}}}, []string{"metrics[1] (mine): match_re: error parsing regexp: missing closing ): `a(b`"}},
+		"bad expression":      {Spec{Rules: []Rule{{Match: "a"}, {Name: "mine", MatchRE: "a(b"}}}, []string{"metrics[1].match_re (mine): error parsing regexp: missing closing ): `a(b`"}},
 		"same name":           {Spec{Rules: []Rule{{Name: "x", Match: "a"}, {Name: "x", Match: "b"}}}, []string{`metrics[1]: the name "x" is that of metrics[0] already`}},
 		"drop and more":       {Spec{Rules: []Rule{{Match: "a", Drop: true, GaugeMode: metric.Sum}}}, []string{"drop: true leaves nothing"}},
 		"no mode":             {Spec{Rules: []Rule{{Match: "a", GaugeMode: 77}}}, []string{"gauge_mode: use one of all, liveall, sum"}},
@@ -35,7 +35,7 @@ func TestCompileRefuses(t *testing.T) {
 		"pool's label":        {Spec{Pools: map[string]PoolSpec{"web": {Labels: map[string]string{"pool": "x"}}}}, []string{"pools.web.labels"}},
 		"reserved label":      {Spec{ExternalLabels: map[string]string{"__name__": "x"}}, []string{`external_labels: label "__name__"`}},
 		"empty label":         {Spec{ExternalLabels: map[string]string{"a": ""}}, []string{"the value of a is empty"}},
-		"info name":           {Spec{Info: []InfoSeries{{}}}, []string{`info[0]: name ""`}},
+		"info name":           {Spec{Info: []InfoSeries{{}}}, []string{`info[0].name: ""`}},
 		"info of ours":        {Spec{Info: []InfoSeries{{Name: "aggregatord_x"}}}, []string{"the daemon's own"}},
 		"info twice":          {Spec{Info: []InfoSeries{{Name: "a"}, {Name: "a"}}}, []string{"info[1]: a is there already"}},
 		"limit":               {Spec{Limits: Limits{Labels: -1}}, []string{"limits.labels_per_series: -1 is below 0"}},
@@ -49,6 +49,11 @@ func TestCompileRefuses(t *testing.T) {
 			p, err := Compile(c.spec)
 			if err == nil || p != nil {
 				t.Fatalf("compiled to %v", p)
+			}
+			for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
+				if e, ok := e.(*Error); !ok || e.Path == "" && e.Key == "" {
+					t.Errorf("%v has no place", e)
+				}
 			}
 			for _, want := range c.want {
 				if !strings.Contains(err.Error(), want) {
