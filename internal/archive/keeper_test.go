@@ -62,7 +62,7 @@ func TestKeeper(t *testing.T) {
 				t.Errorf("%+v", o)
 			}
 			mustDo(t, os.MkdirAll(opts.Watched, 0o700))
-			if o := k.Open(at(10).Add(wipeTime / 2), nil); o.Opened || o.State != Wiped {
+			if o := k.Open(at(10).Add(wipeTime/2), nil); o.Opened || o.State != Wiped {
 				t.Errorf("too early: %+v", o)
 			}
 			mustBeReady(t, k.Open(at(10).Add(wipeTime), nil))

@@ -27,6 +27,7 @@ import (
 
 	"aggregatord/internal/metric"
 	"aggregatord/internal/policy"
+	"aggregatord/internal/view"
 )
 
 // A Config is what a file says. The zero value is what an empty file says. It is not
@@ -68,6 +69,8 @@ type Rule struct {
 	Help *string `yaml:"help,omitempty"`
 	// Unit is the unit told to scrapers of OpenMetrics; the name must end in it.
 	Unit *string `yaml:"unit,omitempty"`
+	// Type makes a gauge an info or a stateset in OpenMetrics.
+	Type *Shape `yaml:"type,omitempty"`
 	// Drop leaves the metric out.
 	Drop bool `yaml:"drop,omitempty"`
 	// DropLabels takes these labels away; series that become equal are combined.
@@ -108,7 +111,8 @@ type Pool struct {
 	Metrics []Rule `yaml:"metrics,omitempty"`
 }
 
-// Info is a series of type gauge that always has the value 1.
+// Info is a series that always has the value 1. In OpenMetrics it is of type info if its name
+// ends in _info, elsewhere a gauge.
 type Info struct {
 	// Name is the whole name, such as myapp_build_info.
 	Name   string            `yaml:"name,omitempty"`
@@ -153,6 +157,23 @@ func (m *Mode) UnmarshalText(text []byte) error {
 
 // MarshalText writes what UnmarshalText reads.
 func (m Mode) MarshalText() ([]byte, error) { return []byte(metric.Mode(m).String()), nil }
+
+// Shape is what a gauge is in OpenMetrics, by name.
+type Shape view.Shape
+
+// UnmarshalText reads a name that view.ParseShape knows.
+func (s *Shape) UnmarshalText(text []byte) error {
+	shape, ok := view.ParseShape(string(text))
+	if !ok || shape == view.Plain {
+		names := []string{view.Info.String(), view.StateSet.String()}
+		return fmt.Errorf("%q is not a type that a rule can give a gauge%s", text, didYouMean(string(text), names))
+	}
+	*s = Shape(shape)
+	return nil
+}
+
+// MarshalText returns the name.
+func (s Shape) MarshalText() ([]byte, error) { return []byte(view.Shape(s).String()), nil }
 
 // Action is the action of a Relabel, in small letters.
 type Action relabel.Action
@@ -397,7 +418,7 @@ func rulesOf(in []Rule) []policy.Rule {
 	for i := range in {
 		r := &in[i]
 		out = append(out, policy.Rule{
-			Match: r.Match, MatchRE: r.MatchRE, GaugeMode: metric.Mode(orZero(r.GaugeMode)), Help: orZero(r.Help), Unit: orZero(r.Unit),
+			Match: r.Match, MatchRE: r.MatchRE, GaugeMode: metric.Mode(orZero(r.GaugeMode)), Help: orZero(r.Help), Unit: orZero(r.Unit), Shape: view.Shape(orZero(r.Type)),
 			Drop: r.Drop, DropLabels: r.DropLabels, KeepLabels: r.KeepLabels, RenameLabels: r.RenameLabel,
 			Retention: time.Duration(orZero(r.Retention)), ExpireAfter: time.Duration(orZero(r.ExpireAfter)),
 			DropZeroAll: r.DropZeroAll,

@@ -17,6 +17,7 @@ import (
 
 	"aggregatord/internal/metric"
 	"aggregatord/internal/policy"
+	"aggregatord/internal/view"
 )
 
 // everything uses every key there is; TestEveryKey keeps it so.
@@ -37,6 +38,8 @@ metrics:
   - match: chatty
     keep_labels: [path]
     drop_zero_all: true
+  - match: door
+    type: stateset
 metric_relabel_configs:
   - source_labels: [__name__, path]
     separator: '@'
@@ -93,6 +96,7 @@ func TestParse(t *testing.T) {
 			},
 			{Match: "noise", Drop: true},
 			{Match: "chatty", KeepLabels: []string{"path"}, DropZeroAll: true},
+			{Match: "door", Shape: view.StateSet},
 		},
 		Pools: map[string]policy.PoolSpec{
 			"web":  {Labels: map[string]string{"team": "shop"}, Rules: []policy.Rule{{Match: "level", GaugeMode: metric.MostRecent}}},
@@ -189,6 +193,7 @@ func TestErrors(t *testing.T) {
 		"empty_rename_label":  {"metrics:\n  - {match: a, rename_label: {}}\n", []string{"a.yml:2:16: metrics[0].rename_label: says nothing"}},
 		"empty_help":          {"metrics:\n  - {match: a, help: ''}\n", []string{"metrics[0].help: says nothing"}},
 		"bad_mode":            {"metrics:\n  - match: a\n    gauge_mode: lifesum\n", []string{`a.yml:3:17: metrics[0].gauge_mode: "lifesum" is not a gauge mode; did you mean livesum?`}},
+		"bad_type":            {"metrics:\n  - match: a\n    type: statset\n", []string{`a.yml:3:11: metrics[0].type: "statset" is not a type that a rule can give a gauge; did you mean stateset?`}},
 		"bad_regex":           {"metrics:\n  - match_re: 'a('\n", []string{"a.yml:2:5: metrics[0].match_re: error parsing regexp: missing closing ): `a(`"}},
 		"no_match":            {"metrics:\n  - gauge_mode: sum\n", []string{"a.yml:2:5: metrics[0]: it matches nothing; write match"}},
 		"two_matches":         {"metrics:\n  - {match: a, match_re: b}\n", []string{"a.yml:2:5: metrics[0]: it has match and match_re; write one of them"}},

@@ -71,7 +71,7 @@ func (v *rendered) appendJSON(dst []byte, s *section, values []float64, first bo
 		}
 		shown = true
 		dst = append(dst, prefix...)
-		dst = appendJSONPoints(dst, s, fam, points, own)
+		dst = appendJSONPoints(dst, s, points, own)
 		dst = append(dst, '}')
 	}
 	if shown {
@@ -91,7 +91,7 @@ func anyShown(s *section, points []view.Point, values []float64) bool {
 
 // appendJSONPoints appends the members of a metric that hold its values: buckets and
 // quantiles, which come first, in an object of their own.
-func appendJSONPoints(dst []byte, s *section, fam *view.Family, points []view.Point, values []float64) []byte {
+func appendJSONPoints(dst []byte, s *section, points []view.Point, values []float64) []byte {
 	first, open := true, false
 	separate := func() {
 		if !first {

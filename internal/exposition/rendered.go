@@ -279,7 +279,7 @@ func (v *rendered) addSection(s section, labels *spelledLabels) {
 			l, ok := labels.of(i)
 			for _, p := range fam.Metrics[i].Points {
 				if ok && showable(p, s.kinds) {
-					v.blob = appendTextPrefix(v.blob, &s, l, fam, p)
+					v.blob = appendTextPrefix(v.blob, &s, l, p)
 				} else {
 					s.gaps = true
 				}

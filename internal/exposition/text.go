@@ -77,7 +77,7 @@ func appendTextLabels(dst []byte, labels []metric.Label) []byte {
 
 // appendTextPrefix appends all of a sample's line that comes before its value. A sample
 // name outside the classic set goes into the braces, before the labels.
-func appendTextPrefix(dst []byte, s *section, labels []byte, fam *view.Family, p view.Point) []byte {
+func appendTextPrefix(dst []byte, s *section, labels []byte, p view.Point) []byte {
 	suffix := p.Kind.Suffix()
 	separator := byte('{')
 	if model.LegacyValidation.IsValidMetricName(s.base) {

@@ -84,7 +84,7 @@ var rooms = map[string]struct {
 		not: []string{"os", "net/http", "time"},
 	},
 	"internal/policy": {
-		may: []string{"internal/merge", "internal/store", "internal/metric"},
+		may: []string{"internal/merge", "internal/store", "internal/view", "internal/metric"},
 		why: "it says what the operator wants of metrics; where they come from and when they are merged is pool's",
 		not: []string{"os", "net/http"},
 	},
@@ -140,7 +140,7 @@ var rooms = map[string]struct {
 		not: []string{"os", "net/http"},
 	},
 	"internal/config": {
-		may: []string{"internal/policy", "internal/metric"},
+		may: []string{"internal/policy", "internal/view", "internal/metric"},
 		why: "it reads the file of settings; whoever needs a setting is given it",
 		not: []string{"net/http"},
 	},

@@ -121,6 +121,9 @@ func (x *Index) build(g *group) {
 		return
 	}
 	b := &g.built
+	if g.typ == metric.Gauge {
+		b.Shape = r.Shape
+	}
 	switch {
 	case r.Help != "":
 		b.Help = r.Help

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // A Ruling is what somebody other than the workers says about a family: see Options.Rules.
@@ -19,6 +20,8 @@ type Ruling struct {
 	Drop bool
 	// Help and Unit are those in force; empty: the workers' help, and no unit.
 	Help, Unit string
+	// Shape is what a family of gauges is in OpenMetrics.
+	Shape view.Shape
 	// Labels returns what becomes of the labels that a worker wrote, sorted by name as they
 	// came. It may change the list in place. Nil: they stay.
 	Labels func(labels []metric.Label) []metric.Label

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 var allModes = []metric.Mode{
@@ -242,7 +243,7 @@ func TestRulingsDropHelpUnit(t *testing.T) {
 		case "gone":
 			return r
 		case "size_bytes":
-			return &Ruling{Help: "Mine.", Unit: "bytes", Rule: "units"}
+			return &Ruling{Help: "Mine.", Unit: "bytes", Rule: "units", Shape: view.StateSet}
 		}
 		return nil
 	}})
@@ -250,7 +251,7 @@ func TestRulingsDropHelpUnit(t *testing.T) {
 	if got, want := dump(x), lines("# size_bytes counter Mine.", "size_bytes_total 2"); got != want {
 		t.Errorf("got:\n%swant:\n%s", got, want)
 	}
-	if f := x.Layout().Families[0]; f.Unit != "bytes" || f.Rule != "units" || f.ModeByRule {
+	if f := x.Layout().Families[0]; f.Unit != "bytes" || f.Rule != "units" || f.ModeByRule || f.Type == metric.Gauge && f.Shape != view.StateSet || f.Type != metric.Gauge && f.Shape != view.Plain {
 		t.Errorf("family is %+v", f)
 	}
 	if x.Dropped() != 2 {

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/prometheus/model/relabel"
 
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // A Policy is a compiled Spec. It never changes; any number of goroutines may use it. A nil
@@ -166,6 +167,12 @@ func compileRules(rules place, in []Rule) []rule {
 		if r.Drop && !r.onlyDrops() {
 			at.wrong("drop", "true leaves nothing for the other settings to change; remove them, or drop")
 		}
+		if r.Shape == view.Info && r.Match != "" && !strings.HasSuffix(r.Match, "_info") {
+			at.wrong("type", "OpenMetrics wants an info to have a name that ends in _info")
+		}
+		if r.Shape != view.Plain && r.Unit != "" {
+			at.wrong("type", "an info or a stateset has no unit; remove one of the two")
+		}
 		if r.Unit != "" && !model.LegacyValidation.IsValidMetricName("x_"+r.Unit) {
 			at.wrong("unit", "%q has other signs than letters, digits and _", r.Unit)
 		}
@@ -192,7 +199,7 @@ func compileRules(rules place, in []Rule) []rule {
 
 // onlyDrops reports whether Drop is all that the rule does.
 func (r *Rule) onlyDrops() bool {
-	return r.GaugeMode == metric.NoMode && r.Help == "" && r.Unit == "" && len(r.DropLabels) == 0 && len(r.KeepLabels) == 0 &&
+	return r.GaugeMode == metric.NoMode && r.Help == "" && r.Unit == "" && r.Shape == view.Plain && len(r.DropLabels) == 0 && len(r.KeepLabels) == 0 &&
 		len(r.RenameLabels) == 0 && r.ExpireAfter == 0 && !r.DropZeroAll
 }
 

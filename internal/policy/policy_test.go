@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/prometheus/model/relabel"
 
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 func TestCompileRefuses(t *testing.T) {
@@ -24,6 +25,8 @@ func TestCompileRefuses(t *testing.T) {
 		"drop and more":       {Spec{Rules: []Rule{{Match: "a", Drop: true, GaugeMode: metric.Sum}}}, []string{"drop: true leaves nothing"}},
 		"no mode":             {Spec{Rules: []Rule{{Match: "a", GaugeMode: 77}}}, []string{"gauge_mode: use one of all, liveall, sum"}},
 		"unit":                {Spec{Rules: []Rule{{Match: "a_total", Unit: "bytes"}}}, []string{"ends in _bytes"}},
+		"info without _info":  {Spec{Rules: []Rule{{Match: "a", Shape: view.Info}}}, []string{"ends in _info"}},
+		"shape with a unit":   {Spec{Rules: []Rule{{Match: "a_s", Shape: view.StateSet, Unit: "s"}}}, []string{"has no unit"}},
 		"unit of words":       {Spec{Rules: []Rule{{MatchRE: "a", Unit: "k b\n"}}}, []string{"has other signs"}},
 		"drop and keep":       {Spec{Rules: []Rule{{Match: "a", DropLabels: []string{"x"}, KeepLabels: []string{"y"}}}}, []string{"drop_labels and keep_labels"}},
 		"drop le":             {Spec{Rules: []Rule{{Match: "a", DropLabels: []string{"le"}}}}, []string{`drop_labels: label "le"`}},

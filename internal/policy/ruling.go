@@ -76,6 +76,7 @@ func poolOf(labels []metric.Label, rules []rule) *poolPolicy {
 		r := &out.rules[i]
 		var m merge.Ruling
 		m.Rule, m.Mode, m.Drop, m.Help, m.Unit = r.name, r.GaugeMode, r.Drop, r.Help, r.Unit
+		m.Shape = r.Shape
 		m.ExpireAfter, m.DropZero = r.ExpireAfter.Seconds(), r.DropZeroAll
 		if r.labels != nil {
 			m.Labels = r.labels.apply

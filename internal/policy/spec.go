@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/prometheus/model/relabel"
 
 	"aggregatord/internal/metric"
+	"aggregatord/internal/view"
 )
 
 // A Spec is all that an operator says about metrics. The zero value says nothing: then all
@@ -53,6 +54,8 @@ type Rule struct {
 	// Unit is the OpenMetrics unit. The family's name must end in _UNIT: one that a regular
 	// expression matches and that does not is served without a unit.
 	Unit string
+	// Shape is what a family of gauges is in OpenMetrics. It has no meaning for other types.
+	Shape view.Shape
 	// Drop leaves the family out. Its totals are kept, and come back whole when the rule goes.
 	Drop bool
 	// DropLabels are labels to leave out, KeepLabels the only ones to keep; one of both.
