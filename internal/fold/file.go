@@ -90,9 +90,14 @@ func (f *File) Collect(b *archive.Batch) error {
 	began := float64(f.Source.Created().UnixNano()) / 1e9
 	f.Served = slices.Grow(f.Served[:0], len(f.Slots))
 	entry, k := 0, 0
+	var tooLong error
 	err := f.Source.Walk(func(e store.Entry) {
 		if entry++; entry > f.Entries {
 			return // it came after the pool has met the others: a gain
+		}
+		if e.Err != nil {
+			tooLong = e.Err
+			return
 		}
 		if k == len(f.Slots) || f.Slots[k] != e.Slot {
 			into.Add(e.Key, e.Value, e.Stamp, false)
@@ -116,6 +121,9 @@ func (f *File) Collect(b *archive.Batch) error {
 	})
 	if err == nil && k != len(f.Slots) {
 		err = fmt.Errorf("only %d of %d entries were found again", k, len(f.Slots))
+	}
+	if tooLong != nil {
+		err = fmt.Errorf("an entry is not read, so the file stays: %w", tooLong)
 	}
 	if err != nil {
 		return fmt.Errorf("archive source file %q: %w", f.Path, err)

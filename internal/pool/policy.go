@@ -148,7 +148,7 @@ func (p *Pool) spaceOf(t *file, raw []byte) (key []byte, s archive.Space, keep b
 	if !p.policy.Says(p.spec.Name) {
 		return raw, s, keep
 	}
-	parsed, err := t.name.ParseKey(raw)
+	parsed, err := store.ParseKey(raw)
 	if err != nil {
 		return raw, s, keep
 	}
