@@ -87,7 +87,7 @@ func TestTwoProcessesOneFile(t *testing.T) {
 					}
 				})
 			}
-			if lost[Overwritten] == 0 || lost[Overwritten]+lost[UsedShrunk] < 50 {
+			if lost[Overwritten] == 0 || lost[Overwritten]+lost[UsedShrunk] < 20 {
 				t.Errorf("width %d: the test does not test what it should: %v", width, lost)
 			}
 		}
