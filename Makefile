@@ -50,7 +50,7 @@ vet-darwin:
 define fuzz_all
 @grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' cmd internal | sort | while IFS=: read -r file func; do \
 	echo "fuzz $${file%/*} $${func#func }"; \
-	$(GO) test -run '^$$' -fuzz "^$${func#func }$$" -fuzztime $(1) "./$${file%/*}" </dev/null || exit 1; \
+	$(GO) test -run '^$$' -fuzz "^$${func#func }$$" -fuzztime $(1) -fuzzminimizetime 1x "./$${file%/*}" </dev/null || exit 1; \
 done
 endef
 

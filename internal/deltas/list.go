@@ -106,7 +106,24 @@ func (l *List) Reader() Reader { return Reader{rest: l.steps} }
 // one that finds out number by number where to look does not.
 func (r *Reader) Read(buf *[BlockLen]uint32) []uint32 {
 	rest, at, n, k := r.rest, r.at, 0, 0
-	for ; n < len(buf) && k < len(rest); n++ {
+	for n < len(buf) && k < len(rest) {
+		// Eight bytes at once, as long as none of them is far: a byte of ^eight would be 0.
+		for n <= len(buf)-8 && k <= len(rest)-8 {
+			eight := binary.LittleEndian.Uint64(rest[k:])
+			if (^eight-0x0101010101010101)&eight&0x8080808080808080 != 0 {
+				break
+			}
+			out := buf[n : n+8 : n+8]
+			for i := range out {
+				at += uint32(eight & 0xff)
+				out[i] = at
+				eight >>= 8
+			}
+			n, k = n+8, k+8
+		}
+		if n == len(buf) || k == len(rest) {
+			break
+		}
 		step := rest[k]
 		k++
 		at += uint32(step)
@@ -115,6 +132,7 @@ func (r *Reader) Read(buf *[BlockLen]uint32) []uint32 {
 			k += farBytes
 		}
 		buf[n] = at
+		n++
 	}
 	r.rest, r.at = rest[k:], at
 	return buf[:n]

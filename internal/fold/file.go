@@ -1,6 +1,7 @@
 package fold
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -36,6 +37,8 @@ type File struct {
 	Entries int
 	// Slots are the places of the entries that the pool serves, rising.
 	Slots []uint32
+	// LongKeys says that the pool has left out entries because of the length of their keys.
+	LongKeys bool
 	// Keep says whether to keep an entry that is at none of the Slots. Nil: all, as nobody may be able
 	// to read them today.
 	Keep func(e store.Entry) bool
@@ -69,6 +72,22 @@ func IdentityOf(f *store.File) *archive.Identity {
 	return &archive.Identity{Dev: id.Dev, Ino: id.Ino, Born: f.Created().UnixNano()}
 }
 
+// source returns the file to read: the pool's own, of which every key is what it was when the pool
+// learned it, or, where keys are longer than the pool reads, another that has them whole.
+func (f *File) source() (*store.File, error) {
+	if err := f.Source.Verify(); err != nil || !f.LongKeys {
+		return f.Source, err
+	}
+	whole, err := store.Open(f.Path, f.Name, anyLimits)
+	if err == nil && whole.Identity() != f.Source.Identity() {
+		err = errors.Join(errors.New("its name leads to another file"), whole.Close())
+	}
+	return whole, err
+}
+
+// anyLimits are none: what was counted is archived, however large.
+var anyLimits = store.Limits{FileBytes: 1 << 62, KeyBytes: 1 << 30}
+
 // Collect reads a file and adds its values to the batch. After an error the batch is of no
 // use any more.
 func (f *File) Collect(b *archive.Batch) error {
@@ -89,7 +108,14 @@ func (f *File) Collect(b *archive.Batch) error {
 	f.Values = f.Values[:0]
 	entry, k := 0, 0
 	stamped := f.Name.Mode.Base() == metric.MostRecent
-	err := f.Source.Walk(func(e store.Entry) {
+	source, err := f.source()
+	if err != nil {
+		return fmt.Errorf("archive source file %q: %w", f.Path, err)
+	}
+	if source != f.Source {
+		defer source.Close() //nolint:errcheck // it was only read
+	}
+	err = source.Walk(func(e store.Entry) {
 		if entry++; entry > f.Entries {
 			return // it came after the pool has met the others: a gain
 		}

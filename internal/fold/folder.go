@@ -452,7 +452,7 @@ func (f *Folder) removeOne(record string, recorded bool) (removed bool, err erro
 	if err != nil {
 		return false, err
 	}
-	file, err := store.Open(f.place.Path(record), name, store.Limits{FileBytes: 1 << 62, KeyBytes: 1 << 30})
+	file, err := store.Open(f.place.Path(record), name, anyLimits)
 	if errors.Is(err, fs.ErrNotExist) {
 		return true, nil
 	}

@@ -109,6 +109,10 @@ func (p *Pool) showLocked(s archive.Space) {
 			}
 			f.keepFor(keep)
 		}
+		if len(key) > p.limits.InForce().KeyBytes {
+			p.metrics.entryErrors.With(p.spec.Name, string(store.KeyTooLong)).Inc()
+			continue
+		}
 		if err := p.index.Learn(f.source, []byte(key), uint32(f.learned)); err != nil {
 			reason := reasonOf(err)
 			p.metrics.entryErrors.With(p.spec.Name, string(reason)).Inc()

@@ -198,7 +198,7 @@ func (p *Pool) adoptLocked(t *file, f *store.File) error {
 	t.state = alive
 	t.source = p.index.Add(merge.SourceSpec{
 		Name: t.name.Base, Type: t.name.Type, Mode: t.name.Mode, ID: t.name.ID,
-		Created: f.Created().UnixNano(), ParseKey: t.name.ParseKey,
+		Created: f.Created().UnixNano(), ParseKey: store.ParseKey,
 	})
 	p.open[f.Identity()] = t
 	return nil
@@ -247,6 +247,10 @@ func (p *Pool) learnLocked(t *file) {
 			p.identifyLocked(t, e.Key)
 		}
 		t.entries++
+		if e.Err != nil {
+			p.refusedLocked(t, e, e.Err)
+			return
+		}
 		if err := p.index.Learn(t.source, e.Key, e.Slot); err != nil {
 			p.refusedLocked(t, e, err)
 			return

@@ -36,6 +36,9 @@ func (p *Pool) probeLocked() {
 			// Another file of the worker is held open, so the worker is alive.
 		default:
 			p.checkLocked(t)
+			if all && t.state == alive {
+				t.file.Look() //nolint:errcheck // the next load tells of it
+			}
 			if t.state == alive && t.method != watch.MethodNone {
 				p.asked[t.name.ID] = true
 			}

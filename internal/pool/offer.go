@@ -155,10 +155,11 @@ func (p *Pool) offerLocked(t *file) *fold.File {
 	if links := t.links(); f.Orphan && links > 0 || !f.Orphan && links > 1 {
 		f.Identity = fold.IdentityOf(t.file)
 	}
+	f.LongKeys = t.seen[store.KeyTooLong]
 	if t.limited {
 		// What is beyond a limit goes with the file; what cannot be read today is kept.
 		f.Keep = func(e store.Entry) bool {
-			_, err := t.name.ParseKey(e.Key)
+			_, err := store.ParseKey(e.Key)
 			return err != nil
 		}
 	}
@@ -208,6 +209,7 @@ func (p *Pool) Return(files []*fold.File, err error) {
 			t.state = alive
 		case err != nil:
 			t.state = stuck
+			p.noteLocked(t, err)
 		}
 		if t.place == named {
 			delete(p.staged, t.record)

@@ -37,7 +37,11 @@ func (p *Pool) SetPolicy(to *policy.Policy) error {
 	p.shown = map[archive.Space]*shown{}
 	p.showAllLocked()
 	for t := range p.allLocked() {
-		if t.source != nil {
+		switch {
+		case t.source == nil:
+		case t.file.SetLimits(p.limits):
+			p.learnAnewLocked(t)
+		default:
 			p.relearnLocked(t, old)
 		}
 	}
@@ -76,6 +80,16 @@ func (p *Pool) limitsBy(to *policy.Policy) store.Limits {
 	l.FileBytes = cmp.Or(limits.FileSize, l.FileBytes)
 	l.KeyBytes = cmp.Or(limits.KeyLength, l.KeyBytes)
 	return l
+}
+
+// learnAnewLocked learns all entries of a file, of which some were beyond a limit that is no more.
+func (p *Pool) learnAnewLocked(t *file) {
+	spec, lives := t.source.Spec(), t.isAlive()
+	t.source = p.index.Add(spec)
+	p.index.SetAlive(t.source, lives)
+	t.entries, t.base, t.seen, t.loaded = 0, nil, nil, false
+	p.learnLocked(t)
+	p.noteLocked(t, cmp.Or(t.learnErr, t.load()))
 }
 
 // relearnLocked gives a file a source in the present index in place of one in an earlier. Its keys
@@ -148,7 +162,7 @@ func (p *Pool) spaceOf(t *file, raw []byte) (key []byte, s archive.Space, keep b
 	if !p.policy.Says(p.spec.Name) {
 		return raw, s, keep
 	}
-	parsed, err := t.name.ParseKey(raw)
+	parsed, err := store.ParseKey(raw)
 	if err != nil {
 		return raw, s, keep
 	}

@@ -442,7 +442,7 @@ func (p *Pool) Close() error {
 	p.index.Close()
 	p.index = merge.NewIndex(p.mergeOptions)
 	p.metrics.forget(p.spec.Name)
-	return errors.Join(append(errs, p.folder.Close())...)
+	return errors.Join(append(errs, p.folder.Close(), p.lister.Close())...)
 }
 
 // missing reports whether an error says that a directory is not there (yet).

@@ -37,12 +37,12 @@ const (
 // fileReasons are why a file cannot be read, entryReasons why an entry is left out.
 func fileReasons() []store.Reason {
 	return append(slices.DeleteFunc(store.Reasons(), func(r store.Reason) bool {
-		return r == store.BadKey || r == store.Foreign || r == store.Gone
+		return r == store.BadKey || r == store.KeyTooLong || r == store.Foreign || r == store.Gone
 	}), reasonDuplicate, reasonTooMany)
 }
 
 func entryReasons() []store.Reason {
-	return []store.Reason{store.BadKey, reasonSample, reasonSeries, reasonFamily, reasonFamilies, reasonLabels, reasonLength}
+	return []store.Reason{store.BadKey, store.KeyTooLong, reasonSample, reasonSeries, reasonFamily, reasonFamilies, reasonLabels, reasonLength}
 }
 
 // reasonOf extends store.ReasonOf.

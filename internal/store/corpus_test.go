@@ -46,7 +46,7 @@ func TestCorpus(t *testing.T) {
 				if set := stamps[i] != 0; set && name.Type.String() != "gauge" && file.Dialect != "postmates" {
 					t.Errorf("entry %d has a timestamp: %v", i, stamps[i])
 				}
-				k, err := name.ParseKey([]byte(r.Key))
+				k, err := ParseKey([]byte(r.Key))
 				if err != nil {
 					t.Errorf("entry %d: %v", i, err)
 					continue

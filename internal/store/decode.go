@@ -35,6 +35,12 @@ type Entry struct {
 	// when the key was read, by a plain read: they are exact if nobody was writing, as in
 	// the file of a dead process. See [File.Load] for the file of a living one.
 	Value, Stamp float64
+	// Err is not nil for an entry whose key is longer than the limit; then there is no Key.
+	Err *KeyTooLongError
+	// Tag is what the caller keeps with this key: 0 at first, afterwards what it has stored
+	// for an equal key of this file or another one. It is nil without [Guesses], and valid
+	// until the function returns.
+	Tag *uint32
 }
 
 // ValueOffset returns the offset of the value in bytes from the start of the file.
@@ -77,6 +83,11 @@ type window struct {
 	off int64  // offset of have in the file
 	// have is what was read of the file.
 	have []byte
+	// text is what the last entry has in front of its value, at least as much as is hashed.
+	// It is borrowed as its key is.
+	text []byte
+	// damage is what is wrong with the last entry, if it is not well formed.
+	damage damage
 }
 
 // at returns the n bytes at off, which must end at or before end. They are borrowed: valid
@@ -136,7 +147,9 @@ func (d damage) error(path string) error {
 		case BadPadding:
 			text = "a key of %d bytes is not followed by spaces"
 		case BadKey:
-			text = "a key of %d bytes is not a JSON array"
+			text = "a key of %d bytes has zero bytes in it"
+		case Overwritten:
+			text = "its entries are no longer what they were, up to byte %d: several processes write it"
 		case TornEntry:
 			text = "an entry runs past the %d used bytes"
 		case Shrunk:
@@ -147,50 +160,99 @@ func (d damage) error(path string) error {
 	return &CorruptionError{Path: path, Offset: d.offset, Reason: d.reason, Err: err}
 }
 
-// entry reads the entry at off of a file with the given width and w.end used bytes. Its
-// key is borrowed until the next call of a method of w. It returns the offset of the next
-// entry. The damage is zero if the entry is well formed: cheap checks that a real entry
-// passes and bytes read at a wrong place do not, not a parse of the key.
-func (w *window) entry(off int64, width, keyLimit int) (e Entry, next int64, d damage) {
+// A format is how the entries of a file are to be read.
+type format struct {
+	keyLimit int
+	// settled says that nobody can be in the middle of writing an entry.
+	settled bool
+}
+
+// entry reads the entry at off of a file with the given width and w.end used bytes into e,
+// but for its Tag. Its key is borrowed until the next call of a method of w. It returns the
+// offset of the next entry, and true if the entry is well formed: its length and its padding
+// are what a writer makes, which bytes read at a wrong place are not. What the key says does
+// not matter here. Otherwise w.damage says what is wrong.
+func (w *window) entry(e *Entry, off int64, width int, f format) (next int64, ok bool) {
 	// The used bytes and off are multiples of 8, so that a length can be read.
 	head, err := w.at(off, lengthBytes)
 	if err != nil {
-		return e, off, w.unread(off, err)
+		return w.fail(w.unread(off, err))
 	}
 	n := int(int32(binary.LittleEndian.Uint32(head)))
-	if n <= 0 || n > keyLimit {
-		return e, off, damage{reason: BadKeyLength, offset: off, number: int64(n)}
+	if n <= 0 || int64(n) >= w.end {
+		return w.fail(damage{reason: BadKeyLength, offset: off, number: int64(n)})
 	}
 	text := lengthBytes + n + padding(n)
 	next = off + int64(text+width)
 	if next > w.end {
-		return e, off, damage{reason: TornEntry, offset: off, number: w.end}
+		return w.fail(damage{reason: TornEntry, offset: off, number: w.end})
+	}
+	if n > f.keyLimit {
+		return w.tooLong(e, off, n, width, f.keyLimit)
 	}
 	raw, err := w.at(off, text+width)
 	if err != nil {
-		return e, off, w.unread(off, err)
+		return w.fail(w.unread(off, err))
 	}
-	for _, c := range raw[lengthBytes+n : text] {
-		if c != ' ' {
-			return e, off, damage{reason: BadPadding, offset: off, number: int64(n)}
-		}
+	if !blank(raw[lengthBytes+n : text]) {
+		return w.fail(damage{reason: BadPadding, offset: off, number: int64(n)})
 	}
 	key := raw[lengthBytes : lengthBytes+n : lengthBytes+n]
 	// On machines that reorder stores, the used bytes may be seen before the last of the
-	// entry's: no writer stores a zero byte in a key, so one means that it is not all here.
-	if key[0] != '[' || key[n-1] != ']' || bytes.IndexByte(key, 0) >= 0 {
-		return e, off, damage{reason: BadKey, offset: off, number: int64(n)}
+	// entry's: no client stores a zero byte in a key, so one means that it is not all here.
+	if !f.settled && bytes.IndexByte(key, 0) >= 0 {
+		return w.fail(damage{reason: BadKey, offset: off, number: int64(n)})
 	}
-	e = Entry{
-		Key:    key,
-		Offset: off,
-		Slot:   uint32((off + int64(text)) / valueBytes),
-		Value:  float64At(raw[text:]),
-	}
+	w.text = raw[:text]
+	e.set(raw, off, text, width, key)
+	return next, true
+}
+
+func (w *window) fail(d damage) (next int64, ok bool) {
+	w.damage = d
+	return 0, false
+}
+
+// set makes e the entry with these bytes.
+func (e *Entry) set(raw []byte, off int64, text, width int, key []byte) {
+	e.Key = key
+	e.Offset = off
+	e.Slot = uint32((off + int64(text)) / valueBytes)
+	e.Value, e.Stamp = float64At(raw[text:]), 0
 	if width == Wide {
 		e.Stamp = stampOf(float64At(raw[text+valueBytes:]))
 	}
-	return e, next, damage{}
+	e.Err = nil
+}
+
+func blank(padding []byte) bool {
+	for _, c := range padding {
+		if c != ' ' {
+			return false
+		}
+	}
+	return true
+}
+
+// tooLong is entry for one whose key of n bytes is longer than the limit. Of the key only as
+// much is read as is hashed.
+func (w *window) tooLong(e *Entry, off int64, n, width, limit int) (next int64, ok bool) {
+	pad := padding(n)
+	text := lengthBytes + n + pad
+	raw, err := w.at(off+int64(text-pad), pad+width)
+	if err != nil {
+		return w.fail(w.unread(off, err))
+	}
+	if !blank(raw[:pad]) {
+		return w.fail(damage{reason: BadPadding, offset: off, number: int64(n)})
+	}
+	e.set(raw, off, pad, width, nil) // as if there were no text
+	e.Slot = uint32((off + int64(text)) / valueBytes)
+	e.Err = &KeyTooLongError{Offset: off, KeyBytes: n, Limit: limit}
+	if w.text, err = w.at(off, min(text, hashedBytes)); err != nil {
+		return w.fail(w.unread(off, err))
+	}
+	return off + int64(text+width), true
 }
 
 func float64At(b []byte) float64 { return math.Float64frombits(binary.LittleEndian.Uint64(b)) }
@@ -204,17 +266,21 @@ func (w *window) unread(off int64, err error) damage {
 
 // count walks over at most limit entries and returns how many are well formed and where
 // the last of them ends.
-func (w *window) count(width, keyLimit, limit int) (n int, end int64) {
+func (w *window) count(width int, f format, limit int) (n int, end int64) {
 	off := int64(headerBytes)
+	var e Entry
 	for ; n < limit && off < w.end; n++ {
-		_, next, d := w.entry(off, width, keyLimit)
-		if d.reason != "" {
+		next, ok := w.entry(&e, off, width, f)
+		if !ok {
 			break
 		}
 		off = next
 	}
 	return n, off
 }
+
+// guessedEntries is how many entries are looked at, at most, to guess a width.
+const guessedEntries = 1 << 12
 
 // guessWidth returns the width of a file with w.end used bytes, of which there must be
 // some: the one with which the walk ends exactly at the used bytes with every key well
@@ -224,21 +290,21 @@ func (w *window) count(width, keyLimit, limit int) (n int, end int64) {
 // Two entries tell: in a wide file read as narrow the second key's length is half of a
 // timestamp, and in a narrow one read as wide it is part of a key. So usually nothing
 // further is looked at. Only a file made up for it lets both walks pass the second entry;
-// if both even end exactly, it is wide: text never reads as a small length, while a
-// timestamp may.
+// if both even end exactly, or go on and on, it is wide: text never reads as a small length,
+// while a timestamp may.
 //
 // The first entry's value lies at the same place in both, so that a wrong guess by one
 // entry alone does no harm that the next one could not repair.
-func (w *window) guessWidth(keyLimit int) int {
+func (w *window) guessWidth(f format) int {
 	limit := 2
 	for {
-		narrow, narrowEnd := w.count(Narrow, keyLimit, limit)
-		wide, wideEnd := w.count(Wide, keyLimit, limit)
+		narrow, narrowEnd := w.count(Narrow, f, limit)
+		wide, wideEnd := w.count(Wide, f, limit)
 		switch {
-		case narrow == limit && wide == limit && limit < math.MaxInt:
-			limit = math.MaxInt
+		case narrow == limit && wide == limit && limit < guessedEntries:
+			limit = guessedEntries
 			continue
-		case wideEnd == w.end:
+		case wideEnd == w.end || wide == guessedEntries:
 			return Wide
 		case narrowEnd == w.end:
 			return Narrow
@@ -259,31 +325,110 @@ type cursor struct {
 	entries int
 }
 
+// A walk is one way over entries of a file.
+type walk struct {
+	format
+	// marks, if not nil, remember the entries.
+	marks *marks
+	// guesses, if not nil, are used, and told of the entries.
+	guesses *Guesses
+	// stop is the offset at which to stop, 0 for none.
+	stop int64
+}
+
 // walk yields the entries from c on up to w.end, and moves c past those it yielded. With
 // damage, c stays in front of it, so that the next walk meets it anew: it may have been
 // a part that the writer had not yet written.
-func (w *window) walk(c *cursor, keyLimit int, yield func(Entry)) damage {
+func (w *window) walk(c *cursor, how walk, yield func(Entry)) damage {
 	if c.next >= w.end {
 		return damage{}
 	}
 	if c.entries < 2 {
 		// One entry is no proof: see guessWidth.
-		width := w.guessWidth(keyLimit)
+		width := w.guessWidth(how.format)
 		if c.entries == 1 {
 			c.next += int64(width - c.width)
+			if how.marks != nil {
+				how.marks.move(c.next)
+			}
 		}
 		c.width = width
 	}
+	if how.guesses != nil && c.entries == 0 {
+		how.guesses.start()
+	}
 	// The hot loop of a start: it allocates nothing. The cursor moves before the yield so
 	// that the place is kept whatever the receiver does.
-	for c.next < w.end {
-		e, next, d := w.entry(c.next, c.width, keyLimit)
-		if d.reason != "" {
-			return d
+	var e Entry
+	for c.next < w.end && (how.stop == 0 || c.next < how.stop) {
+		next, ok := w.step(&e, c.next, c.width, &how)
+		if !ok {
+			return w.damage
 		}
 		c.next = next
 		c.entries++
 		yield(e)
 	}
 	return damage{}
+}
+
+// step reads the entry at off, and remembers it.
+func (w *window) step(e *Entry, off int64, width int, how *walk) (next int64, ok bool) {
+	if how.guesses != nil {
+		if next, ok = w.guessed(e, off, width, how); ok {
+			return next, true
+		}
+	}
+	if next, ok = w.entry(e, off, width, how.format); !ok {
+		return next, false
+	}
+	certain, maybe := e.suspect()
+	if certain {
+		return w.fail(damage{reason: Overwritten, offset: off, number: next})
+	}
+	if maybe && next < w.end {
+		// What two processes write over each other may still look like an entry here, with a
+		// part of a key in the place of its value. Then what follows is none.
+		if _, ok := w.entry(e, next, width, how.format); !ok {
+			return w.fail(damage{reason: Overwritten, offset: off, number: next})
+		}
+		if next, ok = w.entry(e, off, width, how.format); !ok { // the look has moved the window on
+			return next, false
+		}
+	}
+	if how.marks == nil {
+		return next, true
+	}
+	hash := hashText(w.text)
+	how.marks.add(hash, next)
+	if how.guesses != nil && e.Err == nil {
+		e.Tag = how.guesses.wrong(w.text, hash)
+	}
+	return next, true
+}
+
+// guessed is step for an entry that is what the guesses say.
+func (w *window) guessed(e *Entry, off int64, width int, how *walk) (next int64, ok bool) {
+	e.Tag = nil
+	text := how.guesses.guess()
+	next = off + int64(len(text)+width)
+	if len(text) == 0 || len(text) > how.keyLimit || next > w.end {
+		return next, false
+	}
+	// What is equal to a good entry is as good.
+	raw, err := w.at(off, len(text)+width)
+	if err != nil || string(raw[:len(text)]) != string(text) {
+		return next, false
+	}
+	n := lengthBytes + int(binary.LittleEndian.Uint32(text))
+	e.set(raw, off, len(text), width, raw[lengthBytes:n:n])
+	if _, maybe := e.suspect(); maybe {
+		return next, false
+	}
+	hash, tag := how.guesses.right()
+	e.Tag = tag
+	if how.marks != nil {
+		how.marks.add(hash, next)
+	}
+	return next, true
 }

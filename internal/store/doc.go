@@ -31,17 +31,30 @@
 // Nothing in a file says whether it is narrow (a value, client_python to 0.17) or wide
 // (value and timestamp, client_python from 0.18 and the postmates fork). Only one width
 // makes the walk over the entries end exactly at the used bytes with every key well
-// formed: a length within the limit, brackets at both ends, spaces behind. If neither
-// does, the file is damaged and read with the width that finds more entries, up to the
+// formed: a length that fits, spaces behind. What the key says does not matter: one that
+// [ParseKey] does not understand is an entry, too. If neither does, the file is damaged and read with the width that finds more entries, up to the
 // damage. The first entry's value lies at the same place in both.
 //
 // Files of prometheus-client-mmap, for Ruby, are narrow, spell their keys as Python did
 // before labels were an object, and have cumulative buckets, which [File] turns into those
 // of Python's clients.
 //
+// # Cost
+//
+// Learn reads each used byte once, plus the first 4096 entries once more for each width where
+// the first two do not tell it. Where a value may be text, it reads two windows of 64 KiB
+// more, and one for each key that is too long. It keeps 8 bytes of memory for each 4 KiB of
+// entries, whatever they are, and one buffer for all files that are read at one time: 64 KiB, or
+// as long as the longest key that the limit allows. [File.LearnSome] bounds what one call
+// walks over. Damage that stays is looked at a few times and then only when the used bytes
+// change. What the caller keeps of an entry is the caller's.
+//
+// At a scrape, a mapped file costs no system call. A file that is not mapped is read: by
+// one pread for each 64 KiB.
+//
 // # Use
 //
-// [ParseName] says what a file's name tells, [Open] opens the file, [File.Learn] yields
+// [ParseName] says what a file's name tells, [OpenAt] opens the file, [File.Learn] yields
 // the entries that appeared since it was last called, [ParseKey] reads their keys, and
 // [File.Load] reads the values of many entries at once. [Inspect] reads a file of which
 // nothing is known, for people. [Writer] writes source files, for tests and exports.

@@ -20,17 +20,24 @@ const (
 	UsedMisaligned Reason = "used_misaligned"
 	// UsedPastEnd: they are more than the file has.
 	UsedPastEnd Reason = "used_past_end"
-	// UsedShrunk: they are fewer than they were. See [Reopenable].
+	// UsedShrunk: they are fewer than they were. Such a File is lost: see [File].
 	UsedShrunk Reason = "used_shrunk"
-	// BadKeyLength: a key's length is zero, negative or beyond the limit.
+	// BadKeyLength: a key's length is zero, negative or more than the file has.
 	BadKeyLength Reason = "bad_key_length"
 	// BadPadding: a key is followed by something else than spaces.
 	BadPadding Reason = "bad_padding"
-	// BadKey: a key is not the JSON it should be.
+	// KeyTooLong: a key is longer than Limits.KeyBytes. It costs its own entry only.
+	KeyTooLong Reason = "key_too_long"
+	// BadKey: a key is not the JSON it should be, which costs its own entry; or it has zero
+	// bytes in it while somebody may write to the file.
 	BadKey Reason = "bad_key"
 	// TornEntry: an entry runs past the used bytes.
 	TornEntry Reason = "torn_entry"
-	// Shrunk: the file was truncated under the reader. See [Reopenable].
+	// Overwritten: the bytes of entries are not what they were, or what looks like a value is a
+	// part of a key. It is what several processes make of a file that all of them write. If
+	// known entries are concerned, the File is lost: see [File].
+	Overwritten Reason = "overwritten"
+	// Shrunk: the file was truncated under the reader. Such a File is lost: see [File].
 	Shrunk Reason = "shrunk"
 	// NotRegular: a symbolic link, directory, FIFO, socket or device.
 	NotRegular Reason = "not_regular"
@@ -51,8 +58,8 @@ const (
 // Reasons lists all reasons, so that a counter by reason can be there before it counts.
 func Reasons() []Reason {
 	return []Reason{
-		ShortHeader, UsedNegative, UsedMisaligned, UsedPastEnd, UsedShrunk, BadKeyLength, BadPadding, BadKey, TornEntry,
-		Shrunk, NotRegular, TooLarge, Permission, Gone, UnknownMode, Foreign, IO,
+		ShortHeader, UsedNegative, UsedMisaligned, UsedPastEnd, UsedShrunk, BadKeyLength, BadPadding, KeyTooLong, BadKey, TornEntry,
+		Overwritten, Shrunk, NotRegular, TooLarge, Permission, Gone, UnknownMode, Foreign, IO,
 	}
 }
 
@@ -80,11 +87,25 @@ func (e *CorruptionError) Error() string {
 // Unwrap returns the cause.
 func (e *CorruptionError) Unwrap() error { return e.Err }
 
+// A KeyTooLongError says that a key is longer than Limits.KeyBytes. Its entry is left out;
+// those behind it are not. See [File.SetLimits] for what a higher limit changes.
+type KeyTooLongError struct {
+	// Offset is where the entry begins, in bytes from the start of the file.
+	Offset int64
+	// KeyBytes is how long the key is, Limit how long it may be.
+	KeyBytes, Limit int
+}
+
+func (e *KeyTooLongError) Error() string {
+	return fmt.Sprintf("the key at byte %d has %d bytes; limits.key_length allows %d", e.Offset, e.KeyBytes, e.Limit)
+}
+
 // ReasonOf returns the reason of an error of this package, IO for any other error and ""
 // for nil.
 func ReasonOf(err error) Reason {
 	var damaged *CorruptionError
 	var key *KeyError
+	var long *KeyTooLongError
 	switch {
 	case err == nil:
 		return ""
@@ -92,6 +113,8 @@ func ReasonOf(err error) Reason {
 		return damaged.Reason
 	case errors.As(err, &key):
 		return BadKey
+	case errors.As(err, &long):
+		return KeyTooLong
 	case errors.Is(err, ErrNotRegular):
 		return NotRegular
 	case errors.Is(err, ErrTooLarge):
@@ -106,12 +129,4 @@ func ReasonOf(err error) Reason {
 		return Permission
 	}
 	return IO
-}
-
-// Reopenable reports whether the error says that an open [File] has lost its place: the
-// file was cut or written anew, so that the positions of its entries are no longer known.
-// Such a File returns the same error for ever. Opened anew, the file may be good.
-func Reopenable(err error) bool {
-	var damaged *CorruptionError
-	return errors.As(err, &damaged) && (damaged.Reason == Shrunk || damaged.Reason == UsedShrunk)
 }

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
+	"runtime/debug"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,8 +23,8 @@ type Limits struct {
 	// FileBytes is the size of the largest file that is read, 1 GiB by default. A larger
 	// one is refused, and one that grows beyond it yields no further entries.
 	FileBytes int64
-	// KeyBytes is the length of the longest key, 64 KiB by default. A longer one counts as
-	// damage: neither it nor what follows it is read.
+	// KeyBytes is the length of the longest key, 64 KiB by default. A longer one is not read:
+	// see [KeyTooLongError].
 	KeyBytes int
 }
 
@@ -41,8 +44,11 @@ type Identity struct{ Dev, Ino uint64 }
 // the last use. One File is not safe for several goroutines at once; different Files
 // are independent, even of one path.
 //
-// An error of one call leaves everything read before it valid. Unless [Reopenable] says
-// otherwise, the next call may succeed.
+// An error of one call leaves everything read before it valid. If its reason is
+// UsedShrunk, Shrunk or, from Load or Verify, Overwritten, the File is lost: the file was
+// cut, written anew, or is written by several processes, so that the positions of its
+// entries are no longer known. Every later call returns the same error; the values that the
+// caller has are the last good ones. After any other error the next call may succeed.
 type File struct {
 	name    SourceName
 	path    string
@@ -51,40 +57,75 @@ type File struct {
 	mapper  *os.File // of the same descriptor, for mapping it; nil as long as it is settled
 	id      Identity
 	created time.Time
-	born    bool        // created is the time of birth
-	stat    unix.Stat_t // a buffer for fstat
-	size    int64       // of the file, as last seen
+	size    int64 // of the file, as last seen
+	links   uint32
+	born    bool // created is the time of birth
 	// used is the highest count of used bytes that was found right. Entries up to it
-	// were yielded or are damaged, and no byte past it is touched through the mapping.
+	// were yielded, are still to be, or are damaged, and no byte past it is touched through
+	// the mapping.
 	used int64
-	cur  cursor
+	// looked says that Learn has read a header that can be.
+	looked bool
+	cur    cursor
+	// shortest is the length of the shortest key that was too long.
+	shortest int
 	// ahead is what Prefetch has read from the start of the file, in a buffer of windows.
 	ahead *[windowBytes]byte
 	have  int
 	// grown says that a read of values met more used bytes than these.
 	grown bool
-	// lost is set once the file was seen smaller than what was read of it: its entries
-	// may have been written anew elsewhere, so that no position is trusted any more.
-	lost    error
-	mapping mapping
-	settled bool
+	// lost is set once positions are no longer known.
+	lost error
+	// bad is the damage that Learn has met last, at cur with these used bytes, and how
+	// often.
+	bad      error
+	badTries int
+	mapping  mapping
+	settled  bool
+
+	marks marks
+	bases [2]base
+	// credit is how many bytes of keys may be compared, and swept the mark that is next.
+	credit int64
+	swept  int
+
 	// cumulative is nil but for histograms of the Ruby client.
 	cumulative *cumulative
 }
+
+// looksAtDamage is how often Learn looks at the same damage before it waits for the used
+// bytes to change, or for [File.Look]. Twice would do: what a writer was writing at the
+// first look is there at the second.
+const looksAtDamage = 8
 
 // Open opens the source file at path, of which name is what [ParseName] told. It refuses
 // everything but regular files ([ErrNotRegular]; a symbolic link counts as what it is)
 // and files beyond the limit ([ErrTooLarge]) without ever blocking, and reads nothing
 // yet. Other errors wrap those of the operating system; see [ReasonOf].
 func Open(path string, name SourceName, lim Limits) (*File, error) {
+	return openFile(unix.AT_FDCWD, path, path, name, lim)
+}
+
+// OpenAt is Open for the file called base in the directory that is open as dir, whatever
+// leads to that directory now. The path is for messages only. A base that is not the name
+// of something in the directory itself is refused ([ErrNotRegular]).
+func OpenAt(dir int, base, path string, name SourceName, lim Limits) (*File, error) {
+	if base == "" || base == "." || base == ".." || strings.ContainsAny(base, "/\x00") {
+		return nil, fmt.Errorf("open source file %q: %q is no file in the directory: %w", path, base, ErrNotRegular)
+	}
+	return openFile(dir, base, path, name, lim)
+}
+
+func openFile(dir int, base, path string, name SourceName, lim Limits) (*File, error) {
 	lim = lim.withDefaults()
-	fd, info, err := openRegular(path, lim)
+	fd, info, err := openRegular(dir, base, path, lim)
 	if err != nil {
 		return nil, err
 	}
 	return &File{
 		name: name, path: path, lim: lim, fd: fd,
-		id: info.id, size: info.size, created: info.created, born: info.born, cur: cursor{next: headerBytes},
+		id: info.id, size: info.size, links: info.links, created: info.created, born: info.born,
+		cur: cursor{next: headerBytes},
 	}, nil
 }
 
@@ -92,20 +133,22 @@ func Open(path string, name SourceName, lim Limits) (*File, error) {
 type fileInfo struct {
 	id      Identity
 	mode    uint32
+	links   uint32
 	size    int64
 	created time.Time
 	born    bool
 }
 
-// openRegular opens a regular file for reading. There may be many thousands, so this is
-// as few system calls as can be: an os.File would cost three more for each.
-func openRegular(path string, lim Limits) (fd int, info fileInfo, err error) {
+// openRegular opens a regular file for reading: openat(2) and statx(2). There may be many
+// thousands, so this is as few system calls as can be: an os.File would cost three more for
+// each.
+func openRegular(dir int, base, path string, lim Limits) (fd int, info fileInfo, err error) {
 	// The directory is written by others. O_NOFOLLOW: a link could lead anywhere.
 	// O_NONBLOCK: opening a FIFO would wait for a writer.
 	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-	fd, err = unix.Open(path, flags, 0)
+	fd, err = unix.Openat(dir, base, flags, 0)
 	for errors.Is(err, unix.EINTR) {
-		fd, err = unix.Open(path, flags, 0)
+		fd, err = unix.Openat(dir, base, flags, 0)
 	}
 	switch {
 	case errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO):
@@ -137,6 +180,7 @@ func statModified(fd int) (fileInfo, error) {
 	return fileInfo{
 		id:   Identity{Dev: uint64(st.Dev), Ino: st.Ino}, //nolint:unconvert // Dev is an int32 on macOS
 		mode: uint32(st.Mode), size: st.Size,             //nolint:unconvert // Mode is a uint16 on macOS
+		links:   uint32(st.Nlink),
 		created: time.Unix(st.Mtim.Unix()),
 	}, nil
 }
@@ -187,8 +231,20 @@ func (f *File) Created() time.Time { return f.created }
 // Identity it then tells the file from all others, for ever.
 func (f *File) Born() bool { return f.born }
 
-// Size returns the size of the file in bytes, as last seen.
+// Size returns the size of the file in bytes, as last seen: by Open, by Look, or by Learn
+// when the used bytes went beyond it.
 func (f *File) Size() int64 { return f.size }
+
+// Links returns how many names the file has, as last seen by Open or by Look. With more than
+// one, the same values may be met under another name: compare the Identity.
+func (f *File) Links() int { return int(f.links) }
+
+// Empty reports whether Learn has found nothing in the file, without damage: such a file
+// need not be kept open. A worker that goes on to write it enlarges it or has done so
+// already, which a directory watch tells of.
+func (f *File) Empty() bool {
+	return f.lost == nil && f.bad == nil && f.cur.entries == 0 && (f.size == 0 || f.looked && f.used <= headerBytes)
+}
 
 // UsedBytes returns how many bytes of the file were used when it was last read.
 func (f *File) UsedBytes() int64 { return f.used }
@@ -202,7 +258,7 @@ func (f *File) Width() int {
 	return f.cur.width
 }
 
-// Entries returns how many entries were yielded so far.
+// Entries returns how many entries were met so far, also those that are too long.
 func (f *File) Entries() int { return f.cur.entries }
 
 // Mapped reports whether values are read through a mapping. False before the first Load,
@@ -218,6 +274,10 @@ func (f *File) Fd() uintptr { return uintptr(f.fd) }
 // writes, cheaper for the once or twice that such a file is read, and does not count
 // against vm.max_map_count.
 func (f *File) SetSettled(settled bool) error {
+	if settled != f.settled {
+		f.badTries = 0      // what is in a settled file is all there
+		f.bases = [2]base{} // what was added up while nobody could write proves nothing now
+	}
 	f.settled, f.grown = settled, false
 	if !settled {
 		f.readyToMap()
@@ -273,36 +333,96 @@ func (f *File) usable() error {
 	return f.lost
 }
 
+// Look asks the operating system for the size of the file and for its names. Call it when
+// something has happened to the file itself: a worker that enlarges it and somebody who cuts
+// it off raise the same event. It returns an error of reason Shrunk if the file is smaller than
+// what was read of it, and has Learn look again at damage.
+func (f *File) Look() error {
+	if err := f.usable(); err != nil {
+		return err
+	}
+	f.badTries = 0
+	if err := f.refresh(); err != nil {
+		return err
+	}
+	if f.size < f.used {
+		return f.lose(damage{reason: Shrunk, offset: f.size, number: f.size})
+	}
+	return nil
+}
+
 // refresh looks up the file's size.
 func (f *File) refresh() error {
-	if err := unix.Fstat(f.fd, &f.stat); err != nil {
+	var st unix.Stat_t
+	if err := unix.Fstat(f.fd, &st); err != nil {
 		return f.wrap("stat", err)
 	}
-	f.size = f.stat.Size
+	f.size, f.links = st.Size, uint32(st.Nlink)
 	return nil
+}
+
+// SetLimits puts other limits in force. It returns true if entries that were left out
+// because of their keys' length would not be now: then the next Learn yields all entries
+// anew, from the first one, and the caller forgets those it knows.
+func (f *File) SetLimits(lim Limits) (again bool) {
+	f.lim = lim.withDefaults()
+	f.badTries = 0
+	if f.shortest == 0 || f.lim.KeyBytes < f.shortest || f.lost != nil {
+		return false
+	}
+	f.cur = cursor{next: headerBytes}
+	f.shortest, f.bad, f.grown = 0, nil, false
+	f.marks, f.bases, f.swept = marks{}, [2]base{}, 0
+	f.cumulative = nil
+	return true
+}
+
+func (f *File) format() format { return format{keyLimit: f.lim.KeyBytes, settled: f.settled} }
+
+// LearnOptions say how Learn goes about it. The zero value is that of Learn.
+type LearnOptions struct {
+	// MaxBytes bounds how much of the file one call walks over, give or take an entry. 0: all
+	// there is. It bounds what a file costs that somebody has made large.
+	MaxBytes int64
+	// Guesses, if not nil, make files with equal keys cheaper.
+	Guesses *Guesses
 }
 
 // Learn calls yield for every entry that appeared since the last call, in file order, and
 // reads nothing else: once all entries are known it costs one load. The counts of the Ruby
-// client's histograms are left out: they are in the buckets, too.
+// client's histograms are left out: they are in the buckets, too. An entry with Err set has
+// a key that is too long. One whose key [ParseKey] does not understand is yielded as any other.
 //
 // A [*CorruptionError] says that the file is damaged, after the entries in front of the
-// damage were yielded. The next call tries again at the same place, because a writer's
-// count of used bytes can become visible before the last entry does. Other errors are
-// those of the operating system and [ErrTooLarge]. The error of a file that has shrunk,
-// or whose used bytes have, is for ever: see [Reopenable].
+// damage were yielded. The next calls try again at the same place, because a writer's
+// count of used bytes can become visible before the last entry does; then they return
+// the same error for nothing until the used bytes change. Other errors are
+// those of the operating system and [ErrTooLarge]. The error of a file that is lost is for
+// ever: see [File].
 func (f *File) Learn(yield func(Entry)) error {
+	_, err := f.LearnSome(LearnOptions{}, yield)
+	return err
+}
+
+// LearnSome is Learn with options. It returns true if there is more to learn than
+// MaxBytes allow: the next call goes on there. Values of entries already yielded can be
+// loaded in between.
+func (f *File) LearnSome(opts LearnOptions, yield func(Entry)) (more bool, err error) {
 	if err := f.usable(); err != nil {
-		return err
+		return false, err
 	}
+	mappedUsed := int64(-1)
 	if f.Mapped() {
 		used, d := f.mapping.used()
 		switch {
 		case d.reason != "":
-			return f.lose(d)
+			return false, f.lose(d)
 		case int64(used) == f.used && f.cur.next >= f.used:
-			return nil
+			return false, nil
+		case int64(used) == f.used && f.bad != nil && f.badTries >= looksAtDamage:
+			return false, f.bad
 		}
+		mappedUsed = int64(used)
 	}
 
 	if !f.settled {
@@ -322,29 +442,53 @@ func (f *File) Learn(yield func(Entry)) error {
 	} else if f.cur.entries > 0 {
 		w.end = headerBytes
 	}
-	header, used, d, err := f.header(&w)
+	header, used, d, err := f.header(&w, mappedUsed)
 	if err != nil {
-		return err
+		return false, err
 	}
 	switch {
 	case header < headerBytes && f.used > 0:
-		return f.lose(damage{reason: Shrunk, number: int64(header)})
+		return false, f.lose(damage{reason: Shrunk, number: int64(header)})
 	case d.reason != "":
-		return d.error(f.path)
+		return false, d.error(f.path)
 	case used < f.used:
-		return f.lose(damage{reason: UsedShrunk, number: used})
+		return false, f.lose(damage{reason: UsedShrunk, number: used})
 	case f.size > f.lim.FileBytes:
-		return f.wrap("read", fmt.Errorf("%d bytes: %w of %d", f.size, ErrTooLarge, f.lim.FileBytes))
+		return false, f.wrap("read", fmt.Errorf("%d bytes: %w of %d", f.size, ErrTooLarge, f.lim.FileBytes))
+	case used == f.used && f.bad != nil && f.badTries >= looksAtDamage:
+		return false, f.bad
 	}
-	f.used, w.end, f.grown = used, used, false
-	d = w.walk(&f.cur, f.lim.KeyBytes, f.meets(yield))
+	if used != f.used {
+		f.badTries = 0
+	}
+	f.used, w.end, f.grown, f.looked = used, used, false, true
+	how := walk{format: f.format(), marks: &f.marks, guesses: opts.Guesses}
+	if opts.MaxBytes > 0 {
+		how.stop = f.cur.next + opts.MaxBytes
+	}
+	d = w.walk(&f.cur, how, f.meets(func(e Entry) {
+		if e.Err != nil && (f.shortest == 0 || e.Err.KeyBytes < f.shortest) {
+			f.shortest = e.Err.KeyBytes
+		}
+		yield(e)
+	}))
+	f.bad = nil
 	switch d.reason {
 	case "":
-		return nil
+		return f.cur.next < f.used, nil
 	case Shrunk:
-		return f.lose(d)
+		return false, f.lose(d)
+	case IO:
+		return false, d.error(f.path)
 	}
-	return d.error(f.path)
+	// Who has damaged what is new may have damaged what is known.
+	if f.badTries++; f.badTries == 1 && !f.settled {
+		if err := f.Verify(); err != nil {
+			return false, err
+		}
+	}
+	f.bad = d.error(f.path)
+	return false, f.bad
 }
 
 // Prefetch reads the beginning of the file ahead for the next Learn, most often all that
@@ -370,9 +514,21 @@ func (f *File) giveBack() {
 	}
 }
 
-// header reads how many bytes are used, through a window that has not been used yet. It
-// also returns how many bytes of the header there are.
-func (f *File) header(w *window) (n int, used int64, d damage, err error) {
+// header reads how many bytes are used, through a window that has not been used yet, unless
+// the mapping has told: then mapped is not below 0. It also returns how many bytes of the
+// header there are.
+func (f *File) header(w *window, mapped int64) (n int, used int64, d damage, err error) {
+	if mapped >= 0 {
+		var header [headerBytes]byte
+		binary.LittleEndian.PutUint32(header[:], uint32(mapped))
+		if used, d = usedBytes(header[:], f.size); d.reason == UsedPastEnd {
+			if err := f.refresh(); err != nil {
+				return 0, 0, damage{}, err
+			}
+			used, d = usedBytes(header[:], f.size)
+		}
+		return headerBytes, used, d, nil
+	}
 	if _, err := w.at(0, headerBytes); err != nil && !errors.Is(err, errShort) {
 		return 0, 0, damage{}, f.wrap("read", err)
 	}
@@ -423,19 +579,45 @@ func (f *File) Complete() bool {
 func (f *File) Grown() bool { return f.grown }
 
 // Load sets values[i] to the value at slots[i], for all slots, each of which must come
-// from an [Entry] that this File has yielded; there must be as many values, or more. It
-// allocates nothing.
+// from an [Entry] that this File has yielded; there must be as many values, or more. The
+// list may grow from one call to the next, and must not change otherwise. Load
+// allocates nothing but when the list is new or has grown.
 //
 // Each value is read whole, by one atomic load, however busy the writer is. Where the
 // system refuses to map the file it is read by plain reads, which the standards do not
 // promise to be atomic, though the kernels we know copy aligned words whole.
 //
-// With an error of Reason Shrunk the file was truncated: values are untouched if that
-// was seen before, and the first of them may be new if it happened under our hands. In
-// any case each is a value that the file held.
+// With an error, all values are what they were before the call.
 //
 // The buckets of the Ruby client's histograms become what Python's would hold. For those
 // it may allocate.
+//
+// # What is done to the file meanwhile
+//
+// A mapped file is loaded without a system call, so its size is not asked for. These are the
+// ways in which somebody may cut the file or write it anew, and what shows it:
+//
+//   - Cut in front of a page that is read, before or while it is read: the load faults, the
+//     fault is caught. Shrunk.
+//   - Cut within the page that is read: the kernel clears the rest of the page, so the words
+//     in front of the values are 0. Each value is read before the word in front of it, so
+//     that a value that was cleared is followed by a word that was, too. The sum is wrong.
+//     Shrunk.
+//   - Cut to nothing and grown again before the load: the file is a hole, its header is 0.
+//     UsedShrunk. If a writer has begun anew, the header is less than it was: the same.
+//   - The same while it is loaded: the header is read again at the end, after the values.
+//     And the words in front of the values are 0, or were written anew.
+//   - Cut, grown and written anew up to as many bytes as before, between two loads: the words
+//     in front of the values tell, if the keys are others. If they are the same, the
+//     values are where they are looked for, and are those that the file has now.
+//   - Cut exactly between the last key and its value, or in that value: the value reads as 0
+//     and nothing in the mapping shows it. No writer does that. The cut raises an event of the
+//     directory, and the caller who has heard of it calls Look.
+//   - A second process writes its entries over those of the first: from the first word it
+//     overwrites on to the last everything is its own, values and keys. Each value is read
+//     before the word in front of it, which is overwritten, too. The sum is wrong, unless
+//     keys of equal length end in equal words: then what is read is a number that the other
+//     process has counted, until the sweep meets the key.
 func (f *File) Load(slots *deltas.List, values []float64) error {
 	if f.cumulative != nil && slots.Len() > 0 {
 		return f.cumulative.load(slots, values, func(slots *deltas.List, values []float64) error { return f.load(slots, values, nil) })
@@ -465,31 +647,80 @@ func (f *File) load(slots *deltas.List, values, stamps []float64) error {
 	if slots.Len() == 0 {
 		return nil
 	}
-	values = values[:slots.Len()]
+	// What is read is no use before all of it is.
+	n := slots.Len()
+	size := n
+	if stamps != nil {
+		size *= 2
+	}
+	own := scratch.Get().(*[]float64)
+	defer scratch.Put(own)
+	if cap(*own) < size {
+		*own = make([]float64, size)
+	}
+	newValues, newStamps := (*own)[:n], (*own)[n:size]
+	if stamps == nil {
+		newStamps = nil
+	}
 	var d damage
-	if !f.settled {
-		if err := f.refresh(); err != nil {
-			return err
+	if !f.settled && f.mapping.cover(f.mapper, f.used, min(f.size, f.lim.FileBytes)) {
+		d = f.loadMapped(slots, newValues, newStamps)
+	} else {
+		d = f.read(slots, newValues, newStamps)
+	}
+	if d.reason != "" {
+		return f.failed(d)
+	}
+	copy(values[:n], newValues)
+	copy(stamps, newStamps)
+	return nil
+}
+
+// failed turns the damage that a load has met into an error.
+func (f *File) failed(d damage) error {
+	if d.reason == IO {
+		return d.error(f.path)
+	}
+	if d.reason == Overwritten {
+		// A cut that clears keys looks the same.
+		if err := f.refresh(); err == nil && f.size < f.used {
+			d = damage{reason: Shrunk, offset: f.size, number: f.size}
 		}
-		if f.size < f.used {
-			return f.lose(damage{reason: Shrunk, offset: f.size, number: f.size})
-		}
 	}
-	switch {
-	case f.settled || !f.mapping.cover(f.mapper, f.used, min(f.size, f.lim.FileBytes)):
-		d = f.read(slots, values, stamps)
-	case stamps == nil:
-		d = f.mapping.load(f.used, slots, values)
-	default:
-		d = f.mapping.loadStamped(f.used, slots, values, stamps)
+	return f.lose(d)
+}
+
+// loadMapped loads through the mapping.
+func (f *File) loadMapped(slots *deltas.List, values, stamps []float64) (d damage) {
+	m := &f.mapping
+	defer m.catch(debug.SetPanicOnFault(true), &d)
+	if used := m.header(); used < f.used && used >= 0 {
+		return damage{reason: UsedShrunk, number: used}
 	}
-	switch d.reason {
-	case "":
-		return nil
-	case Shrunk, UsedShrunk:
-		return f.lose(d)
+	w := window{have: m.mem[:f.used], end: f.used}
+	size := valueBytes
+	if stamps != nil {
+		size = Wide
 	}
-	return d.error(f.path)
+	b, d := f.baseOf(&w, slots, size)
+	if d.reason != "" {
+		return d
+	}
+	if stamps == nil {
+		d = m.load(f.used, slots, b.sums, values)
+	} else {
+		d = m.loadStamped(f.used, slots, b.sums, values, stamps)
+	}
+	if d.reason != "" {
+		return d
+	}
+	if d = f.sweep(&w); d.reason != "" {
+		return d
+	}
+	if used := m.header(); used < f.used && used >= 0 {
+		return damage{reason: UsedShrunk, number: used}
+	}
+	return damage{}
 }
 
 // read is load without a mapping. It also looks at the header, which costs nothing more.
@@ -506,29 +737,76 @@ func (f *File) read(slots *deltas.List, values, stamps []float64) damage {
 		return w.unread(0, err)
 	}
 	used := int64(int32(binary.LittleEndian.Uint32(header)))
-	if used < f.used {
+	if used < f.used && used >= 0 {
 		return damage{reason: UsedShrunk, number: used}
 	}
 	f.grown = used > f.used
+	b, d := f.baseOf(&w, slots, size)
+	if d.reason != "" {
+		return d
+	}
+	if w.off > 0 || !f.settled {
+		w.have = w.have[:0] // what the base has read was there before the keys were compared
+	}
+	sum := uint64(0)
 	for i, slot := range slots.All() {
 		off := int64(slot) * valueBytes
-		if off+int64(size) > f.used {
-			panic(fmt.Sprintf("BUG: slot %d is past the %d used bytes of %q", slot, f.used, f.path))
-		}
-		raw, err := w.at(off, size)
+		raw, err := w.at(off-valueBytes, valueBytes+size)
 		if err != nil {
 			return w.unread(off, err)
 		}
-		values[i] = float64At(raw)
+		sum += binary.LittleEndian.Uint64(raw)
+		values[i] = float64At(raw[valueBytes:])
+		if beginsKey(math.Float64bits(values[i])) {
+			return damage{reason: Overwritten, offset: off, number: off}
+		}
 		if stamps != nil {
-			stamps[i] = stampOf(float64At(raw[valueBytes:]))
+			stamps[i] = stampOf(float64At(raw[2*valueBytes:]))
+		}
+		if i%deltas.BlockLen == deltas.BlockLen-1 || i == slots.Len()-1 {
+			if sum != b.sums[i/deltas.BlockLen] {
+				return damage{reason: Overwritten, offset: off, number: off}
+			}
+			sum = 0
 		}
 	}
-	return damage{}
+	if f.settled {
+		return damage{}
+	}
+	return f.sweep(&w)
+}
+
+// Verify compares the keys of all entries that Learn has met with what they were when they
+// were learned. Call it before something is done that cannot be undone. An error of reason
+// Overwritten or Shrunk makes the File lost. Of a key that is longer than 4 KiB it compares
+// the beginning.
+func (f *File) Verify() error {
+	if err := f.usable(); err != nil {
+		return err
+	}
+	buf := windows.Get().(*[windowBytes]byte)
+	defer windows.Put(buf)
+	w := window{src: (*reader)(f), buf: buf[:], end: f.used}
+	header, err := w.at(0, min(headerBytes, int(f.used)))
+	if err != nil {
+		return f.failed(w.unread(0, err))
+	}
+	if len(header) == headerBytes {
+		if used := int64(int32(binary.LittleEndian.Uint32(header))); used < f.used && used >= 0 {
+			return f.lose(damage{reason: UsedShrunk, number: used})
+		}
+	}
+	for i := range f.marks.len() {
+		if d := w.compare(&f.marks, i, f.cur.width); d.reason != "" {
+			return f.failed(d)
+		}
+	}
+	return nil
 }
 
 // Walk calls yield for every entry of the file that Learn yields, from the first one, whatever
-// it has yielded before, and with the values that Load would find now. It changes nothing that
+// it has yielded before, and with the values that Load would find now, also for those whose
+// keys ParseKey does not understand. It changes nothing that
 // Learn and Load know. Errors are those of Learn; a file that Learn has found damaged or
 // lost yields what is in front of the damage, or nothing.
 func (f *File) Walk(yield func(Entry)) error {
@@ -538,7 +816,7 @@ func (f *File) Walk(yield func(Entry)) error {
 	buf := windows.Get().(*[windowBytes]byte)
 	defer windows.Put(buf)
 	w := window{src: (*reader)(f), buf: buf[:], end: firstBytes}
-	_, used, d, err := f.header(&w)
+	_, used, d, err := f.header(&w, -1)
 	if err != nil {
 		return err
 	}
@@ -547,9 +825,9 @@ func (f *File) Walk(yield func(Entry)) error {
 	}
 	w.end = used
 	if f.name.Type == metric.Histogram {
-		d = w.walkHistogram(f.lim.KeyBytes, yield)
+		d = w.walkHistogram(walk{format: f.format()}, yield)
 	} else {
-		d = w.walk(&cursor{next: headerBytes}, f.lim.KeyBytes, yield)
+		d = w.walk(&cursor{next: headerBytes}, walk{format: f.format()}, yield)
 	}
 	if d.reason != "" {
 		return d.error(f.path)

@@ -29,7 +29,8 @@ type Inspection struct {
 // An InspectedEntry is an [Entry] that owns its key.
 type InspectedEntry struct {
 	RawKey []byte
-	// Key is what ParseKey made of it, unless KeyErr says why it could not.
+	// Key is what ParseKey made of it, unless KeyErr says why it could not. A key that is too
+	// long (a [*KeyTooLongError]) is not shown.
 	Key    metric.Key
 	KeyErr error
 	// Offset of the entry and of its value, in bytes from the start of the file.
@@ -43,7 +44,7 @@ type InspectedEntry struct {
 // entries up to the file's end. The error is one of [Open]; damage is no error.
 func Inspect(path string, lim Limits) (Inspection, error) {
 	lim = lim.withDefaults()
-	fd, info, err := openRegular(path, lim)
+	fd, info, err := openRegular(unix.AT_FDCWD, path, path, lim)
 	if err != nil {
 		return Inspection{}, err
 	}
@@ -70,9 +71,13 @@ func inspectBytes(path string, src io.ReaderAt, size int64, lim Limits) (Inspect
 		}
 	}
 	c := cursor{next: headerBytes}
-	found := w.walk(&c, lim.KeyBytes, func(e Entry) {
+	found := w.walk(&c, walk{format: format{keyLimit: lim.KeyBytes}}, func(e Entry) {
 		ie := InspectedEntry{RawKey: bytes.Clone(e.Key), Offset: e.Offset, ValueOffset: e.ValueOffset(), Value: e.Value, Stamp: e.Stamp}
-		ie.Key, ie.KeyErr = ParseKey(ie.RawKey)
+		if e.Err != nil {
+			ie.KeyErr = e.Err
+		} else {
+			ie.Key, ie.KeyErr = ParseKey(ie.RawKey)
+		}
 		in.Entries = append(in.Entries, ie)
 	})
 	if c.entries > 0 {

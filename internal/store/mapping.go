@@ -72,11 +72,16 @@ func (m *mapping) used() (used int32, d damage) {
 	return loadInt32((*int32)(unsafe.Pointer(unsafe.SliceData(m.mem)))), damage{}
 }
 
+// header is used for whoever has guarded it already.
+func (m *mapping) header() int64 {
+	return int64(loadInt32((*int32)(unsafe.Pointer(unsafe.SliceData(m.mem)))))
+}
+
 // load is the hot loop of every scrape. The loads are atomic so that each value is whole
 // and read exactly once: the writer stores it meanwhile, from another process. On the
-// machines we support they cost what plain ones do. Nothing here may allocate.
-func (m *mapping) load(used int64, slots *deltas.List, values []float64) (d damage) {
-	defer m.catch(debug.SetPanicOnFault(true), &d)
+// machines we support they cost what plain ones do. The word in front of a value is read
+// after it: see File.Load. Nothing here may allocate.
+func (m *mapping) load(used int64, slots *deltas.List, sums []uint64, values []float64) damage {
 	words := m.words(used)
 	var buf [deltas.BlockLen]uint32
 	for r := slots.Reader(); ; {
@@ -85,11 +90,35 @@ func (m *mapping) load(used int64, slots *deltas.List, values []float64) (d dama
 			return damage{}
 		}
 		some := values[:len(block)]
+		sum := uint64(0)
+		first := within(words, block, 1)
 		for i, slot := range block {
-			some[i] = math.Float64frombits(loadWord(&words[slot]))
+			at := unsafe.Add(first, uintptr(slot)*valueBytes)
+			value := loadWord((*uint64)(at))
+			if beginsKey(value) {
+				return overwritten(block)
+			}
+			some[i] = math.Float64frombits(value)
+			sum += loadWord((*uint64)(unsafe.Add(at, -valueBytes)))
 		}
-		values = values[len(block):]
+		if sum != sums[0] {
+			return overwritten(block)
+		}
+		values, sums = values[len(block):], sums[1:]
 	}
+}
+
+// within returns where the words begin, after a look at whether each slot of the block has a
+// word in front of it and n words of its own: they rise, so the first and the last tell.
+func within(words []uint64, block []uint32, n int) unsafe.Pointer {
+	if block[0] == 0 || int(block[len(block)-1])+n > len(words) {
+		panic(fmt.Sprintf("BUG: slots %d to %d are not among %d words", block[0], block[len(block)-1], len(words)))
+	}
+	return unsafe.Pointer(unsafe.SliceData(words))
+}
+
+func overwritten(block []uint32) damage {
+	return damage{reason: Overwritten, offset: int64(block[0]) * valueBytes, number: int64(block[len(block)-1]) * valueBytes}
 }
 
 // stampTries is how often a pair is read again whose timestamp changed meanwhile. The
@@ -98,8 +127,7 @@ const stampTries = 8
 
 // loadStamped is load for wide files. A pair is taken when its timestamp was the same
 // before and after the value was loaded.
-func (m *mapping) loadStamped(used int64, slots *deltas.List, values, stamps []float64) (d damage) {
-	defer m.catch(debug.SetPanicOnFault(true), &d)
+func (m *mapping) loadStamped(used int64, slots *deltas.List, sums []uint64, values, stamps []float64) damage {
 	words := m.words(used)
 	var buf [deltas.BlockLen]uint32
 	for r := slots.Reader(); ; {
@@ -108,18 +136,31 @@ func (m *mapping) loadStamped(used int64, slots *deltas.List, values, stamps []f
 			return damage{}
 		}
 		some, at := values[:len(block)], stamps[:len(block)]
+		sum := uint64(0)
+		first := within(words, block, 2)
 		for i, slot := range block {
-			stamp := loadWord(&words[slot+1])
-			for range stampTries {
-				some[i] = math.Float64frombits(loadWord(&words[slot]))
+			place := unsafe.Add(first, uintptr(slot)*valueBytes)
+			behind := (*uint64)(unsafe.Add(place, valueBytes))
+			stamp := loadWord(behind)
+			value := loadWord((*uint64)(place))
+			for tries := 1; tries < stampTries; tries++ {
 				before := stamp
-				if stamp = loadWord(&words[slot+1]); stamp == before {
+				if stamp = loadWord(behind); stamp == before {
 					break
 				}
+				value = loadWord((*uint64)(place))
 			}
+			if beginsKey(value) || beginsKey(stamp) {
+				return overwritten(block)
+			}
+			sum += loadWord((*uint64)(unsafe.Add(place, -valueBytes)))
+			some[i] = math.Float64frombits(value)
 			at[i] = stampOf(math.Float64frombits(stamp))
 		}
-		values, stamps = values[len(block):], stamps[len(block):]
+		if sum != sums[0] {
+			return overwritten(block)
+		}
+		values, stamps, sums = values[len(block):], stamps[len(block):], sums[1:]
 	}
 }
 

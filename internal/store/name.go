@@ -38,10 +38,6 @@ type SourceName struct {
 // String returns the file's name.
 func (n SourceName) String() string { return n.Base }
 
-// ParseKey parses the key of an entry of the file so named. Every dialect read today
-// has the same keys; a dialect with another syntax is told by its file name.
-func (n SourceName) ParseKey(raw []byte) (metric.Key, error) { return ParseKey(raw) }
-
 // archiveNames are all the archive files of the postmates fork (_get_archive_paths in
 // its multiprocess.py). It folds no other type and no other mode.
 var archiveNames = map[string]SourceName{

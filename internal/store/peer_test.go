@@ -67,8 +67,7 @@ print(json.dumps(result))
 func comparePeer(t *testing.T, dir string, want map[string][]peerEntry) {
 	t.Helper()
 	for base, entries := range want {
-		name, err := ParseName(base)
-		if err != nil {
+		if _, err := ParseName(base); err != nil {
 			t.Error(err)
 		}
 		f := open(t, filepath.Join(dir, base))
@@ -82,7 +81,7 @@ func comparePeer(t *testing.T, dir string, want map[string][]peerEntry) {
 			if r.Key != e.Key {
 				t.Errorf("%s: key %q, want %q", base, r.Key, e.Key)
 			}
-			k, err := name.ParseKey([]byte(r.Key))
+			k, err := ParseKey([]byte(r.Key))
 			if err != nil {
 				t.Errorf("%s: %v", base, err)
 				continue

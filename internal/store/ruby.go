@@ -175,7 +175,7 @@ func (f *File) meets(yield func(Entry)) func(Entry) {
 		return yield
 	}
 	return func(e Entry) {
-		if f.cumulative == nil && RubyKey(e.Key) {
+		if e.Err == nil && f.cumulative == nil && RubyKey(e.Key) {
 			f.cumulative = newCumulative()
 		}
 		if f.cumulative == nil || f.cumulative.add(e) {
@@ -186,11 +186,11 @@ func (f *File) meets(yield func(Entry)) func(Entry) {
 
 // walkHistogram is window.walk from the first entry on, with the values that buckets of
 // the Ruby client have after separate.
-func (w *window) walkHistogram(keyLimit int, yield func(Entry)) damage {
+func (w *window) walkHistogram(how walk, yield func(Entry)) damage {
 	var ruby *cumulative
 	var values []float64
 	c := cursor{next: headerBytes}
-	d := w.walk(&c, keyLimit, func(e Entry) {
+	d := w.walk(&c, how, func(e Entry) {
 		if ruby == nil && RubyKey(e.Key) {
 			ruby = newCumulative()
 		}
@@ -209,7 +209,7 @@ func (w *window) walkHistogram(keyLimit int, yield func(Entry)) damage {
 	ruby.separate(values)
 	slots, i := ruby.slots.Numbers(), 0
 	c = cursor{next: headerBytes}
-	again := w.walk(&c, keyLimit, func(e Entry) {
+	again := w.walk(&c, how, func(e Entry) {
 		if i < len(slots) && slots[i] == e.Slot {
 			e.Value = values[i]
 			i++

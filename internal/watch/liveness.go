@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 )
 
 // State says whether a process may still write to a file.
@@ -79,21 +78,15 @@ type FileRef struct {
 	ID string
 }
 
-// ProberStats counts answers and why better ones were not had. Any goroutine may read it
-// at any time.
-type ProberStats struct {
-	// Checks counts answers by the Method they rest on.
-	Checks [Methods]atomic.Uint64
-	// LeaseDenied counts checks for which no lease was permitted (ErrLeasePermission).
-	LeaseDenied atomic.Uint64
-	// LeaseUnsupported counts checks for which there were no leases, or an unexpected error.
-	LeaseUnsupported atomic.Uint64
-	// LeaseUnproven counts leases that were granted but prove nothing: see [Prober.Check].
-	LeaseUnproven atomic.Uint64
-	// ProcScans counts readings of all processes in /proc, ProcScansFailed those among them
-	// that may have missed a process or a file.
-	ProcScans, ProcScansFailed atomic.Uint64
-}
+// Lease is what a descriptor has of a lease.
+type Lease uint8
+
+// The leases: see [LeaseState].
+const (
+	NotHeld Lease = iota
+	HeldForReading
+	HeldForWriting
+)
 
 // A Choice is what a probe of a directory found.
 type Choice struct {
@@ -108,9 +101,6 @@ type Choice struct {
 // A Prober tells whether files of one directory can still be written to. It is safe for
 // several goroutines. It starts nothing and has nothing to close.
 type Prober struct {
-	// Stats may be read at any time.
-	Stats ProberStats
-
 	dir string
 
 	// chosen and lab are what the last Probe found; mu guards them.
@@ -196,12 +186,6 @@ func (p *Prober) Probe() (Choice, error) {
 //
 // Otherwise Unknown, which counts as alive.
 func (p *Prober) Check(f FileRef) (State, Method) {
-	s, m := p.check(f)
-	p.Stats.Checks[m].Add(1)
-	return s, m
-}
-
-func (p *Prober) check(f FileRef) (State, Method) {
 	granted, err := TryLease(int(f.Fd))
 	switch {
 	case err == nil && !granted:
@@ -210,11 +194,6 @@ func (p *Prober) check(f FileRef) (State, Method) {
 		if err := ReleaseLease(int(f.Fd)); err == nil && p.leaseProves(f) {
 			return Dead, MethodLease
 		}
-		p.Stats.LeaseUnproven.Add(1)
-	case errors.Is(err, ErrLeasePermission):
-		p.Stats.LeaseDenied.Add(1)
-	default:
-		p.Stats.LeaseUnsupported.Add(1)
 	}
 	if s := p.checkProc(f); s != Unknown {
 		return s, MethodProc

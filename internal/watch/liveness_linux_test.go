@@ -1001,10 +1001,6 @@ func TestProcWithAHiddenProcess(t *testing.T) {
 			t.Fatalf("%v, want unknown", s)
 		}
 	}
-	if p.Stats.ProcScansFailed.Load() != 4 || p.Stats.ProcScans.Load() != 4 {
-		t.Errorf("%d of %d readings failed, want 4 of 4: none before the first question",
-			p.Stats.ProcScansFailed.Load(), p.Stats.ProcScans.Load())
-	}
 }
 
 func TestIsPid(t *testing.T) {
@@ -1018,22 +1014,16 @@ func TestIsPid(t *testing.T) {
 	}
 }
 
-func TestCheckCounts(t *testing.T) {
+func TestCheckCosts(t *testing.T) {
 	dir := t.TempDir()
 	p := newProber(t, dir)
 	_, ref := source(t, dir, "1")
 	if n := testing.AllocsPerRun(100, func() { p.Check(ref) }); n != 0 {
 		t.Errorf("a check costs %v allocations", n)
 	}
-	if got := p.Stats.Checks[MethodLease].Load(); got != 101 {
-		t.Errorf("%d checks by lease counted, want 101", got)
-	}
 	ref.Fd = 1 << 20 // not open
 	if s, m := p.Check(ref); s != Unknown || m != MethodNone {
 		t.Errorf("a bad descriptor: %v by %v", s, m)
-	}
-	if p.Stats.Checks[MethodNone].Load() != 1 || p.Stats.LeaseUnsupported.Load() != 1 {
-		t.Error("the fall to the last rung is not counted")
 	}
 }
 

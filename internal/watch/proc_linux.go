@@ -122,11 +122,7 @@ func (p *Prober) refreshProcLocked(now time.Time) {
 	p.proc.all = nil
 	// For files that nobody has asked for yet, a reading would tell nothing.
 	if len(p.proc.asked) > 0 && p.proc.blind() == "" {
-		p.Stats.ProcScans.Add(1)
-		all, err := p.proc.readAll()
-		if err != nil {
-			p.Stats.ProcScansFailed.Add(1)
-		} else {
+		if all, err := p.proc.readAll(); err == nil {
 			p.proc.all = all
 		}
 	}

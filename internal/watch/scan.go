@@ -1,9 +1,13 @@
 package watch
 
 import (
+	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // stampMargin is how old a directory's timestamps must be, when a listing begins, for
@@ -13,27 +17,17 @@ import (
 // one tick may leave the very same mtime. Two of the longest ticks are enough.
 const stampMargin = 20 * time.Millisecond
 
-// FileType is what the directory entry itself tells of a file's type, without a stat.
-type FileType uint8
-
-// The types of directory entries. File systems that keep no types in their directories
-// give TypeUnknown for every entry; find out with a stat on the opened file.
-const (
-	TypeUnknown FileType = iota
-	TypeRegular
-	TypeDir
-	TypeSymlink
-	TypeOther
-)
-
 // A Dirent is one name in a directory.
 type Dirent struct {
 	Name string
 	// Ino is the inode number of the name, 0 where it is not known. It is a hint: a file
 	// system may give the number of a removed file to the next one at once (ext4 does), and
 	// where the name is a mount point it is that of the directory below.
-	Ino  uint64
-	Type FileType
+	Ino uint64
+	// Type is what the name is: 0 for a regular file, [fs.ModeDir], [fs.ModeSymlink], and so
+	// on; [fs.ModeIrregular] where neither the directory nor a stat tells. The file may be
+	// another one by the time it is opened, so look again then.
+	Type fs.FileMode
 }
 
 // A Listing is the outcome of one Scan.
@@ -51,11 +45,16 @@ type Listing struct {
 	Entries []Dirent
 }
 
-// A Dir lists one path again and again, cheaply. It keeps no descriptor open and starts
-// nothing. It is not safe for several goroutines.
+// A Dir lists one path again and again, cheaply. It starts nothing. It keeps the directory
+// that it has listed last open until the path leads to another one, or until Close: so what is
+// listed, and what is opened, renamed and removed by that descriptor, is in one directory,
+// whatever happens to the path. It is not safe for several goroutines.
 type Dir struct {
 	path string
 	dirPlatform
+
+	fd   int   // of the directory that was listed last, or -1
+	open dirID // what fd is
 
 	known dirStamp // of the last listing; the identity stays after an error
 	ever  bool     // known.dirID is that of a directory
@@ -83,11 +82,87 @@ type dirStamp struct {
 // NewDir returns a Dir for path, which need not exist yet. A symbolic link is followed
 // anew by every Scan.
 func NewDir(path string) *Dir {
-	return &Dir{path: path, dirPlatform: newDirPlatform(path)}
+	return &Dir{path: path, fd: -1, dirPlatform: newDirPlatform(path)}
 }
 
 // Path returns the path that NewDir was given.
 func (d *Dir) Path() string { return d.path }
+
+// Fd returns the descriptor of the directory whose names the last Scan has listed, or -1 if
+// none has succeeded. It belongs to the Dir: it is valid until the next Scan or Close.
+func (d *Dir) Fd() int { return d.fd }
+
+// Dup returns another descriptor of that directory, which belongs to the caller: for one who
+// has work left in a directory after the path has begun to lead to another one. It leads to the
+// same open directory as Fd, so do not list by it.
+func (d *Dir) Dup() (*os.File, error) {
+	if d.fd < 0 {
+		return nil, &fs.PathError{Op: "open directory", Path: d.path, Err: fs.ErrClosed}
+	}
+	fd, err := unix.FcntlInt(uintptr(d.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open directory", Path: d.path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), d.path), nil
+}
+
+// Close closes the descriptor. The next Scan would open the directory again.
+func (d *Dir) Close() error {
+	if d.fd < 0 {
+		return nil
+	}
+	err := unix.Close(d.fd)
+	d.fd, d.quiet = -1, false
+	return err
+}
+
+// attach opens the directory that the path leads to, unless it is open already.
+func (d *Dir) attach() error {
+	stamp, err := d.stat()
+	if err != nil {
+		return err
+	}
+	if d.fd >= 0 && stamp.dirID == d.open {
+		if _, err := unix.Seek(d.fd, 0, unix.SEEK_SET); err != nil {
+			return &fs.PathError{Op: "list directory", Path: d.path, Err: err}
+		}
+		return nil
+	}
+	fd, err := openDirectory(d.path)
+	if err != nil {
+		return &fs.PathError{Op: "list directory", Path: d.path, Err: err}
+	}
+	if stamp, err = d.fstat(fd); err != nil {
+		_ = unix.Close(fd) // it was only looked at
+		return err
+	}
+	if d.fd >= 0 {
+		_ = unix.Close(d.fd) // nothing was written through it
+	}
+	d.fd, d.open = fd, stamp.dirID
+	return nil
+}
+
+// typeOf asks for the type of a name where the directory does not tell it.
+func (d *Dir) typeOf(name string) fs.FileMode {
+	var st unix.Stat_t
+	if unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return fs.ModeIrregular
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return 0
+	case unix.S_IFDIR:
+		return fs.ModeDir
+	case unix.S_IFLNK:
+		return fs.ModeSymlink
+	case unix.S_IFIFO:
+		return fs.ModeNamedPipe
+	case unix.S_IFSOCK:
+		return fs.ModeSocket
+	}
+	return fs.ModeDevice
+}
 
 // Scan lists the directory. Where nothing has changed since the last listing, that is
 // found out with one stat and no allocation. With force it reads in any case: do so now

@@ -83,15 +83,19 @@ func (d *Dir) statx(at int, cpath []byte, flags int) (dirStamp, error) {
 
 var emptyPath = []byte{0}
 
+func (d *Dir) fstat(fd int) (dirStamp, error) { return d.statx(fd, emptyPath, unix.AT_EMPTY_PATH) }
+
+func openDirectory(path string) (int, error) {
+	return open(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK)
+}
+
 // read reads the whole directory into d.entries. It returns what the directory's stat
 // was before, and the time in nanoseconds at which reading began.
 func (d *Dir) read() (stamp dirStamp, began int64, err error) {
-	fd, err := open(unix.AT_FDCWD, d.path, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return stamp, 0, &fs.PathError{Op: "list directory", Path: d.path, Err: err}
+	if err := d.attach(); err != nil {
+		return stamp, 0, err
 	}
-	defer closeFd(fd)
-	if stamp, err = d.statx(fd, emptyPath, unix.AT_EMPTY_PATH); err != nil {
+	if stamp, err = d.fstat(d.fd); err != nil {
 		return stamp, 0, err
 	}
 	began = time.Now().UnixNano()
@@ -103,7 +107,7 @@ func (d *Dir) read() (stamp dirStamp, began int64, err error) {
 			copy(grown, d.raw)
 			d.raw = grown
 		}
-		n, err := unix.Getdents(fd, d.raw[len(d.raw):cap(d.raw)])
+		n, err := unix.Getdents(d.fd, d.raw[len(d.raw):cap(d.raw)])
 		if err == unix.EINTR {
 			continue
 		}
@@ -118,6 +122,11 @@ func (d *Dir) read() (stamp dirStamp, began int64, err error) {
 	found, err := appendDirents(d.spare[:0], d.raw)
 	if err != nil {
 		return stamp, began, &fs.PathError{Op: "list directory", Path: d.path, Err: err}
+	}
+	for i := range found {
+		if found[i].Type == fs.ModeIrregular {
+			found[i].Type = d.typeOf(found[i].Name)
+		}
 	}
 	d.adopt(found)
 	return stamp, began, nil
@@ -148,18 +157,23 @@ func appendDirents(dst []Dirent, raw []byte) ([]Dirent, error) {
 	return dst, nil
 }
 
-func direntFileType(kind byte) FileType {
+// direntFileType returns ModeIrregular for what the directory does not tell.
+func direntFileType(kind byte) fs.FileMode {
 	switch kind {
-	case unix.DT_UNKNOWN:
-		return TypeUnknown
 	case unix.DT_REG:
-		return TypeRegular
+		return 0
 	case unix.DT_DIR:
-		return TypeDir
+		return fs.ModeDir
 	case unix.DT_LNK:
-		return TypeSymlink
+		return fs.ModeSymlink
+	case unix.DT_FIFO:
+		return fs.ModeNamedPipe
+	case unix.DT_SOCK:
+		return fs.ModeSocket
+	case unix.DT_CHR, unix.DT_BLK:
+		return fs.ModeDevice
 	}
-	return TypeOther
+	return fs.ModeIrregular
 }
 
 // open opens a path relative to the directory at, never to be inherited by a child.

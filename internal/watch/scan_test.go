@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // fileSystems names a fresh directory on each file system the tests run on: where the
@@ -120,7 +122,7 @@ func TestScanEntries(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]FileType{"dir": TypeDir, "fifo": TypeOther, "file": TypeRegular, "link": TypeSymlink}
+	want := map[string]fs.FileMode{"dir": fs.ModeDir, "fifo": fs.ModeNamedPipe, "file": 0, "link": fs.ModeSymlink}
 	if len(l.Entries) != len(want) {
 		t.Fatalf("entries %v, want %v", l.Entries, want)
 	}
@@ -132,8 +134,8 @@ func TestScanEntries(t *testing.T) {
 		if ino := st.Sys().(*syscall.Stat_t).Ino; e.Ino != ino {
 			t.Errorf("%s: inode %d, lstat says %d", e.Name, e.Ino, ino)
 		}
-		if e.Type != want[e.Name] && e.Type != TypeUnknown {
-			t.Errorf("%s: type %d, want %d", e.Name, e.Type, want[e.Name])
+		if e.Type != want[e.Name] {
+			t.Errorf("%s: type %v, want %v", e.Name, e.Type, want[e.Name])
 		}
 	}
 }
@@ -337,5 +339,56 @@ func BenchmarkScan(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// TestDirFd: what was listed stays open, wherever the path leads to meanwhile.
+func TestDirFd(t *testing.T) {
+	base := t.TempDir()
+	path := filepath.Join(base, "pool")
+	mustDo(t, os.Mkdir(path, 0o755))
+	touch(t, filepath.Join(path, "a"))
+	d := NewDir(path)
+	if _, err := d.Dup(); d.Fd() != -1 || !errors.Is(err, fs.ErrClosed) {
+		t.Fatalf("descriptor %d, %v before the first listing", d.Fd(), err)
+	}
+	has := func(name string) bool {
+		var st unix.Stat_t
+		return unix.Fstatat(d.Fd(), name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+	}
+	_, err := d.Scan(false)
+	mustDo(t, err)
+	first := d.Fd()
+	mustDo(t, os.Rename(path, path+".old"), os.Mkdir(path, 0o755))
+	touch(t, filepath.Join(path, "b"))
+	if !has("a") || has("b") {
+		t.Error("the descriptor follows the path")
+	}
+	old, err := d.Dup()
+	mustDo(t, err)
+	l, err := d.Scan(false)
+	if err != nil || !l.Replaced || !slices.Equal(names(l.Entries), []string{"b"}) || has("a") || !has("b") {
+		t.Errorf("%+v, %v", l, err)
+	}
+	if left, err := old.Readdirnames(-1); err != nil || !slices.Equal(left, []string{"a"}) && len(left) != 0 {
+		t.Errorf("the old directory has %v, %v", left, err)
+	}
+	mustDo(t, old.Close(), os.Remove(filepath.Join(path, "b")))
+	for range 3 {
+		l, err = d.Scan(true)
+		if err != nil || len(l.Entries) != 0 {
+			t.Errorf("%+v, %v", l, err)
+		}
+	}
+	if d.Fd() < 0 || first < 0 {
+		t.Error("no descriptor")
+	}
+	mustDo(t, os.RemoveAll(path))
+	if _, err := d.Scan(false); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	mustDo(t, d.Close(), d.Close())
+	if d.Fd() != -1 {
+		t.Error("still open")
 	}
 }
