@@ -122,6 +122,7 @@ func contents(c *config.Config) string {
 		{len(c.Pools), "pool"},
 		{len(c.ExternalLabels), "external label"},
 		{len(c.Info), "info series"},
+		{len(c.Outputs), "output"},
 	} {
 		if part.n > 0 {
 			words = append(words, plural(part.n, part.what))

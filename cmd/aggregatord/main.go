@@ -107,7 +107,7 @@ Nothing in the application changes: start it beside the pool, on the same direct
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w; see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(newServeCmd(), newRunCmd(), newDumpCmd(), newExplainCmd(), newTopCmd(), newCheckConfigCmd(), newInspectCmd(), newDoctorCmd(), newHealthCmd(), newArchiveCmd(), newDemoCmd(), newVersionCmd(), newManCmd())
+	root.AddCommand(newServeCmd(), newRunCmd(), newDumpCmd(), newPushCmd(), newExplainCmd(), newTopCmd(), newCheckConfigCmd(), newInspectCmd(), newDoctorCmd(), newHealthCmd(), newArchiveCmd(), newDemoCmd(), newVersionCmd(), newManCmd())
 	return root
 }
 

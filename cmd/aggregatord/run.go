@@ -34,6 +34,7 @@ type runOptions struct {
 	config  configOptions
 	archive archiveOptions
 	web     webOptions
+	push    pushOptions
 	log     logOptions
 }
 
@@ -43,6 +44,7 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	o.config.addFlags(f)
 	o.archive.addFlags(f)
 	o.web.addFlags(f)
+	o.push.addFlags(f)
 	o.log.addFlags(f)
 }
 
@@ -63,6 +65,7 @@ code is the command's, or 128 and the number of the signal that killed it; 127 i
 found, 126 if it cannot be executed, 125 if the metrics cannot be served: then it is not
 started. A command that runs is never stopped because of its metrics.`,
 		Example: `  aggregatord run -- gunicorn --workers 4 app:app
+  aggregatord run --push.pushgateway http://gateway:9091 --push.job nightly -- ./nightly.py
   aggregatord run --web.listen-address 127.0.0.1:9500 -- celery --app tasks worker`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 || args[0] == "" {
@@ -86,7 +89,7 @@ func (o *runOptions) validate() error {
 	if o.web.systemdSocket {
 		return usagef("--web.systemd-socket: sockets of systemd are for the command; give run an address, or use serve")
 	}
-	return errors.Join(o.web.validate(), o.archive.validate())
+	return errors.Join(o.web.validate(), o.archive.validate(), o.push.validate())
 }
 
 func (o *runOptions) run(cmd *cobra.Command, args []string) (err error) {
@@ -123,14 +126,20 @@ func (o *runOptions) run(cmd *cobra.Command, args []string) (err error) {
 	}()
 	ctx, stop := context.WithCancel(context.WithoutCancel(cmd.Context()))
 	defer stop()
-	listening := make(chan struct{})
+	listening, primed := make(chan struct{}), make(chan struct{})
+	hurry := make(chan struct{})
+	var lastPush error
 	opts := daemon.Options{
 		Fleet: fleet.Options{
 			Pools: []pool.Spec{{Path: dir}}, Pool: pool.Options{Archive: o.archive.options(), ArchiveDir: o.archive.dir},
 		},
 		Config: o.config.loaded, ByFlag: o.config.byFlag,
 		OnListening: func() { close(listening) },
-		Logger:      logger,
+		Outputs:     o.push.specs(), OutputExitTimeout: o.push.exit.timeout,
+		OnOutputsReady: func() { close(primed) },
+		OnLastPush:     func(err error) { lastPush = err },
+		HurryUp:        hurry,
+		Logger:         logger,
 	}
 	o.web.apply(&opts)
 	opts.LogStats = log.stats
@@ -143,19 +152,54 @@ func (o *runOptions) run(cmd *cobra.Command, args []string) (err error) {
 	case err := <-served:
 		return codeError{exitNotStarted, fmt.Errorf("the command was not started: %w", err)}
 	}
+	if len(opts.Outputs)+len(o.config.loaded.OutputSpecs()) > 0 {
+		// So that all that the command counts is known to be new.
+		select {
+		case <-primed:
+		case <-time.After(primeTimeout):
+		}
+	}
 	status, err := o.supervise(args, dir, signals, served, logger)
 	stop()
+	pushed := make(chan struct{})
+	defer close(pushed)
+	// Ends with this function, or when a signal has asked for the end.
+	go hurryOn(signals, pushed, hurry)
 	if daemonErr := <-served; daemonErr != nil {
 		logger.Error("the metrics were not served to the end", zap.Error(daemonErr))
 	}
 	if err != nil {
 		return err
 	}
+	if status == 0 && lastPush != nil {
+		status = o.push.exitCode
+	}
 	if status != 0 {
 		return exitError(status)
 	}
 	return nil
 }
+
+// hurryOn closes hurry when a signal asks for the end before pushed is closed.
+func hurryOn(signals <-chan os.Signal, pushed <-chan struct{}, hurry chan<- struct{}) {
+	for {
+		select {
+		case s := <-signals:
+			if slices.Contains(ending, s) {
+				close(hurry)
+				return
+			}
+		case <-pushed:
+			return
+		}
+	}
+}
+
+// ending are the signals that ask for the end when the command has ended.
+var ending = []os.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM}
+
+// primeTimeout is how long the command waits for the first look at its directory.
+const primeTimeout = 5 * time.Second
 
 // supervise runs the command and returns its status when it has ended and --run.linger is
 // over. A daemon that fails meanwhile, or a signal when the command has ended, cuts that
@@ -195,7 +239,7 @@ func linger(d time.Duration, signals <-chan os.Signal, served chan error) {
 			served <- err
 			return
 		case s := <-signals:
-			if slices.Contains([]os.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM}, s) {
+			if slices.Contains(ending, s) {
 				return
 			}
 		}

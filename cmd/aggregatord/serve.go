@@ -20,6 +20,7 @@ import (
 	"aggregatord/internal/buildinfo"
 	"aggregatord/internal/daemon"
 	"aggregatord/internal/fleet"
+	"aggregatord/internal/output"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/serve"
 	"aggregatord/internal/status"
@@ -193,11 +194,13 @@ func orNone[T int | time.Duration](v T) T {
 }
 
 type serveOptions struct {
-	dirs    dirOptions
-	config  configOptions
-	archive archiveOptions
-	web     webOptions
-	log     logOptions
+	dirs        dirOptions
+	config      configOptions
+	archive     archiveOptions
+	web         webOptions
+	push        exitPushOptions
+	waitWorkers time.Duration
+	log         logOptions
 }
 
 func (o *serveOptions) addFlags(f *pflag.FlagSet) {
@@ -205,6 +208,8 @@ func (o *serveOptions) addFlags(f *pflag.FlagSet) {
 	o.config.addFlags(f)
 	o.archive.addFlags(f)
 	o.web.addFlags(f)
+	f.DurationVar(&o.waitWorkers, "shutdown.wait-workers", 0, "how long to go on serving and sending when told to stop, as long as workers are alive")
+	o.push.addFlags(f, output.DefaultExitTimeout)
 	o.log.addFlags(f)
 }
 
@@ -242,8 +247,11 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer log.close()
-	if err := errors.Join(o.web.validate(), o.archive.validate()); err != nil {
+	if err := errors.Join(o.web.validate(), o.archive.validate(), o.push.validate()); err != nil {
 		return err
+	}
+	if o.waitWorkers < 0 {
+		return usagef("--shutdown.wait-workers %v must not be negative", o.waitWorkers)
 	}
 	// Without a file it is of no use, but who sends it does not expect that to end the program.
 	hangup := make(chan os.Signal, 1)
@@ -253,7 +261,8 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 		Fleet:  fleet.Options{Pools: dirs, Pool: pool.Options{Archive: o.archive.options(), ArchiveDir: o.archive.dir}},
 		Config: o.config.loaded, ByFlag: o.config.byFlag, ReloadSignals: hangup,
 		SystemdNotify: true,
-		Logger:        log.logger,
+		WaitWorkers:   o.waitWorkers, OutputExitTimeout: o.push.timeout,
+		Logger: log.logger,
 	}
 	o.web.apply(&opts)
 	opts.LogStats = log.stats

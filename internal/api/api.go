@@ -32,6 +32,8 @@ type Options struct {
 	Started time.Time
 	// Config returns the configuration in force; it must be cheap. Default: an empty one.
 	Config func() status.Config
+	// Outputs tells about the outputs; it must be cheap. Default: there are none.
+	Outputs func() []status.Output
 }
 
 // An API answers questions. It is safe for several goroutines.
@@ -83,6 +85,9 @@ func New(opts Options) *API {
 	}
 	if opts.Config == nil {
 		opts.Config = func() status.Config { return status.Config{} }
+	}
+	if opts.Outputs == nil {
+		opts.Outputs = func() []status.Output { return nil }
 	}
 	return &API{opts: opts, steps: maxSteps}
 }
@@ -141,6 +146,7 @@ var questions = map[string]question{
 	"files":    {append([]string{"pool", "worker"}, paging...), false, (*API).files},
 	"errors":   {[]string{"limit"}, false, (*API).errors},
 	"config":   {nil, false, (*API).config},
+	"outputs":  {nil, false, (*API).outputs},
 	"families": {append([]string{"name", "type", "own"}, paging...), true, (*API).families},
 	"series":   {append([]string{"family", "match"}, paging...), true, (*API).series},
 	"explain":  {[]string{"series", "limit"}, true, (*API).explain},
@@ -264,6 +270,10 @@ func (a *API) refresh(ctx context.Context) error {
 	snaps, _, err := a.snapshots(ctx)
 	release(snaps)
 	return err
+}
+
+func (a *API) outputs(context.Context, params) (any, error) {
+	return append([]status.Output{}, a.opts.Outputs()...), nil
 }
 
 func (a *API) overview(ctx context.Context, _ params) (any, error) {

@@ -26,6 +26,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"aggregatord/internal/metric"
+	"aggregatord/internal/output"
 	"aggregatord/internal/policy"
 	"aggregatord/internal/view"
 )
@@ -51,10 +52,13 @@ type Config struct {
 	Limits Limits `yaml:"limits,omitempty"`
 	// Archive says how what dead workers left is kept.
 	Archive Archive `yaml:"archive,omitempty"`
+	// Outputs are other places to which the view is sent.
+	Outputs []Output `yaml:"outputs,omitempty"`
 
-	file   string
-	hash   string
-	policy *policy.Policy
+	file    string
+	hash    string
+	policy  *policy.Policy
+	outputs []output.Spec
 }
 
 // A Rule says what is done with the metrics whose family it matches.
@@ -233,6 +237,7 @@ func Parse(name string, data []byte) (*Config, error) {
 	if len(d.errs) == 0 {
 		c.check(d)
 		c.compile(d)
+		c.compileOutputs(d)
 	}
 	if err := d.result(); err != nil {
 		return nil, err

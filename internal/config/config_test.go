@@ -80,6 +80,45 @@ archive:
   rest: 2s
   gauge_retention: 0
   gauge_workers: 5
+outputs:
+  - name: node
+    interval: 30s
+    timeout: 5s
+    match: ['http_.*']
+    metric_relabel_configs:
+      - {source_labels: [a, b], separator: '-', regex: '(.*)', target_label: c, replacement: $1, modulus: 3, action: hashmod}
+    external_labels: {cluster: eu}
+    pools: [web]
+    own_metrics: true
+    on_exit: false
+    textfile: {path: /tmp/a.prom, format: openmetrics, remove_on_exit: true}
+  - name: gateway
+    http_config:
+      basic_auth: {username: u, password: hidden}
+      tls_config: {ca_file: ca.pem}
+    pushgateway:
+      url: http://me:hidden@gateway:9091
+      job: nightly
+      grouping_key: {stage: prod}
+      instance_ip: true
+      method: POST
+      delete_on_exit: true
+      delete_after: 30s
+  - name: carbon
+    graphite: {address: 'carbon:2003', prefix: a.b, tags: true}
+  - name: mimir
+    remote_write:
+      url: https://mimir/api/v1/push
+      protocol: '1.0'
+      headers: {X-Scope-OrgID: hidden}
+      max_samples_per_send: 500
+      stale_on_exit: false
+  - name: collector
+    otlp:
+      url: http://collector:4318/v1/metrics
+      headers: {X-Tenant: hidden}
+      resource_attributes: {service.name: shop}
+      names: otel
 `
 
 func TestParse(t *testing.T) {

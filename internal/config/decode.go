@@ -206,6 +206,10 @@ func (d *decoder) decode(n *yaml.Node, key string, v reflect.Value) {
 		}
 		return
 	}
+	if u, ok := reflect.TypeAssert[nodeDecoder](v.Addr()); ok {
+		u.decodeNode(d, n, key)
+		return
+	}
 	if u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](v.Addr()); ok {
 		if text, ok := d.scalar(n, key, kindOf(v)); ok {
 			if err := u.UnmarshalText([]byte(text)); err != nil {
@@ -254,6 +258,11 @@ func (d *decoder) decode(n *yaml.Node, key string, v reflect.Value) {
 	default:
 		panic(fmt.Sprintf("BUG: a configuration key of type %v", v.Type()))
 	}
+}
+
+// A nodeDecoder reads a node by itself, because its keys are not ours.
+type nodeDecoder interface {
+	decodeNode(d *decoder, n *yaml.Node, key string)
 }
 
 // kindOf says in a user's words what v takes.

@@ -16,6 +16,7 @@ var update = flag.Bool("update", false, "write the table of presets into docs/co
 
 const (
 	docsPath    = "../../docs/configuration.md"
+	outputsPath = "../../docs/outputs.md"
 	examplePath = "../../deploy/aggregatord.yml"
 )
 
@@ -28,11 +29,11 @@ func read(t *testing.T, path string) string {
 	return string(data)
 }
 
-// TestDocumented: the page has a row for each key, and for no other.
+// TestDocumented: the pages have a row for each key, and for no other.
 func TestDocumented(t *testing.T) {
 	documented := map[string]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z_.\\[\\]]+)` \\|").FindAllStringSubmatch(read(t, docsPath), -1) {
-		documented[row[1]] = true
+	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z_.\\[\\]]+)` \\|").FindAllStringSubmatch(read(t, docsPath)+read(t, outputsPath), -1) {
+		documented[row[1]] = !strings.HasPrefix(row[1], "aggregatord_") // those are metrics
 	}
 	exist := map[string]bool{}
 	keys(reflect.TypeFor[Config](), "", func(key string) {
@@ -43,19 +44,19 @@ func TestDocumented(t *testing.T) {
 			parent = parent || strings.HasPrefix(other, key+".") || strings.HasPrefix(other, key+"[].")
 		})
 		if !parent && !documented[key] && !strings.HasPrefix(key, "pools[].metrics[].") {
-			t.Errorf("docs/configuration.md has no row for %s", key)
+			t.Errorf("docs/configuration.md and outputs.md have no row for %s", key)
 		}
 	})
-	for key := range documented {
-		if !exist[key] {
-			t.Errorf("docs/configuration.md has %s, which is not a key", key)
+	for key, isKey := range documented {
+		if isKey && !exist[key] {
+			t.Errorf("docs/configuration.md or outputs.md has %s, which is not a key", key)
 		}
 	}
 }
 
 // TestDocumentedExamples: every YAML example of the page, and of the README, loads.
 func TestDocumentedExamples(t *testing.T) {
-	for _, path := range []string{docsPath, "../../README.md"} {
+	for _, path := range []string{docsPath, outputsPath, "../../README.md"} {
 		blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(read(t, path), -1)
 		if len(blocks) == 0 {
 			t.Errorf("no examples in %s", path)

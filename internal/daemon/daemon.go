@@ -4,7 +4,8 @@
 //	goroutine    started by  ends when              speaks through
 //	fleet        Run         its context is done    nothing: it logs what goes wrong
 //	memory loop  Run         its context is done    the garbage collector's settings
-//	reload loop  Run         its context is done    Fleet.SetPolicy, and the log
+//	reload loop  Run         its context is done    Fleet.SetPolicy, Outputs.Apply, and the log
+//	outputs      Run         its context is done    nothing: see package output
 //	HTTP server  Run         Shutdown returns       http.Server
 //
 // Nothing in the order of stopping is needed for correctness; a tidy stop is only quick
@@ -27,6 +28,7 @@ import (
 	"aggregatord/internal/config"
 	"aggregatord/internal/exposition"
 	"aggregatord/internal/fleet"
+	"aggregatord/internal/output"
 	"aggregatord/internal/serve"
 	"aggregatord/internal/status"
 	"aggregatord/internal/telemetry"
@@ -68,6 +70,20 @@ type Options struct {
 	// SystemdNotify tells systemd, or whoever set $NOTIFY_SOCKET, when the daemon is ready,
 	// when it stops and, if systemd has a watchdog, that it lives.
 	SystemdNotify bool
+	// Outputs are sent to beside those of Config.
+	Outputs []output.Spec
+	// OutputExitTimeout bounds the last push of each output. Default: that of package output.
+	OutputExitTimeout time.Duration
+	// WaitWorkers is how long to go on when told to stop, as long as workers are alive: what
+	// they still count is served and sent. Default: not at all.
+	WaitWorkers time.Duration
+	// OnOutputsReady is called once, when outputs know what is there at the start: series that
+	// appear later are known to be new. Not without outputs. Default: nothing.
+	OnOutputsReady func()
+	// HurryUp ends the last pushes when it is closed. May be nil.
+	HurryUp <-chan struct{}
+	// OnLastPush is told how the last pushes went, once. Default: nobody is.
+	OnLastPush func(error)
 	// OnListening is called once, when every address is listened on: what could keep the
 	// daemon from starting is behind it. It must return soon. Default: nothing.
 	OnListening func()
@@ -137,7 +153,13 @@ func Run(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
+	outputs, err := newOutputs(opts, pools, set)
+	if err != nil {
+		return errors.Join(err, pools.Close())
+	}
+	defer outputs.Close()
 	reloader := newReloader(opts, set, pools.SetPolicy)
+	reloader.outputs = outputs
 	if err := pools.Open(); err != nil {
 		return errors.Join(err, pools.Close())
 	}
@@ -164,6 +186,8 @@ func Run(ctx context.Context, opts Options) error {
 	loops.Go(func() { pools.Run(inner) })
 	loops.Go(func() { tidy(inner, pools, opts.GCPercent) })
 	loops.Go(func() { reloader.run(inner) })
+	loops.Go(func() { outputs.Run(inner) })
+	ctx = afterWorkers(ctx, pools, opts)
 
 	web := opts.Web
 	web.Gatherer = gatherer{pools, set, opts.SelfMetrics}
@@ -179,13 +203,14 @@ func Run(ctx context.Context, opts Options) error {
 	if opts.EnableLifecycle {
 		web.Reload = func() error { return reloader.reload("request") }
 	}
-	web.API = newAPI(pools, set, reloader)
+	web.API = newAPI(pools, set, reloader, outputs)
 	web.OnQuestion = func(code int) { m.questions.With(strconv.Itoa(code)).Inc() }
 	web.OnConnectionClosed = func(why serve.Closed) { m.closed.With(string(why)).Inc() }
 	server := serve.New(web)
 	m.server.Store(server)
 	err = server.Run(ctx, listeners...)
 	log.Info("stopped serving")
+	lastWords(outputs, opts)
 	stop()
 	loops.Wait()
 	err = errors.Join(err, pools.Close())

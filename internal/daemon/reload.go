@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"aggregatord/internal/config"
+	"aggregatord/internal/output"
 	"aggregatord/internal/policy"
 	"aggregatord/internal/telemetry"
 	"aggregatord/internal/watch"
@@ -24,9 +25,11 @@ import (
 // reloader has the daemon do what the configuration file says now. A reload does all of it
 // or nothing: what cannot be loaded leaves everything as it was.
 type reloader struct {
-	opts   Options
-	apply  func(*policy.Policy) error
-	logger *zap.Logger
+	opts  Options
+	apply func(*policy.Policy) error
+	// outputs are those of the file, and of flags. May be nil.
+	outputs *output.Outputs
+	logger  *zap.Logger
 	// settle is how long a changed file must stay as it is before it is believed: editors
 	// and copying programs empty a file before they fill it.
 	settle time.Duration
@@ -107,7 +110,13 @@ func (r *reloader) reloadLocked(why string) error {
 	c, err := config.Load(path)
 	if err == nil {
 		r.tried = c.Hash()
-		err = r.apply(c.Policy())
+		specs := slices.Concat(c.OutputSpecs(), r.opts.Outputs)
+		if err = output.Check(specs); err == nil {
+			err = r.apply(c.Policy())
+		}
+		if err == nil && r.outputs != nil {
+			err = r.outputs.Apply(specs) // nothing is wrong with them
+		}
 	}
 	if r.failed = err; err != nil {
 		r.ok.Set(0)

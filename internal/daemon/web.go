@@ -9,12 +9,13 @@ import (
 	"aggregatord/internal/api"
 	"aggregatord/internal/buildinfo"
 	"aggregatord/internal/fleet"
+	"aggregatord/internal/output"
 	"aggregatord/internal/status"
 	"aggregatord/internal/telemetry"
 )
 
 // newAPI returns what answers questions about the daemon that is being started.
-func newAPI(pools *fleet.Fleet, set *telemetry.Set, reloader *reloader) *api.API {
+func newAPI(pools *fleet.Fleet, set *telemetry.Set, reloader *reloader, outputs *output.Outputs) *api.API {
 	info := buildinfo.Get()
 	return api.New(api.Options{
 		Fleet:   pools,
@@ -22,6 +23,7 @@ func newAPI(pools *fleet.Fleet, set *telemetry.Set, reloader *reloader) *api.API
 		Build:   status.Build{Version: info.Version, Revision: info.Revision, GoVersion: info.GoVersion},
 		Started: time.Now(),
 		Config:  reloader.status,
+		Outputs: outputs.Status,
 	})
 }
 

@@ -139,8 +139,16 @@ var rooms = map[string]struct {
 		why: "it lays out what a daemon has answered; who asks, and where it is shown, is the command's business",
 		not: []string{"os", "net/http"},
 	},
+	"internal/output": {
+		may: []string{"internal/exposition", "internal/policy", "internal/relabel", "internal/status", "internal/telemetry", "internal/view", "internal/metric"},
+		why: "it sends views that it is given; where they come from, and what the file says about it, is said to it",
+	},
+	"internal/output/outputtest": {
+		may: []string{"internal/view", "internal/metric"},
+		why: "it makes views for tests", onlyStandard: true,
+	},
 	"internal/config": {
-		may: []string{"internal/policy", "internal/view", "internal/metric"},
+		may: []string{"internal/policy", "internal/output", "internal/view", "internal/metric"},
 		why: "it reads the file of settings; whoever needs a setting is given it",
 		not: []string{"net/http"},
 	},

@@ -375,3 +375,29 @@ type Explanations struct {
 	Time     float64       `json:"time"`
 	Items    []Explanation `json:"items"`
 }
+
+// An Output is one place to which the daemon sends views. Times are Unix seconds, 0 for never.
+type Output struct {
+	Name string `json:"name"`
+	// Type is textfile, pushgateway, graphite, remote_write or otlp.
+	Type string `json:"type"`
+	// Target is the file or the address, without passwords.
+	Target   string  `json:"target"`
+	Interval float64 `json:"interval"`
+	// LastTry and LastSuccess are when the last push ended, and the last that was taken.
+	LastTry     float64 `json:"last_try"`
+	LastSuccess float64 `json:"last_success"`
+	// Next is when the next push is due.
+	Next float64 `json:"next,omitempty"`
+	// Failures counts the pushes that failed since the last success; Error says why the last
+	// one did, and what to do.
+	Failures int    `json:"failures"`
+	Error    string `json:"error,omitempty"`
+	// Duration (seconds), Bytes, Samples and LeftOut are of the last push.
+	Duration float64 `json:"duration"`
+	Bytes    int     `json:"bytes"`
+	Samples  int     `json:"samples"`
+	LeftOut  int     `json:"left_out"`
+	// Results counts pushes by how they ended.
+	Results map[string]uint64 `json:"results"`
+}

@@ -1,0 +1,92 @@
+package daemon
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"aggregatord/internal/buildinfo"
+	"aggregatord/internal/fleet"
+	"aggregatord/internal/output"
+	"aggregatord/internal/telemetry"
+	"aggregatord/internal/view"
+)
+
+// newOutputs returns the outputs of the configuration and of the flags.
+func newOutputs(opts Options, pools *fleet.Fleet, set *telemetry.Set) (*output.Outputs, error) {
+	o := output.New(output.Options{
+		Source: allPools{pools}, Own: set.Snapshot, Ready: pools.Ready,
+		Metrics: output.NewMetrics(set), ExitTimeout: opts.OutputExitTimeout,
+		OnPrimed: opts.OnOutputsReady, Version: buildinfo.Get().Version, Logger: opts.Logger,
+	})
+	return o, o.Apply(slices.Concat(opts.Config.OutputSpecs(), opts.Outputs))
+}
+
+// allPools is the view of all pools.
+type allPools struct{ *fleet.Fleet }
+
+// Gather implements output.Source.
+func (a allPools) Gather(ctx context.Context) (*view.Snapshot, error) {
+	return a.View(ctx, fleet.Selection{})
+}
+
+// lastWords pushes for the last time.
+func lastWords(outputs *output.Outputs, opts Options) {
+	// Each output has its own time; where signals do not end the process, one ends this.
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-opts.HurryUp:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	err := outputs.Last(ctx)
+	if opts.OnLastPush != nil {
+		opts.OnLastPush(err)
+	}
+}
+
+// workersPoll is how often workers are looked for that are still alive.
+const workersPoll = 100 * time.Millisecond
+
+// afterWorkers returns a context that is done once ctx is and the workers have ended, or have
+// taken longer than opts.WaitWorkers.
+func afterWorkers(ctx context.Context, pools *fleet.Fleet, opts Options) context.Context {
+	if opts.WaitWorkers <= 0 {
+		return ctx
+	}
+	out, stop := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() {
+		defer stop()
+		alive := workersAlive(pools)
+		if alive == 0 {
+			return
+		}
+		opts.Logger.Info("waiting for workers to end", zap.Int("alive", alive), zap.Duration("for", opts.WaitWorkers))
+		start := time.Now()
+		for alive > 0 && time.Since(start) < opts.WaitWorkers {
+			time.Sleep(workersPoll)
+			alive = workersAlive(pools)
+		}
+		if alive > 0 {
+			opts.Logger.Warn("workers are still alive; what they count from now on is not sent", zap.Int("alive", alive))
+		}
+	})
+	return out
+}
+
+func workersAlive(pools *fleet.Fleet) int {
+	n := 0
+	for _, p := range pools.Pools() {
+		for _, w := range p.Workers() {
+			if w.Alive {
+				n++
+			}
+		}
+	}
+	return n
+}

@@ -1,0 +1,141 @@
+package output
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"testing"
+
+	"github.com/klauspost/compress/gzip"
+
+	"aggregatord/internal/exposition"
+	"aggregatord/internal/metric"
+	"aggregatord/internal/output/outputtest"
+	"aggregatord/internal/view"
+)
+
+// benchView has 26,000 series, as a pool of a large application has: half of them of
+// histograms.
+func benchView() *view.Snapshot {
+	var families []outputtest.Family
+	for f := range 50 {
+		c := outputtest.Family{Name: fmt.Sprintf("a%02d_requests", f), Help: "Requests by path and status.", Type: metric.Counter}
+		for m := range 260 {
+			c.Metrics = append(c.Metrics, outputtest.Metric{
+				Labels: []string{"method", "GET", "path", fmt.Sprintf("/api/v1/resource/%04d", m), "status", "200"}, Values: []float64{float64(f*m) * 17},
+			})
+		}
+		families = append(families, c)
+	}
+	for f := range 20 {
+		h := outputtest.Family{Name: fmt.Sprintf("b%02d_duration_seconds", f), Help: "Time by path.", Type: metric.Histogram, Bounds: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}}
+		for m := range 50 {
+			v := make([]float64, 13)
+			for i := range 11 {
+				v[i] = float64(i * m * f)
+			}
+			v[11], v[12] = float64(m)*0.137, v[10]
+			h.Metrics = append(h.Metrics, outputtest.Metric{Labels: []string{"path", fmt.Sprintf("/api/v1/resource/%04d", m)}, Values: v})
+		}
+		families = append(families, h)
+	}
+	return outputtest.Snapshot(families...)
+}
+
+// moving is a source whose values all change from one view to the next.
+type moving struct {
+	outputtest.Source
+	snap *view.Snapshot
+	r    view.Recycler
+	n    float64
+}
+
+func (m *moving) Gather(context.Context) (*view.Snapshot, error) {
+	out := m.r.Take(m.snap.Layout)
+	m.n++
+	for i, v := range m.snap.Values {
+		out.Values[i] = v + m.n
+	}
+	return out, nil
+}
+
+// BenchmarkScrape is what a push is compared with: the same view as text with gzip, over HTTP.
+func BenchmarkScrape(b *testing.B) {
+	source := &moving{snap: benchView()}
+	var enc exposition.Encoder
+	var buf []byte
+	z, err := gzip.NewWriterLevel(nil, gzip.BestSpeed)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		snap, _ := source.Gather(r.Context())
+		buf = enc.Append(buf[:0], exposition.Format{}, exposition.Filter{}, snap)
+		snap.Release()
+		w.Header().Set("Content-Encoding", "gzip")
+		z.Reset(w)
+		z.Write(buf) //nolint:errcheck // a benchmark
+		z.Close()    //nolint:errcheck // a benchmark
+	}))
+	defer s.Close()
+	transport := &http.Transport{DisableCompression: true}
+	defer transport.CloseIdleConnections()
+	b.ReportAllocs()
+	for b.Loop() {
+		resp, err := transport.RoundTrip(newRequest(b, s.URL))
+		if err != nil {
+			b.Fatal(err)
+		}
+		io.Copy(io.Discard, resp.Body) //nolint:errcheck // a benchmark
+		resp.Body.Close()
+	}
+}
+
+// BenchmarkPush pushes the same view, to receivers that read everything and keep nothing.
+func BenchmarkPush(b *testing.B) {
+	s := httptest.NewServer(answer(204, "X-Prometheus-Remote-Write-Samples-Written", "2000"))
+	defer s.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.Copy(io.Discard, conn) //nolint:errcheck // a benchmark
+			conn.Close()
+		}
+	}()
+	specs := httpSpecs(s.URL)
+	specs["remote_write_1.0"] = Spec{Name: "a", RemoteWrite: &RemoteWriteSpec{URL: s.URL, Protocol: Protocol1}}
+	specs["graphite"] = Spec{Name: "a", Graphite: &GraphiteSpec{Address: l.Addr().String()}}
+	specs["textfile"] = Spec{Name: "a", Textfile: &TextfileSpec{Path: filepath.Join(b.TempDir(), "a.prom")}}
+	for kind, spec := range specs {
+		b.Run(kind, func(b *testing.B) {
+			p := newPusher(New(Options{Source: &moving{snap: benchView()}}), spec)
+			defer p.sender.close()
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := p.push(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func newRequest(b *testing.B, url string) *http.Request {
+	req, err := http.NewRequestWithContext(b.Context(), http.MethodGet, url, http.NoBody)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return req
+}
