@@ -33,6 +33,7 @@ type runOptions struct {
 	linger  time.Duration
 	config  configOptions
 	archive archiveOptions
+	process processOptions
 	web     webOptions
 	log     logOptions
 }
@@ -42,6 +43,7 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.DurationVar(&o.linger, "run.linger", 0, "how long to go on serving when the command has ended, so that its last values can be fetched")
 	o.config.addFlags(f)
 	o.archive.addFlags(f)
+	o.process.addFlags(f)
 	o.web.addFlags(f)
 	o.log.addFlags(f)
 }
@@ -86,7 +88,7 @@ func (o *runOptions) validate() error {
 	if o.web.systemdSocket {
 		return usagef("--web.systemd-socket: sockets of systemd are for the command; give run an address, or use serve")
 	}
-	return errors.Join(o.web.validate(), o.archive.validate())
+	return errors.Join(o.web.validate(), o.archive.validate(), o.process.validate())
 }
 
 func (o *runOptions) run(cmd *cobra.Command, args []string) (err error) {
@@ -129,6 +131,7 @@ func (o *runOptions) run(cmd *cobra.Command, args []string) (err error) {
 			Pools: []pool.Spec{{Path: dir}}, Pool: pool.Options{Archive: o.archive.options(), ArchiveDir: o.archive.dir},
 		},
 		Config: o.config.loaded, ByFlag: o.config.byFlag,
+		Processes:   o.process.options(o.config.loaded),
 		OnListening: func() { close(listening) },
 		Logger:      logger,
 	}

@@ -196,6 +196,7 @@ type serveOptions struct {
 	dirs    dirOptions
 	config  configOptions
 	archive archiveOptions
+	process processOptions
 	web     webOptions
 	log     logOptions
 }
@@ -204,6 +205,7 @@ func (o *serveOptions) addFlags(f *pflag.FlagSet) {
 	o.dirs.addFlags(f)
 	o.config.addFlags(f)
 	o.archive.addFlags(f)
+	o.process.addFlags(f)
 	o.web.addFlags(f)
 	o.log.addFlags(f)
 }
@@ -242,7 +244,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer log.close()
-	if err := errors.Join(o.web.validate(), o.archive.validate()); err != nil {
+	if err := errors.Join(o.web.validate(), o.archive.validate(), o.process.validate()); err != nil {
 		return err
 	}
 	// Without a file it is of no use, but who sends it does not expect that to end the program.
@@ -252,6 +254,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	opts := daemon.Options{
 		Fleet:  fleet.Options{Pools: dirs, Pool: pool.Options{Archive: o.archive.options(), ArchiveDir: o.archive.dir}},
 		Config: o.config.loaded, ByFlag: o.config.byFlag, ReloadSignals: hangup,
+		Processes:     o.process.options(o.config.loaded),
 		SystemdNotify: true,
 		Logger:        log.logger,
 	}

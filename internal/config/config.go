@@ -49,6 +49,8 @@ type Config struct {
 	Limits Limits `yaml:"limits,omitempty"`
 	// Archive says how what dead workers left is kept.
 	Archive Archive `yaml:"archive,omitempty"`
+	// Process are other processes whose metrics are served as those of pools are.
+	Process []Process `yaml:"process,omitempty"`
 
 	file   string
 	hash   string
@@ -103,6 +105,18 @@ type Pool struct {
 	Labels map[string]string `yaml:"labels,omitempty"`
 	// Metrics are rules for this pool, before those for all.
 	Metrics []Rule `yaml:"metrics,omitempty"`
+	// GunicornControl is the path of the control socket of the pool's gunicorn, and UWSGIStats
+	// the address of the stats socket of its uWSGI: a path, or host:port.
+	GunicornControl string `yaml:"gunicorn_control,omitempty"`
+	UWSGIStats      string `yaml:"uwsgi_stats,omitempty"`
+}
+
+// A Process is a process that is no worker.
+type Process struct {
+	// Namespace comes before the names of its metrics, with a _.
+	Namespace string `yaml:"namespace,omitempty"`
+	// PidFile holds its pid.
+	PidFile string `yaml:"pid_file,omitempty"`
 }
 
 // Info is a series of type gauge that always has the value 1.
@@ -264,6 +278,19 @@ func (c *Config) check(d *decoder) {
 		}
 		names[p.Name] = true
 		checkRules(d, key+".metrics", p.Metrics)
+	}
+	namespaces := map[string]bool{}
+	for i, p := range c.Process {
+		key := fmt.Sprintf("process[%d]", i)
+		switch {
+		case !model.LegacyValidation.IsValidMetricName(p.Namespace):
+			fail(key+".namespace", "%q cannot begin the name of a metric; use letters, digits and _", p.Namespace)
+		case namespaces[p.Namespace]:
+			fail(key+".namespace", "%q is that of an earlier process; give each its own", p.Namespace)
+		case p.PidFile == "":
+			fail(key, "has no pid_file; name the file that holds the pid")
+		}
+		namespaces[p.Namespace] = true
 	}
 	if w := c.Archive.GaugeWorkers; w != nil && *w < 0 {
 		fail("archive.gauge_workers", "%d is negative; use 0 for any number", *w)
