@@ -63,7 +63,7 @@ func (x index) match(dev, ino uint64, name []byte, f func(held)) {
 // ones first: the process that the worker ID names, then children of a pool's processes,
 // then all, ever more rarely.
 func (o *Observer) discoverLocked(now time.Time) {
-	pids, err := listPids(o.opts.Proc)
+	pids, err := o.listLocked()
 	if err != nil {
 		o.opts.Metrics.errors.With("list").Inc()
 		return
@@ -188,7 +188,7 @@ func (o *Observer) missedLocked() map[string]bool {
 
 // lookLocked looks into a process, and makes it a member of the pools whose files it holds.
 func (o *Observer) lookLocked(files index, pid int, now time.Time, listing uint64) {
-	data, err := o.readFile(o.path(pid, "stat"), 4096)
+	data, err := o.readStat(pid)
 	if err != nil {
 		return // it has ended
 	}
@@ -347,6 +347,24 @@ const (
 	toldAbsent
 	toldSeen
 )
+
+// listLocked lists all processes, or returns the last list if no process was made since.
+// Then some of it may have ended, which does no harm.
+func (o *Observer) listLocked() ([]int, error) {
+	newest := ""
+	// Its last word is the pid that was given last (proc_loadavg(5)).
+	if data, err := o.readFile(o.opts.Proc+"/loadavg", 4096); err == nil {
+		newest = string(data[bytes.LastIndexByte(data, ' ')+1:])
+	}
+	if newest != "" && newest == o.newest {
+		return o.listed, nil
+	}
+	pids, err := listPids(o.opts.Proc)
+	if err == nil {
+		o.newest, o.listed = newest, pids
+	}
+	return pids, err
+}
 
 // listPids lists the processes in a procfs.
 func listPids(root string) ([]int, error) {

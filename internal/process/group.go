@@ -130,7 +130,7 @@ func (g *group) add(pid int, s stat) *proc {
 		pid: pid, start: s.start, stat: s, pidfd: g.o.kernel.hold(pid), fds: -1, maxFDs: -1, pss: -1, slot: -1,
 	}
 	// The descriptor is of this process if it lives now: a pid is not used twice meanwhile.
-	if data, err := g.o.readFile(g.o.path(pid, "stat"), 4096); err != nil {
+	if data, err := g.o.readStat(pid); err != nil {
 		g.o.kernel.release(p.pidfd)
 		return nil
 	} else if again, err := parseStat(data); err != nil || again.start != s.start {
@@ -192,7 +192,7 @@ func (g *group) setMasters(pids []int) {
 	for _, pid := range pids {
 		p := g.procs[pid]
 		if p == nil {
-			data, err := g.o.readFile(g.o.path(pid, "stat"), 4096)
+			data, err := g.o.readStat(pid)
 			if err != nil {
 				continue
 			}
@@ -294,7 +294,7 @@ func (g *group) follow() {
 	case g.procs[pid] != nil:
 		return
 	}
-	data, err := g.o.readFile(g.o.path(pid, "stat"), 4096)
+	data, err := g.o.readStat(pid)
 	if err == nil {
 		var s stat
 		if s, err = parseStat(data); err == nil {
@@ -362,7 +362,7 @@ func (g *group) readStats() (consistent bool) {
 }
 
 func (g *group) stat(p *proc) (stat, error) {
-	data, err := g.o.readFile(g.o.path(p.pid, "stat"), 4096)
+	data, err := g.o.readStat(p.pid)
 	if err != nil {
 		return stat{}, err
 	}

@@ -58,6 +58,30 @@ func (k *kernel) read(buf *[]byte, path string, limit int) ([]byte, error) {
 	return b[:min(n, limit)], nil
 }
 
+// readStat reads /proc/PID/stat, which comes whole with the first read if there is room for
+// it: proc_pid_stat(5) has 52 numbers and a short name.
+func (k *kernel) readStat(buf *[]byte, path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	if cap(*buf) < 4096 {
+		*buf = make([]byte, 16<<10)
+	}
+	b := (*buf)[:cap(*buf)]
+	for {
+		n, err := unix.Read(fd, b)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "read", Path: path, Err: err}
+		}
+		return b[:n], nil
+	}
+}
+
 // keepBuffer is how large the buffer for files may be for the next reading.
 const keepBuffer = 1 << 20
 

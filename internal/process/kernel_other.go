@@ -20,6 +20,7 @@ func newKernel() kernel { return kernel{} }
 var errNoProcfs = errors.New("this system has no procfs")
 
 func (kernel) read(*[]byte, string, int) ([]byte, error)       { return nil, errNoProcfs }
+func (kernel) readStat(*[]byte, string) ([]byte, error)        { return nil, errNoProcfs }
 func (kernel) hold(int) int                                    { return -1 }
 func (kernel) release(int)                                     {}
 func (kernel) ended(int) (status int, ok bool)                 { return 0, false }

@@ -160,8 +160,11 @@ type Observer struct {
 	mu     sync.Mutex
 	groups []*group
 	// strangers are processes that were looked into and are none of ours, by pid.
-	strangers     map[int]*stranger
-	lookedAll     lookedAll
+	strangers map[int]*stranger
+	lookedAll lookedAll
+	// newest is the process that was made last when all were listed, and listed the list.
+	newest        string
+	listed        []int
 	buf           []byte // for reading files of /proc
 	generation    uint64 // of the samples
 	all           *view.Snapshot
@@ -331,6 +334,11 @@ func (o *Observer) readFile(path string, limit int) ([]byte, error) {
 	return o.kernel.read(&o.buf, path, limit)
 }
 
+// readStat reads what /proc/PID/stat says; the result is valid until the next call.
+func (o *Observer) readStat(pid int) ([]byte, error) {
+	return o.kernel.readStat(&o.buf, o.path(pid, "stat"))
+}
+
 // path is the path of a file of a process.
 func (o *Observer) path(pid int, file string) string {
 	return o.opts.Proc + "/" + strconv.Itoa(pid) + "/" + file
@@ -349,10 +357,10 @@ type credits struct{ cheap, dear time.Duration }
 
 const (
 	// cheapCredit is for input, output and context switches, some 30 µs a process.
-	cheapCredit = 300 * time.Microsecond
+	cheapCredit = 200 * time.Microsecond
 	// dearCredit is for proportional memory and descriptors, 1 ms or more for a large process,
 	// during which it cannot change its mappings.
-	dearCredit = 300 * time.Microsecond
+	dearCredit = 200 * time.Microsecond
 )
 
 func (c *credits) grow() {

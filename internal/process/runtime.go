@@ -2,7 +2,6 @@ package process
 
 import (
 	"bytes"
-	"errors"
 	"io"
 	"os"
 	"path"
@@ -56,8 +55,8 @@ var (
 	pythonName = regexp.MustCompile(`^(?:lib)?(python|pypy)(?:(\d+\.\d+)[a-z]*|\d+)?(?:-c)?(?:\.so[0-9.]*|-dbg)?$`)
 	rubyName   = regexp.MustCompile(`^(?:lib)?ruby-?(\d+\.\d+)?(?:\.so)?(?:\.(\d+\.\d+(?:\.\d+)?))?$`)
 	// What their bytes say: PY_VERSION stands alone, RUBY_DESCRIPTION begins with the version.
-	pythonVersion = regexp.MustCompile(`\x00([23]\.\d{1,2}\.\d{1,3}(?:(?:a|b|rc)\d+)?\+?)\x00`)
-	rubyVersion   = regexp.MustCompile(`ruby (\d\.\d{1,2}\.\d{1,2})(?:p\d+|[a-z0-9]*) \(\d{4}-`)
+	pythonVersion = regexp.MustCompile(`^\x00([23]\.\d{1,2}\.\d{1,3}(?:(?:a|b|rc)\d+)?\+?)\x00`)
+	rubyVersion   = regexp.MustCompile(`^ruby (\d\.\d{1,2}\.\d{1,2})(?:p\d+|[a-z0-9]*) \(\d{4}-`)
 )
 
 // nameRuntime tells a runtime by the name of a program or library.
@@ -146,12 +145,16 @@ func versionIn(file string, r runtime) string {
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
 		return ""
 	}
-	pattern := pythonVersion
-	if r.kind == "ruby" {
-		pattern = rubyVersion
-	}
 	if r.implementation == "PyPy" {
 		return "" // it has versions of its own in it, too
+	}
+	// Regular expressions would take a second for a program.
+	mark, pattern := []byte("\x00"+r.version), pythonVersion
+	if r.kind == "ruby" {
+		mark, pattern = []byte("ruby "+r.version), rubyVersion
+	}
+	if r.kind == "python" && r.version == "" {
+		mark = []byte("\x003.")
 	}
 	const window, overlap = 256 << 10, 64
 	buf := make([]byte, window)
@@ -159,12 +162,19 @@ func versionIn(file string, r runtime) string {
 	for total := 0; total < maxProgram; {
 		n, err := io.ReadFull(f, buf[kept:])
 		total += n
-		for _, m := range pattern.FindAllSubmatch(buf[:kept+n], -1) {
-			if v := string(m[1]); r.version == "" || strings.HasPrefix(v, r.version+".") {
-				return v
+		have := buf[:kept+n]
+		for at := 0; ; at++ {
+			next := bytes.Index(have[at:], mark)
+			if next < 0 {
+				break
+			}
+			at += next
+			m := pattern.FindSubmatch(have[at:min(at+overlap, len(have))])
+			if m != nil && (r.version == "" || strings.HasPrefix(string(m[1]), r.version+".")) {
+				return string(m[1])
 			}
 		}
-		if err != nil || errors.Is(err, io.ErrUnexpectedEOF) {
+		if err != nil {
 			return ""
 		}
 		kept = copy(buf, buf[len(buf)-overlap:])

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -192,4 +194,36 @@ func FuzzKeyValue(f *testing.F) {
 			t.Errorf("%q of %q is %d", key, data, v)
 		}
 	})
+}
+
+func TestVersionIn(t *testing.T) {
+	long := strings.Repeat("x", 256<<10-3)
+	for name, tc := range map[string]struct {
+		content string
+		r       runtime
+		want    string
+	}{
+		"python":         {"abc\x003.11\x003.11.2\x00def", runtime{"python", "CPython", "3.11"}, "3.11.2"},
+		"two_windows":    {long + "\x003.11.2\x00", runtime{"python", "CPython", "3.11"}, "3.11.2"},
+		"candidate":      {"\x003.14.0rc2\x00", runtime{"python", "CPython", "3.14"}, "3.14.0rc2"},
+		"plain_name":     {"\x003.x\x003.9.1\x00", runtime{"python", "CPython", ""}, "3.9.1"},
+		"other_versions": {"\x003.1.1\x00\x003.110.2\x00 3.11.2 ", runtime{"python", "CPython", "3.11"}, ""},
+		"ruby":           {"xruby 3.2.2 (2023-03-30 revision e51014f9c0) [x86_64-linux]", runtime{"ruby", "ruby", "3.2"}, "3.2.2"},
+		"old_ruby":       {"ruby 3.1.2p20 (2022-04-12 revision 4491bb740a)", runtime{"ruby", "ruby", ""}, "3.1.2"},
+		"not_ruby":       {"ruby 3.1.2", runtime{"ruby", "ruby", "3.1"}, ""},
+		"empty":          {"", runtime{"python", "CPython", "3.11"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "program")
+			if err := os.WriteFile(path, []byte(tc.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got := versionIn(path, tc.r); got != tc.want {
+				t.Errorf("got %q, want %q", got, tc.want)
+			}
+		})
+	}
+	if got := versionIn(t.TempDir(), runtime{"python", "CPython", "3.11"}); got != "" {
+		t.Errorf("version of a directory: %q", got)
+	}
 }
