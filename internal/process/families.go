@@ -42,26 +42,32 @@ var plainHelp = map[string]string{
 	famVirtual.name:  "Virtual memory size in bytes.",
 }
 
-// Prefix begins the names that no client uses.
-const Prefix = "aggregatord_pool_"
+// The names that no client uses begin as those of the daemon's own metrics do, so that they
+// meet no metric of an application.
+
+func gauge(name, help string) family { return family{name, help, metric.Gauge} }
+
+func counter(name, help string) family {
+	return family{strings.TrimSuffix(name, "_total"), help, metric.Counter}
+}
 
 var (
-	famWorkers     = family{Prefix + "workers", "Worker processes of the pool that are alive.", metric.Gauge}
-	famStarts      = family{Prefix + "worker_starts", "Worker processes seen to start. One that starts and ends between two samples is not seen.", metric.Counter}
-	famExits       = family{Prefix + "worker_exits", "Worker processes seen to end, by reason: ok (status 0), error (another status), a signal, or unknown.", metric.Counter}
-	famOldest      = family{Prefix + "oldest_worker_age_seconds", "Age of the pool's oldest living worker.", metric.Gauge}
-	famYoungest    = family{Prefix + "youngest_worker_age_seconds", "Age of the pool's youngest living worker.", metric.Gauge}
-	famLargest     = family{Prefix + "largest_worker_resident_memory_bytes", "Resident memory of the worker that has most.", metric.Gauge}
-	famPSS         = family{Prefix + "proportional_memory_bytes", "Proportional memory (PSS) of the master and the workers: what several processes share counts once. Large pools are read in turn.", metric.Gauge}
-	famThreads     = family{Prefix + "threads", "Threads of the master and the workers.", metric.Gauge}
-	famFaults      = family{Prefix + "major_page_faults", "Page faults that had to wait for storage, of the master and all workers, those that have ended included.", metric.Counter}
-	famRead        = family{Prefix + "read_bytes", "Bytes read from storage, by the master and all workers, those that have ended included.", metric.Counter}
-	famWritten     = family{Prefix + "written_bytes", "Bytes written to storage, by the master and all workers, those that have ended included.", metric.Counter}
-	famSwitches    = family{Prefix + "context_switches", "Context switches of the master and all workers, by type; of those that have ended as they were read last.", metric.Counter}
-	famThrottled   = family{Prefix + "cgroup_throttled_seconds", "Time for which a CPU limit kept the control groups of the pool's processes from running. Others may be in the same groups.", metric.Counter}
-	famOOMKills    = family{Prefix + "cgroup_oom_kills", "Processes that were killed because the control groups of the pool's processes had reached their memory limit.", metric.Counter}
-	famBacklog     = family{Prefix + "listen_backlog", "Connections that wait to be accepted by the pool, by listening socket.", metric.Gauge}
-	famBacklogMost = family{Prefix + "listen_backlog_limit", "Connections that may wait to be accepted by the pool; further ones are refused or dropped.", metric.Gauge}
+	famWorkers     = gauge("aggregatord_pool_workers", "Worker processes of the pool that are alive.")
+	famStarts      = counter("aggregatord_pool_worker_starts_total", "Worker processes seen to start. One that starts and ends between two samples is not seen.")
+	famExits       = counter("aggregatord_pool_worker_exits_total", "Worker processes seen to end, by reason: ok (status 0), error (another status), a signal, or unknown.")
+	famOldest      = gauge("aggregatord_pool_oldest_worker_age_seconds", "Age of the pool's oldest living worker.")
+	famYoungest    = gauge("aggregatord_pool_youngest_worker_age_seconds", "Age of the pool's youngest living worker.")
+	famLargest     = gauge("aggregatord_pool_largest_worker_resident_memory_bytes", "Resident memory of the worker that has most.")
+	famPSS         = gauge("aggregatord_pool_proportional_memory_bytes", "Proportional memory (PSS) of the master and the workers: what several processes share counts once. Large pools are read in turn.")
+	famThreads     = gauge("aggregatord_pool_threads", "Threads of the master and the workers.")
+	famFaults      = counter("aggregatord_pool_major_page_faults_total", "Page faults that had to wait for storage, of the master and all workers, those that have ended included.")
+	famRead        = counter("aggregatord_pool_read_bytes_total", "Bytes read from storage, by the master and all workers, those that have ended included.")
+	famWritten     = counter("aggregatord_pool_written_bytes_total", "Bytes written to storage, by the master and all workers, those that have ended included.")
+	famSwitches    = counter("aggregatord_pool_context_switches_total", "Context switches of the master and all workers, by type; of those that have ended as they were read last.")
+	famThrottled   = counter("aggregatord_pool_cgroup_throttled_seconds_total", "Time for which a CPU limit kept the control groups of the pool's processes from running. Others may be in the same groups.")
+	famOOMKills    = counter("aggregatord_pool_cgroup_oom_kills_total", "Processes that were killed because the control groups of the pool's processes had reached their memory limit.")
+	famBacklog     = gauge("aggregatord_pool_listen_backlog", "Connections that wait to be accepted by the pool, by listening socket.")
+	famBacklogMost = gauge("aggregatord_pool_listen_backlog_limit", "Connections that may wait to be accepted by the pool; further ones are refused or dropped.")
 
 	famPython = family{"python_info", "Python platform information", metric.Gauge}
 	famRuby   = family{"ruby_info", "Ruby platform information", metric.Gauge}
