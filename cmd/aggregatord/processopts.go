@@ -15,7 +15,7 @@ type processOptions struct {
 
 func (o *processOptions) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.disable, "process.disable", false, "serve no metrics about the processes of the workers")
-	f.StringVar(&o.by, "process.by", "pool", "serve process metrics by `WHAT`: pool, or worker, with the number of a slot as a label")
+	f.StringVar(&o.by, "process.by", "pool", "serve process metrics by `WHAT`: pool, or worker (a label with a slot number)")
 }
 
 func (o *processOptions) validate() error {
