@@ -319,6 +319,9 @@ func (o *Observer) findMastersLocked() {
 // say logs once for a pool whether its processes are seen.
 func (g *group) say() {
 	seen := g.here() > 0
+	if g.absent++; seen || len(g.files) == 0 {
+		g.absent = 0
+	}
 	g.o.opts.Metrics.visible.With(g.name).Set(float64(g.here()))
 	if seen {
 		if g.told == toldAbsent {
@@ -327,12 +330,14 @@ func (g *group) say() {
 		g.told = toldSeen
 		return
 	}
-	if len(g.files) == 0 || g.told != toldNothing || !g.o.lookedAll.began {
+	// A pool that has just ended may have files that seem to be written to.
+	if g.absent < 2 || g.told != toldNothing || !g.o.lookedAll.began {
 		return
 	}
 	g.told = toldAbsent
 	if g.o.unreadable > 0 {
-		g.logger.Warn("no process of the pool is seen, so it has no process metrics; some processes may not be looked into: run the daemon as their user, or grant it CAP_SYS_PTRACE",
+		g.logger.Warn("no process of the pool is seen, so it has no process metrics; some processes may not be looked into: run the daemon as the workers' user, or grant it CAP_SYS_PTRACE; "+
+			"if they are in another pid namespace, share it",
 			zap.Int("hidden", g.o.unreadable))
 		return
 	}

@@ -30,6 +30,7 @@ type group struct {
 	seen    bool   // that there ever was a member
 	since   uint64 // clock ticks after boot: a worker that has started later is seen to start
 	told    told
+	absent  int // samples without a process, although there are files
 	omitted int
 
 	base   base
