@@ -21,7 +21,7 @@ func TestDocs(t *testing.T) {
 	for _, f := range append(clients,
 		famWorkers, famStarts, famExits, famOldest, famYoungest, famLargest, famPSS, famThreads, famFaults, famRead, famWritten, famSwitches,
 		famThrottled, famOOMKills, famBacklog, famBacklogMost, famPython, famRuby,
-		famGunicornWorkers, famGunicornTarget, famGunicornBooted, famGunicornSpawned, famGunicornKilled, famGunicornReloads, famGunicornHeartbeat,
+		famGunicornWorkers, famGunicornTarget, famGunicornSpawned, famGunicornKilled, famGunicornReloads, famGunicornHeartbeat,
 		famUWSGIWorkers, famUWSGIRequests, famUWSGIExceptions, famUWSGIHarakiri, famUWSGIRespawns, famUWSGIQueue, famUWSGIQueueErrors) {
 		name := f.name
 		if f.typ == metric.Counter {

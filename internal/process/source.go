@@ -142,7 +142,6 @@ type gunicornStats struct {
 // gunicornWorkers is the data of "show workers".
 type gunicornWorkers struct {
 	Workers []struct {
-		Booted        bool     `json:"booted"`
 		LastHeartbeat *float64 `json:"last_heartbeat"` // seconds ago
 	} `json:"workers"`
 }
@@ -150,11 +149,10 @@ type gunicornWorkers struct {
 var (
 	famGunicornWorkers   = family{"gunicorn_workers", "Workers of gunicorn's arbiter (workers_current).", metric.Gauge}
 	famGunicornTarget    = family{"gunicorn_workers_target", "Workers that gunicorn's arbiter wants (workers_target).", metric.Gauge}
-	famGunicornBooted    = family{"gunicorn_workers_booted", "Workers of gunicorn that have loaded the application.", metric.Gauge}
 	famGunicornSpawned   = family{"gunicorn_workers_spawned", "Workers that gunicorn's arbiter has started (workers_spawned).", metric.Counter}
 	famGunicornKilled    = family{"gunicorn_workers_killed", "Workers that gunicorn's arbiter has seen end (workers_killed).", metric.Counter}
 	famGunicornReloads   = family{"gunicorn_reloads", "Times gunicorn has reloaded.", metric.Counter}
-	famGunicornHeartbeat = family{"gunicorn_oldest_heartbeat_seconds", "Seconds since the heartbeat of the worker of gunicorn that has been silent longest: a sync worker is silent while it is busy.", metric.Gauge}
+	famGunicornHeartbeat = family{"gunicorn_oldest_heartbeat_seconds", "Seconds since the heartbeat of the worker of gunicorn that has been silent longest. A sync worker is silent while it is busy, and up to half of its timeout while it waits.", metric.Gauge}
 )
 
 // askGunicorn asks the control socket of gunicorn.
@@ -172,11 +170,8 @@ func askGunicorn(ctx context.Context, address string) ([]row, error) {
 	if err := command(conn, 2, "show workers", &workers); err != nil {
 		return nil, err
 	}
-	booted, silent := 0.0, -1.0
+	silent := -1.0
 	for _, w := range workers.Workers {
-		if w.Booted {
-			booted++
-		}
 		if w.LastHeartbeat != nil {
 			silent = max(silent, *w.LastHeartbeat)
 		}
@@ -184,7 +179,6 @@ func askGunicorn(ctx context.Context, address string) ([]row, error) {
 	rows := []row{
 		{famGunicornWorkers, nil, stats.Current},
 		{famGunicornTarget, nil, stats.Target},
-		{famGunicornBooted, nil, booted},
 		{famGunicornSpawned, nil, stats.Spawned},
 		{famGunicornKilled, nil, stats.Killed},
 		{famGunicornReloads, nil, stats.Reloads},

@@ -94,7 +94,7 @@ func TestGunicornControl(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := map[string]float64{
-			"gunicorn_workers": 3, "gunicorn_workers_target": 4, "gunicorn_workers_booted": 2, "gunicorn_workers_spawned": 9,
+			"gunicorn_workers": 3, "gunicorn_workers_target": 4, "gunicorn_workers_spawned": 9,
 			"gunicorn_workers_killed": 6, "gunicorn_reloads": 1, "gunicorn_oldest_heartbeat_seconds": 7.5,
 		}
 		if got := byName(rows); !maps.Equal(got, want) {
