@@ -173,9 +173,13 @@ func TestReadmeFlags(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	processes, err := os.ReadFile("../../docs/processes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	flags := newServeCmd().Flags()
 	inTable := map[string]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\| `--([a-z.-]+)").FindAllStringSubmatch(string(readme), -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| `--([a-z.-]+)").FindAllStringSubmatch(string(readme)+string(processes), -1) {
 		inTable[row[1]] = true
 		if flags.Lookup(row[1]) == nil {
 			t.Errorf("README.md has --%s, which serve does not know", row[1])

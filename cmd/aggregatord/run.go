@@ -33,6 +33,7 @@ type runOptions struct {
 	linger  time.Duration
 	config  configOptions
 	archive archiveOptions
+	process processOptions
 	web     webOptions
 	push    pushOptions
 	log     logOptions
@@ -43,6 +44,7 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.DurationVar(&o.linger, "run.linger", 0, "how long to go on serving when the command has ended, so that its last values can be fetched")
 	o.config.addFlags(f)
 	o.archive.addFlags(f)
+	o.process.addFlags(f)
 	o.web.addFlags(f)
 	o.push.addFlags(f)
 	o.log.addFlags(f)
@@ -89,7 +91,7 @@ func (o *runOptions) validate() error {
 	if o.web.systemdSocket {
 		return usagef("--web.systemd-socket: sockets of systemd are for the command; give run an address, or use serve")
 	}
-	return errors.Join(o.web.validate(), o.archive.validate(), o.push.validate())
+	return errors.Join(o.web.validate(), o.archive.validate(), o.process.validate(), o.push.validate())
 }
 
 func (o *runOptions) run(cmd *cobra.Command, args []string) (err error) {
@@ -134,6 +136,7 @@ func (o *runOptions) run(cmd *cobra.Command, args []string) (err error) {
 			Pools: []pool.Spec{{Path: dir}}, Pool: pool.Options{Archive: o.archive.options(), ArchiveDir: o.archive.dir},
 		},
 		Config: o.config.loaded, ByFlag: o.config.byFlag,
+		Processes:   o.process.options(o.config.loaded),
 		OnListening: func() { close(listening) },
 		Outputs:     o.push.specs(), OutputExitTimeout: o.push.exit.timeout,
 		OnOutputsReady: func() { close(primed) },

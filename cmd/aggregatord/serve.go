@@ -197,6 +197,7 @@ type serveOptions struct {
 	dirs        dirOptions
 	config      configOptions
 	archive     archiveOptions
+	process     processOptions
 	web         webOptions
 	push        exitPushOptions
 	waitWorkers time.Duration
@@ -207,6 +208,7 @@ func (o *serveOptions) addFlags(f *pflag.FlagSet) {
 	o.dirs.addFlags(f)
 	o.config.addFlags(f)
 	o.archive.addFlags(f)
+	o.process.addFlags(f)
 	o.web.addFlags(f)
 	f.DurationVar(&o.waitWorkers, "shutdown.wait-workers", 0, "how long to go on serving and sending when told to stop, as long as workers are alive")
 	o.push.addFlags(f, output.DefaultExitTimeout)
@@ -247,7 +249,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer log.close()
-	if err := errors.Join(o.web.validate(), o.archive.validate(), o.push.validate()); err != nil {
+	if err := errors.Join(o.web.validate(), o.archive.validate(), o.process.validate(), o.push.validate()); err != nil {
 		return err
 	}
 	if o.waitWorkers < 0 {
@@ -260,6 +262,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	opts := daemon.Options{
 		Fleet:  fleet.Options{Pools: dirs, Pool: pool.Options{Archive: o.archive.options(), ArchiveDir: o.archive.dir}},
 		Config: o.config.loaded, ByFlag: o.config.byFlag, ReloadSignals: hangup,
+		Processes:     o.process.options(o.config.loaded),
 		SystemdNotify: true,
 		WaitWorkers:   o.waitWorkers, OutputExitTimeout: o.push.timeout,
 		Logger: log.logger,

@@ -30,6 +30,8 @@ type Options struct {
 	Build  status.Build
 	// Started is when the daemon started.
 	Started time.Time
+	// Processes lists the processes of the pools; it must be cheap. Default: none are watched.
+	Processes func() []status.Process
 	// Config returns the configuration in force; it must be cheap. Default: an empty one.
 	Config func() status.Config
 	// Outputs tells about the outputs; it must be cheap. Default: there are none.
@@ -82,6 +84,9 @@ func New(opts Options) *API {
 			}
 			return []*view.Snapshot{snap}, nil
 		}
+	}
+	if opts.Processes == nil {
+		opts.Processes = func() []status.Process { return nil }
 	}
 	if opts.Config == nil {
 		opts.Config = func() status.Config { return status.Config{} }
@@ -141,15 +146,16 @@ type question struct {
 var paging = []string{"search", "sort", "limit", "offset"}
 
 var questions = map[string]question{
-	"status":   {nil, false, (*API).overview},
-	"workers":  {append([]string{"pool"}, paging...), false, (*API).workers},
-	"files":    {append([]string{"pool", "worker"}, paging...), false, (*API).files},
-	"errors":   {[]string{"limit"}, false, (*API).errors},
-	"config":   {nil, false, (*API).config},
-	"outputs":  {nil, false, (*API).outputs},
-	"families": {append([]string{"name", "type", "own"}, paging...), true, (*API).families},
-	"series":   {append([]string{"family", "match"}, paging...), true, (*API).series},
-	"explain":  {[]string{"series", "limit"}, true, (*API).explain},
+	"status":    {nil, false, (*API).overview},
+	"workers":   {append([]string{"pool"}, paging...), false, (*API).workers},
+	"processes": {append([]string{"pool", "worker"}, paging...), false, (*API).processes},
+	"files":     {append([]string{"pool", "worker"}, paging...), false, (*API).files},
+	"errors":    {[]string{"limit"}, false, (*API).errors},
+	"config":    {nil, false, (*API).config},
+	"outputs":   {nil, false, (*API).outputs},
+	"families":  {append([]string{"name", "type", "own"}, paging...), true, (*API).families},
+	"series":    {append([]string{"family", "match"}, paging...), true, (*API).series},
+	"explain":   {[]string{"series", "limit"}, true, (*API).explain},
 }
 
 func (a *API) answer(ctx context.Context, path string, query url.Values) (any, error) {
@@ -333,6 +339,28 @@ func (a *API) files(ctx context.Context, q params) (any, error) {
 			"entries":    func(a, b *status.File) int { return cmp.Compare(a.Entries, b.Entries) },
 			"used_bytes": func(a, b *status.File) int { return cmp.Compare(a.UsedBytes, b.UsedBytes) },
 			"size_bytes": func(a, b *status.File) int { return cmp.Compare(a.SizeBytes, b.SizeBytes) },
+		},
+	})
+}
+
+func (a *API) processes(_ context.Context, q params) (any, error) {
+	return list(q, a.opts.Processes(), defaultLimit, listing[status.Process]{
+		keep: func(p *status.Process) bool {
+			return (!q.Has("pool") || p.Pool == q.Get("pool")) && (!q.Has("worker") || slices.Contains(p.Workers, q.Get("worker")))
+		},
+		text: func(p *status.Process) []string {
+			return append([]string{strconv.Itoa(p.Pid), p.Role, p.Pool, p.Command}, p.Workers...)
+		},
+		sorts: map[string]func(a, b *status.Process) int{
+			"pid":            func(a, b *status.Process) int { return cmp.Compare(a.Pid, b.Pid) },
+			"pool":           func(a, b *status.Process) int { return strings.Compare(a.Pool, b.Pool) },
+			"role":           func(a, b *status.Process) int { return strings.Compare(a.Role, b.Role) },
+			"command":        func(a, b *status.Process) int { return strings.Compare(a.Command, b.Command) },
+			"started":        func(a, b *status.Process) int { return cmp.Compare(a.Started, b.Started) },
+			"cpu_seconds":    func(a, b *status.Process) int { return cmp.Compare(a.CPUSeconds, b.CPUSeconds) },
+			"resident_bytes": func(a, b *status.Process) int { return cmp.Compare(a.ResidentBytes, b.ResidentBytes) },
+			"open_fds":       func(a, b *status.Process) int { return cmp.Compare(a.OpenFDs, b.OpenFDs) },
+			"files":          func(a, b *status.Process) int { return cmp.Compare(a.Files, b.Files) },
 		},
 	})
 }

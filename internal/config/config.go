@@ -54,6 +54,8 @@ type Config struct {
 	Archive Archive `yaml:"archive,omitempty"`
 	// Outputs are other places to which the view is sent.
 	Outputs []Output `yaml:"outputs,omitempty"`
+	// Process are other processes whose metrics are served as those of pools are.
+	Process []Process `yaml:"process,omitempty"`
 
 	file    string
 	hash    string
@@ -113,6 +115,18 @@ type Pool struct {
 	Labels map[string]string `yaml:"labels,omitempty"`
 	// Metrics are rules for this pool, before those for all.
 	Metrics []Rule `yaml:"metrics,omitempty"`
+	// GunicornControl is the path of the control socket of the pool's gunicorn, and UWSGIStats
+	// the address of the stats socket of its uWSGI: a path, or host:port.
+	GunicornControl string `yaml:"gunicorn_control,omitempty"`
+	UWSGIStats      string `yaml:"uwsgi_stats,omitempty"`
+}
+
+// A Process is a process that is no worker.
+type Process struct {
+	// Namespace comes before the names of its metrics, with a _.
+	Namespace string `yaml:"namespace,omitempty"`
+	// PidFile holds its pid.
+	PidFile string `yaml:"pid_file,omitempty"`
 }
 
 // Info is a series that always has the value 1. In OpenMetrics it is of type info if its name
@@ -293,6 +307,19 @@ func (c *Config) check(d *decoder) {
 		}
 		names[p.Name] = true
 		checkRules(d, key+".metrics", p.Metrics)
+	}
+	namespaces := map[string]bool{}
+	for i, p := range c.Process {
+		key := fmt.Sprintf("process[%d]", i)
+		switch {
+		case !model.LegacyValidation.IsValidMetricName(p.Namespace):
+			fail(key+".namespace", "%q cannot begin the name of a metric; use letters, digits and _", p.Namespace)
+		case namespaces[p.Namespace]:
+			fail(key+".namespace", "%q is that of an earlier process; give each its own", p.Namespace)
+		case p.PidFile == "":
+			fail(key, "has no pid_file; name the file that holds the pid")
+		}
+		namespaces[p.Namespace] = true
 	}
 	if w := c.Archive.GaugeWorkers; w != nil && *w < 0 {
 		fail("archive.gauge_workers", "%d is negative; use 0 for any number", *w)

@@ -255,6 +255,9 @@ func TestErrors(t *testing.T) {
 		"relabel_no_target":   {"metric_relabel_configs:\n  - {source_labels: [a]}\n", []string{"a.yml:2:5: metric_relabel_configs[0]: relabel configuration for replace action requires 'target_label' value"}},
 		"relabel_empty":       {"metric_relabel_configs:\n  -\n", []string{"metric_relabel_configs[0]: relabel configuration for replace action requires"}},
 		"archive_dir":         {"archive: {dir: ''}\n", []string{"a.yml:1:11: archive.dir: is empty; name a directory, or leave the key out"}},
+		"process_namespace":   {"process: [{namespace: 1x, pid_file: /p}]\n", []string{`process[0].namespace: "1x" cannot begin the name of a metric`}},
+		"process_twice":       {"process: [{namespace: x, pid_file: /p}, {namespace: x, pid_file: /q}]\n", []string{`process[1].namespace: "x" is that of an earlier process`}},
+		"process_no_file":     {"process: [{namespace: x}]\n", []string{"process[0]: has no pid_file"}},
 		"archive_workers":     {"archive: {gauge_workers: -1}\n", []string{"a.yml:1:11: archive.gauge_workers: -1 is negative; use 0 for any number"}},
 
 		"not_yaml":      {"metrics: [\nlimits: {}\n", []string{"a.yml:3:1: is not YAML: while parsing a flow sequence"}},

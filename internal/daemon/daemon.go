@@ -6,6 +6,7 @@
 //	memory loop  Run         its context is done    the garbage collector's settings
 //	reload loop  Run         its context is done    Fleet.SetPolicy, Outputs.Apply, and the log
 //	outputs      Run         its context is done    nothing: see package output
+//	observer     Run         its context is done    Observer.All, which scrapes ask for
 //	HTTP server  Run         Shutdown returns       http.Server
 //
 // Nothing in the order of stopping is needed for correctness; a tidy stop is only quick
@@ -29,6 +30,7 @@ import (
 	"aggregatord/internal/exposition"
 	"aggregatord/internal/fleet"
 	"aggregatord/internal/output"
+	"aggregatord/internal/process"
 	"aggregatord/internal/serve"
 	"aggregatord/internal/status"
 	"aggregatord/internal/telemetry"
@@ -99,6 +101,9 @@ type Options struct {
 	LogStats func() (dropped, leftOut uint64)
 	// Settings are told to who asks for the configuration in force.
 	Settings []status.Setting
+	// Processes says how the processes of the pools are watched; its Pools, Logger and Metrics
+	// are Run's to fill. Nil: they are not.
+	Processes *process.Options
 }
 
 // DefaultListenAddress is where the metrics are served unless told otherwise.
@@ -188,22 +193,32 @@ func Run(ctx context.Context, opts Options) error {
 	loops.Go(func() { reloader.run(inner) })
 	loops.Go(func() { outputs.Run(inner) })
 	ctx = afterWorkers(ctx, pools, opts)
+	observer := newObserver(opts, pools, set)
+	if observer != nil {
+		loops.Go(func() { observer.Run(inner) })
+	}
 
 	web := opts.Web
-	web.Gatherer = gatherer{pools, set, opts.SelfMetrics}
+	gatherer := gatherer{pools, set, opts.SelfMetrics, observer}
+	web.Gatherer = gatherer
 	web.NoSelfMetrics = opts.SelfMetrics == SelfOff
 	web.AllowedHosts = append(ownNames(opts), web.AllowedHosts...)
 	web.Encoder = &exposition.Encoder{OnReport: m.reporter(log)}
 	web.TelemetryPath = opts.TelemetryPath
 	web.Ready = pools.Ready
 	web.Logger = log
-	web.Observe = m.observe
+	web.Observe = func(i serve.ScrapeInfo) {
+		m.observe(i)
+		if observer != nil && i.Outcome == serve.OK {
+			observer.Scraped()
+		}
+	}
 	web.OnRefused = func(r serve.Refusal) { m.refused.With(string(r)).Inc() }
 	web.ShutdownTimeout = opts.ShutdownTimeout
 	if opts.EnableLifecycle {
 		web.Reload = func() error { return reloader.reload("request") }
 	}
-	web.API = newAPI(pools, set, reloader, outputs)
+	web.API = newAPI(gatherer, reloader, outputs)
 	web.OnQuestion = func(code int) { m.questions.With(strconv.Itoa(code)).Inc() }
 	web.OnConnectionClosed = func(why serve.Closed) { m.closed.With(string(why)).Inc() }
 	server := serve.New(web)
@@ -264,6 +279,8 @@ type gatherer struct {
 	pools *fleet.Fleet
 	set   *telemetry.Set
 	self  SelfMetrics
+	// processes may be nil.
+	processes *process.Observer
 }
 
 // Gather implements serve.Gatherer.
@@ -278,12 +295,17 @@ func (g gatherer) Gather(ctx context.Context, r serve.Request) ([]*view.Snapshot
 		return nil, fmt.Errorf("%w: %w", serve.ErrNoPool, err)
 	case err != nil:
 		return nil, err
-	case len(r.Pools) > 0, g.self == SelfSeparate, g.self == SelfOff:
+	case len(r.Pools) > 0:
 		return []*view.Snapshot{workers}, nil
-	case g.self == SelfFull:
-		return []*view.Snapshot{workers, g.set.Snapshot()}, nil
 	}
-	return []*view.Snapshot{workers, g.set.Essential()}, nil
+	snaps := append([]*view.Snapshot{workers}, g.processesBeside(workers)...)
+	switch g.self {
+	case SelfSeparate, SelfOff:
+		return snaps, nil
+	case SelfFull:
+		return append(snaps, g.set.Snapshot()), nil
+	}
+	return append(snaps, g.set.Essential()), nil
 }
 
 // all returns the workers' metrics and all of the daemon's own, for the API.
@@ -292,7 +314,8 @@ func (g gatherer) all(ctx context.Context) ([]*view.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []*view.Snapshot{workers, g.set.Snapshot()}, nil
+	beside := g.processesBeside(workers)
+	return append(append([]*view.Snapshot{workers}, beside...), g.set.Snapshot()), nil
 }
 
 var _ serve.Gatherer = gatherer{}

@@ -244,7 +244,10 @@ func restartKeys(from, to *config.Config, byFlag []string) []string {
 func fixedOf(c *config.Config) map[string]string {
 	fixed := map[string]string{}
 	for _, p := range c.Pools {
-		fixed["pools="+p.Name] = p.Dir
+		fixed["pools="+p.Name] = p.Dir + "\n" + p.GunicornControl + "\n" + p.UWSGIStats
+	}
+	for _, p := range c.Process {
+		fixed["process"] += p.Namespace + "\n" + p.PidFile + "\n"
 	}
 	if v := c.Archive.Dir; v != nil {
 		fixed["archive.dir"] = *v

@@ -8,22 +8,25 @@ import (
 
 	"aggregatord/internal/api"
 	"aggregatord/internal/buildinfo"
-	"aggregatord/internal/fleet"
 	"aggregatord/internal/output"
 	"aggregatord/internal/status"
-	"aggregatord/internal/telemetry"
 )
 
 // newAPI returns what answers questions about the daemon that is being started.
-func newAPI(pools *fleet.Fleet, set *telemetry.Set, reloader *reloader, outputs *output.Outputs) *api.API {
+func newAPI(g gatherer, reloader *reloader, outputs *output.Outputs) *api.API {
 	info := buildinfo.Get()
+	var processes func() []status.Process
+	if g.processes != nil {
+		processes = g.processes.Processes
+	}
 	return api.New(api.Options{
-		Fleet:   pools,
-		Gather:  gatherer{pools: pools, set: set}.all,
-		Build:   status.Build{Version: info.Version, Revision: info.Revision, GoVersion: info.GoVersion},
-		Started: time.Now(),
-		Config:  reloader.status,
-		Outputs: outputs.Status,
+		Fleet:     g.pools,
+		Gather:    g.all,
+		Processes: processes,
+		Build:     status.Build{Version: info.Version, Revision: info.Revision, GoVersion: info.GoVersion},
+		Started:   time.Now(),
+		Config:    reloader.status,
+		Outputs:   outputs.Status,
 	})
 }
 

@@ -60,6 +60,11 @@ var rooms = map[string]struct {
 		may: []string{"internal/exposition", "internal/view", "internal/metric"},
 		why: "it knows HTTP; where snapshots come from is said by the interface it defines",
 	},
+	"internal/process": {
+		may: []string{"internal/metric", "internal/status", "internal/telemetry", "internal/view"},
+		why: "it reads processes; which files are a pool's is told by the interface it defines",
+		not: []string{"net/http"},
+	},
 	"internal/archive": {
 		may: []string{"internal/merge", "internal/store", "internal/selector", "internal/metric"},
 		why: "it keeps what the dead left; which files those are is watch's to say",

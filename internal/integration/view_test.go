@@ -86,10 +86,12 @@ func (v view) total(name, sample string) float64 {
 	return sum
 }
 
-// workers returns the view without the daemon's own metrics.
+// workers returns the view without the metrics that are the daemon's own or about processes.
 func (v view) workers() view {
 	own := maps.Clone(v)
-	maps.DeleteFunc(own, func(name string, _ *family) bool { return strings.HasPrefix(name, "aggregatord_") })
+	maps.DeleteFunc(own, func(name string, _ *family) bool {
+		return strings.HasPrefix(name, "aggregatord_") || strings.HasPrefix(name, "process_") || name == "python_info" || name == "ruby_info"
+	})
 	return own
 }
 
