@@ -40,40 +40,63 @@ func (o *archiveTarget) addFlags(f *pflag.FlagSet) {
 
 // find returns the watched directory and that of its archive, which are where serve, called
 // with the same flags, would have them.
-func (o *archiveTarget) find() (spec pool.Spec, dir string, err error) {
+func (o *archiveTarget) find() (spec pool.Spec, at archivePlace, err error) {
 	if err := o.config.load(o.flags, &o.dirs, &o.archive); err != nil {
-		return spec, "", err
+		return spec, at, err
 	}
 	specs, err := o.dirs.specs()
 	if err == nil && o.archive.dir == "" {
 		specs, err = o.dirs.existing()
 	}
 	if err != nil {
-		return spec, "", err
+		return spec, at, err
 	}
 	if len(specs) > 1 {
-		return spec, "", usagef("one archive at a time: give one --dir only")
+		return spec, at, usagef("one archive at a time: give one --dir only")
 	}
-	spec, dir = specs[0], filepath.Join(specs[0].Path, archive.HiddenDir)
+	spec, at = specs[0], archivePlace{dir: specs[0].Path, hidden: true}
 	if o.archive.dir != "" {
-		dir = filepath.Join(o.archive.dir, spec.Name)
+		at = archivePlace{dir: filepath.Join(o.archive.dir, spec.Name)}
 	}
-	return spec, dir, nil
+	return spec, at, nil
+}
+
+// archivePlace is where an archive is: in a directory of its own, or in hidden files of the
+// watched one.
+type archivePlace struct {
+	dir    string
+	hidden bool
+}
+
+// open opens the place. The error wraps fs.ErrNotExist where there is none.
+func (p archivePlace) open() (*archive.Place, error) {
+	if p.hidden {
+		return archive.OpenHiddenPlace(p.dir)
+	}
+	return archive.OpenPlace(p.dir)
 }
 
 // read reads the archive, by archive.Read or archive.Verify.
-func (o *archiveTarget) read(read func(dir string) (*archive.View, error)) (spec pool.Spec, dir string, v *archive.View, err error) {
-	if spec, dir, err = o.find(); err != nil {
-		return spec, dir, nil, err
+func (o *archiveTarget) read(read func(*archive.Place) (*archive.View, error)) (spec pool.Spec, at archivePlace, v *archive.View, err error) {
+	if spec, at, err = o.find(); err != nil {
+		return spec, at, nil, err
 	}
-	v, err = read(dir)
+	place, err := at.open()
+	if errors.Is(err, fs.ErrNotExist) {
+		return spec, at, nil, noArchive(at.dir)
+	}
+	if err != nil {
+		return spec, at, nil, err
+	}
+	defer place.Close() //nolint:errcheck // it was only read
+	v, err = read(place)
 	switch {
 	case errors.Is(err, archive.ErrDamaged):
 		err = fmt.Errorf("%w; a daemon sets it aside when it starts, and so does aggregatord archive reset", err)
 	case err == nil && !v.Exists():
-		err = noArchive(dir)
+		err = noArchive(at.dir)
 	}
-	return spec, dir, v, err
+	return spec, at, v, err
 }
 
 func noArchive(dir string) error {
@@ -127,11 +150,11 @@ fold or to remove, or was when it was killed.`,
   aggregatord archive stat --dir /dev/shm/myapp --json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			spec, dir, v, err := o.read(archive.Read)
+			spec, at, v, err := o.read((*archive.Place).Read)
 			if err != nil {
 				return err
 			}
-			st, err := statArchive(spec, dir, v)
+			st, err := statArchive(spec, at, v)
 			if err != nil {
 				return err
 			}
@@ -187,7 +210,7 @@ type archiveStagedRow struct {
 	Folded bool   `json:"folded"`
 }
 
-func statArchive(spec pool.Spec, dir string, v *archive.View) (archiveStat, error) {
+func statArchive(spec pool.Spec, at archivePlace, v *archive.View) (archiveStat, error) {
 	s := v.Stats()
 	st := archiveStat{
 		Path: v.Path(), SizeBytes: v.SizeBytes(), Format: archive.Format, Created: s.Created, Folds: s.Folds, Files: s.Files, FileBytes: s.Bytes,
@@ -224,7 +247,12 @@ func statArchive(spec pool.Spec, dir string, v *archive.View) (archiveStat, erro
 		_, folded := v.Baseline(name)
 		st.Staged = append(st.Staged, archiveStagedRow{name, folded})
 	}
-	aside, err := archive.SetAsides(dir)
+	place, err := at.open()
+	if err != nil {
+		return st, err
+	}
+	defer place.Close() //nolint:errcheck // it was only read
+	aside, err := place.SetAsides()
 	st.SetAside = append(st.SetAside, aside...)
 	return st, err
 }
@@ -276,7 +304,7 @@ part of a name.`,
 					return usagef("%q is no name and no pattern of one: %w", pattern, err)
 				}
 			}
-			_, _, v, err := o.read(archive.Read)
+			_, _, v, err := o.read((*archive.Place).Read)
 			if err != nil {
 				return err
 			}
@@ -363,7 +391,7 @@ code is 1 if anything is wrong, or if there is no archive.`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			end := newProgress(cmd.ErrOrStderr()).during("checking the archive")
-			_, _, v, err := o.read(archive.Verify)
+			_, _, v, err := o.read((*archive.Place).Verify)
 			end()
 			if err != nil {
 				return err
@@ -390,7 +418,7 @@ No daemon may have the directory.`,
 		Example: "  aggregatord archive reset --dir /dev/shm/myapp --yes",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			spec, dir, err := o.find()
+			spec, at, err := o.find()
 			if err != nil {
 				return err
 			}
@@ -409,11 +437,11 @@ No daemon may have the directory.`,
 			}
 			var kept string
 			if err == nil {
-				kept, err = archive.Reset(dir, staged, time.Now())
+				kept, err = resetArchive(at, staged)
 			}
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
-				return noArchive(dir)
+				return noArchive(at.dir)
 			case errors.Is(err, archive.ErrLocked):
 				return fmt.Errorf("%w; stop it first", err)
 			case err != nil:
@@ -426,4 +454,13 @@ No daemon may have the directory.`,
 	o.addFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&yes, "yes", false, "do it")
 	return cmd
+}
+
+func resetArchive(at archivePlace, staged []string) (kept string, err error) {
+	place, err := at.open()
+	if err != nil {
+		return "", err
+	}
+	defer place.Close() //nolint:errcheck // what was written is durable
+	return place.Reset(staged, time.Now())
 }

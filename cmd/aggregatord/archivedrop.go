@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"aggregatord/internal/archive"
+	"aggregatord/internal/fold"
 	"aggregatord/internal/terminal"
 )
 
@@ -94,7 +95,7 @@ func postFor[T any](ctx context.Context, c *client, question string, form url.Va
 
 // drop does it without a daemon.
 func (o *archiveDropOptions) drop(cmd *cobra.Command, match archive.Match) (err error) {
-	spec, dir, v, err := o.read(archive.Read)
+	spec, at, v, err := o.read((*archive.Place).Read)
 	if err != nil {
 		return err
 	}
@@ -118,14 +119,18 @@ func (o *archiveDropOptions) drop(cmd *cobra.Command, match archive.Match) (err 
 		}
 		return usagef("this takes %d series out of the totals of dead workers, of which the first are above; say --yes if it is meant", n)
 	}
-	staging := archive.NewStaging(spec.Path)
-	defer staging.Close() //nolint:errcheck // nothing was written through it
-	if err = staging.Take(); errors.Is(err, fs.ErrNotExist) {
+	watched := fold.NewPlace(spec.Path)
+	defer watched.Close() //nolint:errcheck // nothing was written through it
+	if err = watched.Take(); errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
 	a := archive.New()
 	if err == nil {
-		err = a.Attach(dir)
+		var place *archive.Place
+		if place, err = at.open(); err == nil {
+			defer place.Close() //nolint:errcheck // what was written is durable
+			err = a.AttachTo(place, nil)
+		}
 	}
 	if errors.Is(err, archive.ErrLocked) {
 		return fmt.Errorf("%w; stop it first, or name it by --%s", err, urlFlag)

@@ -99,7 +99,7 @@ func (o *archiveExportOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	end := progress.during("reading the archive")
-	spec, _, v, err := o.read(archive.Read)
+	spec, _, v, err := o.read((*archive.Place).Read)
 	end()
 	if err != nil {
 		return err
