@@ -86,7 +86,8 @@ func TestExample(t *testing.T) {
 		t.Fatalf("uncommented: %v\n%s", err, all)
 	}
 	d := &decoder{pos: map[string]Pos{}}
-	d.decode(d.parse([]byte(all)), "", reflect.ValueOf(new(Config)).Elem())
+	root, _ := d.parse([]byte(all))
+	d.decode(root, "", reflect.ValueOf(new(Config)).Elem())
 	used := map[string]bool{}
 	for key := range d.pos {
 		used[regexp.MustCompile(`\[\d+\]`).ReplaceAllString(key, "[]")] = true

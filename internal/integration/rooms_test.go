@@ -32,6 +32,10 @@ var rooms = map[string]struct {
 		why: "it is a way to keep numbers, whatever they mean", onlyStandard: true,
 		not: []string{"os", "net/http", "time"},
 	},
+	"internal/nearest": {
+		why: "it compares words, whatever they mean", onlyStandard: true,
+		not: []string{"os", "net/http", "time"},
+	},
 	"internal/view": {
 		may: []string{"internal/metric"}, onlyStandard: true,
 		why: "it is the form of what is served, for those who make it and those who show it",
@@ -99,7 +103,7 @@ var rooms = map[string]struct {
 		not: []string{"os", "net/http"},
 	},
 	"internal/api": {
-		may: []string{"internal/fleet", "internal/pool", "internal/store", "internal/watch", "internal/view", "internal/metric", "internal/selector", "internal/status"},
+		may: []string{"internal/fleet", "internal/pool", "internal/store", "internal/watch", "internal/view", "internal/metric", "internal/selector", "internal/status", "internal/nearest"},
 		why: "it answers questions from what pool tells; connections and browsers are serve's",
 		not: []string{"os"},
 	},
@@ -140,7 +144,7 @@ var rooms = map[string]struct {
 		not: []string{"os", "net/http"},
 	},
 	"internal/config": {
-		may: []string{"internal/policy", "internal/metric"},
+		may: []string{"internal/policy", "internal/metric", "internal/nearest"},
 		why: "it reads the file of settings; whoever needs a setting is given it",
 		not: []string{"net/http"},
 	},
