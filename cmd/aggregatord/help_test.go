@@ -157,7 +157,7 @@ func TestCompletion(t *testing.T) {
 	}
 	for words, want := range map[string]string{
 		"du":         "dump\t",
-		"inspect --": "--json\t",
+		"inspect --": "--format\t",
 		"serve --we": "--web.listen-address\t",
 	} {
 		c := call(t, append([]string{"__complete"}, strings.Fields(words)...)...)

@@ -31,7 +31,7 @@ type topOptions struct {
 
 func (o *topOptions) addFlags(f *pflag.FlagSet) {
 	o.client.addFlags(f)
-	f.DurationVar(&o.interval, "interval", 2*time.Second, "how often to read")
+	durationVar(f, &o.interval, "interval", 2*time.Second, "how often to read")
 	f.IntVar(&o.iterations, "iterations", 1, "print so many `FRAMES` as plain text, and end; 0: no end")
 	f.IntVar(&o.rows, "rows", 20, "how many `ROWS` of each table there are in plain text; 0: all")
 }

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package doctor
+
+// Listener finds the process that listens on a TCP port; here it cannot.
+func Listener(int) string { return "" }
