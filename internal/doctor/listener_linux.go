@@ -11,17 +11,25 @@ import (
 
 // Listener finds the process that listens on a TCP port of this network namespace: "gunicorn
 // (123)", or "" where we may not look at it.
-func Listener(port int) string { return listener("/proc", port) }
+func Listener(port int) string {
+	const procRoot = "/proc"
+	p, ok := listenerIn(procRoot, port, readProcesses(procRoot))
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf("%s (%d)", p.name, p.pid)
+}
 
-func listener(procRoot string, port int) string {
+// listenerIn finds the one of some processes that listens on a port.
+func listenerIn(procRoot string, port int, processes []process) (process, bool) {
 	inodes := map[string]bool{}
 	for _, table := range []string{"net/tcp", "net/tcp6"} {
 		listening(filepath.Join(procRoot, table), port, inodes)
 	}
 	if len(inodes) == 0 {
-		return ""
+		return process{}, false
 	}
-	for _, p := range readProcesses(procRoot) {
+	for _, p := range processes {
 		fds, err := os.ReadDir(filepath.Join(p.root, "fd"))
 		if err != nil {
 			continue // another user's
@@ -29,11 +37,11 @@ func listener(procRoot string, port int) string {
 		for _, fd := range fds {
 			target, err := os.Readlink(filepath.Join(p.root, "fd", fd.Name()))
 			if inode, ok := strings.CutPrefix(target, "socket:["); err == nil && ok && inodes[strings.TrimSuffix(inode, "]")] {
-				return fmt.Sprintf("%s (%d)", p.name, p.pid)
+				return p, true
 			}
 		}
 	}
-	return ""
+	return process{}, false
 }
 
 // listening adds the inodes of the sockets in a table of proc(5) that listen on a port.

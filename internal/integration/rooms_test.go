@@ -127,7 +127,7 @@ var rooms = map[string]struct {
 		not: []string{"net/http"},
 	},
 	"internal/doctor": {
-		may: []string{"internal/archive", "internal/fold", "internal/store", "internal/watch", "internal/metric"},
+		may: []string{"internal/archive", "internal/fold", "internal/store", "internal/watch", "internal/metric", "internal/status"},
 		why: "it looks at a set-up from outside, so it needs nothing that serves or merges",
 	},
 	"internal/supervise": {

@@ -24,11 +24,12 @@ const (
 	Faint
 	Warning
 	Alarm
+	Good
 )
 
 // sgr are the sequences of ECMA-48 that select the styles.
 var sgr = map[Style]string{
-	Title: "\x1b[1m", Heading: "\x1b[7m", Faint: "\x1b[2m", Warning: "\x1b[33m", Alarm: "\x1b[1;31m",
+	Title: "\x1b[1m", Heading: "\x1b[7m", Faint: "\x1b[2m", Warning: "\x1b[33m", Alarm: "\x1b[1;31m", Good: "\x1b[32m",
 }
 
 // A Line is one line of a screen.
@@ -61,6 +62,27 @@ func Is(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 func Interactive(f *os.File) bool {
 	name := os.Getenv("TERM")
 	return name != "" && name != "dumb" && Is(f)
+}
+
+// Width returns how many columns a terminal has, and 0 for what is none or does not know it.
+func Width(f *os.File) int {
+	columns, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return columns
+}
+
+// Colours reports whether f is a terminal that shows styles, and the user has nothing against
+// them (NO_COLOR).
+func Colours(f *os.File) bool { return Interactive(f) && os.Getenv("NO_COLOR") == "" }
+
+// Paint returns text in a style, for a terminal that shows styles.
+func (s Style) Paint(text string) string {
+	if sgr[s] == "" {
+		return text
+	}
+	return sgr[s] + text + "\x1b[0m"
 }
 
 // A Screen has the controlling terminal to itself, from Open to Close. Its methods are for
