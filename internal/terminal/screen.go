@@ -43,9 +43,29 @@ const (
 	KeyCtrlC     = '\x03'
 	KeyCtrlL     = '\x0c'
 	KeySuspend   = '\x1a'
-	keyEscape    = '\x1b'
+	KeyEscape    = '\x1b'
+	KeyEnter     = '\r'
+	KeyTab       = '\t'
+	KeyBackspace = '\x7f'
 	writeTimeout = 2 * time.Second
 )
+
+// Keys that send a sequence, as characters that nobody types (private use of Unicode).
+const (
+	KeyUp rune = '\uf700' + iota
+	KeyDown
+	KeyPageUp
+	KeyPageDown
+	KeyHome
+	KeyEnd
+)
+
+// sequences are what terminals send for those keys, without the escape: in normal mode, in
+// application mode, and those of the Linux console and rxvt.
+var sequences = map[string]rune{
+	"[A": KeyUp, "[B": KeyDown, "OA": KeyUp, "OB": KeyDown, "[5~": KeyPageUp, "[6~": KeyPageDown,
+	"[H": KeyHome, "[F": KeyEnd, "OH": KeyHome, "OF": KeyEnd, "[1~": KeyHome, "[4~": KeyEnd, "[7~": KeyHome, "[8~": KeyEnd,
+}
 
 // enter switches to the alternate screen of xterm(1), which leaves what was there before
 // alone, and hides the cursor; leave undoes it.
@@ -222,7 +242,7 @@ func (s *Screen) write(b []byte) error {
 	return err
 }
 
-// read passes on what is typed. Of a key that sends a sequence nothing is.
+// read passes on what is typed. Of a key that sends a sequence that is not known nothing is.
 func (s *Screen) read() {
 	defer close(s.keys)
 	buf := make([]byte, 64)
@@ -232,10 +252,13 @@ func (s *Screen) read() {
 			return
 		}
 		typed := string(buf[:n])
-		if n > 1 && typed[0] == keyEscape {
-			continue
+		keys := []rune(typed)
+		if n > 1 && typed[0] == KeyEscape {
+			if keys = keys[:0]; sequences[typed[1:]] != 0 {
+				keys = append(keys, sequences[typed[1:]])
+			}
 		}
-		for _, key := range typed {
+		for _, key := range keys {
 			select {
 			case s.keys <- key:
 			case <-s.quit:
