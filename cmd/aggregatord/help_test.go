@@ -167,27 +167,6 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// TestReadmeFlags: the README's table has every flag of serve, and no other.
-func TestReadmeFlags(t *testing.T) {
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	flags := newServeCmd().Flags()
-	inTable := map[string]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\| `--([a-z.-]+)").FindAllStringSubmatch(string(readme), -1) {
-		inTable[row[1]] = true
-		if flags.Lookup(row[1]) == nil {
-			t.Errorf("README.md has --%s, which serve does not know", row[1])
-		}
-	}
-	flags.VisitAll(func(f *pflag.Flag) {
-		if f.Name != "help" && !inTable[f.Name] {
-			t.Errorf("README.md has no row for --%s", f.Name)
-		}
-	})
-}
-
 // TestReadmeCommands: every call of aggregatord in the README's code blocks is one that
 // is understood.
 func TestReadmeCommands(t *testing.T) {

@@ -617,9 +617,9 @@ func TestOwnMetrics(t *testing.T) {
 	}
 }
 
-// TestReadmeMetrics: the README's table has every own metric, and no other. Some are served
+// TestDocumentedMetrics: the table of docs/metrics.md has every own metric, and no other. Some are served
 // only when there is something to count, so the names are taken from the code, too.
-func TestReadmeMetrics(t *testing.T) {
+func TestDocumentedMetrics(t *testing.T) {
 	names := func(pattern, text string) map[string]bool {
 		found := map[string]bool{}
 		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
@@ -627,7 +627,7 @@ func TestReadmeMetrics(t *testing.T) {
 		}
 		return found
 	}
-	readme, err := os.ReadFile("../../README.md")
+	readme, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -663,12 +663,12 @@ func TestReadmeMetrics(t *testing.T) {
 	}
 	for name := range made {
 		if !told[name] {
-			t.Errorf("README.md has no row for %s", name)
+			t.Errorf("docs/metrics.md has no row for %s", name)
 		}
 	}
 	for name := range told {
 		if !made[name] {
-			t.Errorf("README.md has a row for %s, which there is not", name)
+			t.Errorf("docs/metrics.md has a row for %s, which there is not", name)
 		}
 	}
 }
