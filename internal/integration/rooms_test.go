@@ -36,6 +36,9 @@ var rooms = map[string]struct {
 		why: "it compares words, whatever they mean", onlyStandard: true,
 		not: []string{"os", "net/http", "time"},
 	},
+	"deploy/release": {
+		why: "it builds the program and is no part of it", onlyStandard: true,
+	},
 	"internal/view": {
 		may: []string{"internal/metric"}, onlyStandard: true,
 		why: "it is the form of what is served, for those who make it and those who show it",
