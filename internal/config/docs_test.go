@@ -76,8 +76,8 @@ func TestExample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := string(c.YAML()); got != "{}\n" {
-		t.Errorf("as it is it says\n%s", got)
+	if len(c.Presets) != len(presets) || len(c.Metrics) != 1 || len(c.Pools) != 0 || len(c.MetricRelabelConfigs) != 0 || c.Limits != (Limits{}) {
+		t.Errorf("as it is it says\n%s", c.YAML())
 	}
 	uncomment := regexp.MustCompile(`(?m)^#((?:  )*(?:- )?[a-z_]+:.*)$`)
 	all := uncomment.ReplaceAllString(example, "$1")
