@@ -257,13 +257,13 @@ func (o *runOptions) directory(logger *zap.Logger) (dir string, remove func() er
 		return "", nil, err
 	}
 	if !inMemory {
-		logger.Warn("no file system in memory was found for source files; their writes go to a disk", zap.String("dir", dir))
+		logger.Warn("no file system in memory was found, so the source files are on a disk", zap.String("dir", dir))
 	}
 	logger.Info("directory for source files", zap.String("dir", dir), zap.String("from", "run"), zap.Bool("made", true))
 	remove = func() error {
 		users, err := supervise.RemoveDir(dir)
 		if len(users) > 0 {
-			logger.Warn("processes that the command has started go on without it, so their directory is kept, and nobody serves it; aggregatord serve does, by --dir; remove it when they have ended",
+			logger.Warn("processes of the command still run, so their directory is kept; serve it by aggregatord serve --dir, and remove it when they have ended",
 				zap.String("dir", dir), zap.Ints("pids", users))
 		}
 		return err

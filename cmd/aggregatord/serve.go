@@ -214,9 +214,9 @@ func newServeCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Watch directories of source files and serve the merged metrics",
-		Long: `Watch one or several directories of source files and serve what they hold, merged,
-until SIGTERM or SIGINT. A directory need not exist yet. The files of dead workers are
-archived, so that their counts stay and the directory stays small.`,
+		Long: `Watch directories of source files and serve their merged metrics until SIGTERM or SIGINT.
+A directory may be made later. The files of dead workers are archived and removed, so
+totals stay and the directory stays small. Run it as the user of the workers.`,
 		Example: `  aggregatord serve --dir /dev/shm/myapp
   aggregatord serve --dir web=/dev/shm/web --dir jobs=/dev/shm/celery`,
 		Args:        noArgs,

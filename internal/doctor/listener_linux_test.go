@@ -20,7 +20,7 @@ func TestListener(t *testing.T) {
 		if got, want := Listener(port), fmt.Sprintf(" (%d)", os.Getpid()); !strings.HasSuffix(got, want) {
 			t.Errorf("on %s listens %q, want one that ends in %q", l.Addr(), got, want)
 		}
-		l.Close() //nolint:errcheck // it is only taken away
+		l.Close()
 		if got := Listener(port); got != "" {
 			t.Errorf("nobody listens on %d, and it is %q", port, got)
 		}
