@@ -211,17 +211,32 @@ func (r *release) packages(arch, binary, work string) error {
 	if r.nfpm == "" {
 		return nil
 	}
+	// nfpm takes over the dates of files, so all that it takes is copied and dated.
+	stage := filepath.Join(work, "stage-"+arch)
+	for from, to := range map[string]string{
+		binary: "bin/aggregatord", r.extras + "/man": "bin/man", r.extras + "/completions": "bin/completions",
+		"deploy/systemd": "deploy/systemd", "deploy/aggregatord.yml": "deploy/aggregatord.yml",
+	} {
+		if err := r.copy(from, filepath.Join(stage, to)); err != nil {
+			return err
+		}
+	}
 	config, err := os.ReadFile("deploy/packaging/nfpm.yaml")
 	if err != nil {
 		return err
 	}
-	file := filepath.Join(work, "nfpm-"+arch+".yaml")
-	text := strings.NewReplacer("bin/aggregatord", binary, "bin/", r.extras+"/").Replace(string(config)) + "mtime: " + r.date.Format(time.RFC3339) + "\n"
-	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+	file := filepath.Join(stage, "nfpm.yaml")
+	if err := os.WriteFile(file, fmt.Appendf(config, "mtime: %s\n", r.date.Format(time.RFC3339)), 0o644); err != nil {
+		return err
+	}
+	out, errOut := filepath.Abs(r.out)
+	nfpm, errNfpm := filepath.Abs(r.nfpm)
+	if err := errors.Join(errOut, errNfpm); err != nil {
 		return err
 	}
 	for _, kind := range []string{"deb", "rpm"} {
-		cmd := exec.Command(r.nfpm, "package", "--config", file, "--packager", kind, "--target", r.out)
+		cmd := exec.Command(nfpm, "package", "--config", file, "--packager", kind, "--target", out)
+		cmd.Dir = stage
 		cmd.Env = append(os.Environ(), "VERSION="+r.packageVersion, "GOARCH="+arch, "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.date.Unix(), 10))
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 		if err := cmd.Run(); err != nil {
@@ -229,6 +244,28 @@ func (r *release) packages(arch, binary, work string) error {
 		}
 	}
 	return nil
+}
+
+// copy copies a file or a directory; the copies have the date of the release.
+func (r *release) copy(from, to string) error {
+	return filepath.WalkDir(from, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rest, err := filepath.Rel(from, p)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, rest)
+		if d.IsDir() {
+			return os.MkdirAll(target, 0o755)
+		}
+		data, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		return errors.Join(os.MkdirAll(filepath.Dir(target), 0o755), os.WriteFile(target, data, 0o644), os.Chtimes(target, r.date, r.date))
+	})
 }
 
 // descriptor is how OCI's image layout points to a blob.
