@@ -13,13 +13,18 @@ TEST_FUZZTIME := 100000x
 SOAK ?= 1h
 # How often make bench-go runs each benchmark; benchstat wants ten or so.
 COUNT ?= 1
-# What make deb calls the package's version; it must begin with a digit.
-DEB_VERSION ?= 0.0.0~$(VERSION)
+# The version of the packages must begin with a digit: a tag v1.2.3 is 1.2.3, and anything else
+# comes before every release.
+PACKAGE_VERSION ?= $(if $(filter v0% v1% v2% v3% v4% v5% v6% v7% v8% v9%,$(VERSION)),$(patsubst v%,%,$(VERSION)),0.0.0~$(VERSION))
 NFPM_VERSION := v2.43.4
+NFPM := $(BIN)/nfpm-$(NFPM_VERSION)
+LDFLAGS := -s -w -X aggregatord/internal/buildinfo.Version=$(VERSION)
+# Where make release puts its files.
+DIST := dist
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run build test test-deps check-format vet vet-darwin test-fuzz test-race test-deploy lint fuzz soak bench bench-go extras deb clean
+.PHONY: help run build check test test-deps format check-format vet vet-darwin test-unit test-fuzz test-race test-deploy lint fuzz soak bench bench-go docs pictures extras release clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,15 +33,21 @@ run: build ## Build, and start the daemon with a demo pool of workers
 	$(BIN)/aggregatord demo
 
 build: ## Build bin/aggregatord
-	$(GO) build -trimpath -ldflags '-X aggregatord/internal/buildinfo.Version=$(VERSION)' -o $(BIN)/aggregatord ./cmd/aggregatord
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/aggregatord ./cmd/aggregatord
 
-test: test-deps check-format vet vet-darwin test-fuzz test-race test-deploy ## Everything that must hold; installs the peers it needs on Debian as root
+check: check-format vet lint test-unit ## Format, vet, lint and the tests of every room: for each commit; installs no package
+
+test: test-deps check-format vet vet-darwin lint test-fuzz test-race test-deploy ## Everything that must hold; installs the peers it needs on Debian as root
 
 test-deps:
 	.ci/deps
 
-check-format:
-	@files=$$(gofmt -l cmd internal); if [ -n "$$files" ]; then echo "gofmt -w is due for:"; echo "$$files"; exit 1; fi
+# The formatters of .golangci.yml, gofumpt and goimports, are the ones that count.
+format: $(GOLANGCI) ## Format all Go files
+	$(GOLANGCI) fmt
+
+check-format: $(GOLANGCI)
+	@$(GOLANGCI) fmt --diff >/dev/null || { echo "make format is due:"; $(GOLANGCI) fmt --diff | grep '^diff'; exit 1; }
 
 vet:
 	$(GO) vet ./...
@@ -45,6 +56,10 @@ vet:
 vet-darwin:
 	CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 $(GO) build ./...
 	CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 $(GO) vet ./...
+
+# What needs no other program: all but internal/integration and internal/bench.
+test-unit:
+	$(GO) test $$($(GO) list ./... | grep -v -e /internal/integration -e /internal/bench)
 
 # Fuzz targets are found, not listed. The pipe's last command decides the exit status.
 define fuzz_all
@@ -86,6 +101,16 @@ bench: build ## Measure the daemon beside a floor and the Python client, with BE
 bench-go: ## Go benchmarks, COUNT times, in the form benchstat reads
 	$(GO) test -run '^$$' -bench . -benchmem -count $(COUNT) ./...
 
+docs: ## Write the tables of docs/ that are made from the code
+	$(GO) test ./cmd/aggregatord ./internal/config -run Documented -update
+
+pictures: ## Take the screenshots of docs/images anew
+	CI=true AGGREGATORD_PICTURES=1 $(GO) test -count=1 ./internal/integration -run '^TestPictures$$'
+
+$(NFPM):
+	GOBIN=$(CURDIR)/$(BIN) $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)
+	mv $(BIN)/nfpm $@
+
 extras: build ## Man pages and completions for shells, into bin
 	rm -rf $(BIN)/man $(BIN)/completions
 	mkdir -p $(BIN)/completions
@@ -94,8 +119,9 @@ extras: build ## Man pages and completions for shells, into bin
 	$(BIN)/aggregatord completion zsh >$(BIN)/completions/_aggregatord
 	$(BIN)/aggregatord completion fish >$(BIN)/completions/aggregatord.fish
 
-deb: extras ## A package for Debian, into bin; DEB_VERSION is its version
-	VERSION=$(DEB_VERSION) GOARCH=$$($(GO) env GOARCH) $(GO) run github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION) package --config deploy/packaging/nfpm.yaml --packager deb --target $(BIN)
+# Everything in dist/ depends on the commit alone: two builds give the same bytes.
+release: extras $(NFPM) ## Binaries, deb, rpm, image, SBOM and checksums, into dist
+	$(GO) run ./deploy/release -version '$(VERSION)' -package-version '$(PACKAGE_VERSION)' -extras $(BIN) -nfpm $(NFPM) -out $(DIST)
 
 clean: ## Remove what make built
-	rm -rf $(BIN)
+	rm -rf $(BIN) $(DIST)

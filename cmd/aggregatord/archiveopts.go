@@ -20,8 +20,8 @@ type archiveOptions struct {
 func (o *archiveOptions) addFlags(f *pflag.FlagSet) {
 	o.addDirFlag(f)
 	f.BoolVar(&o.disable, "archive.disable", false, "only read: leave the files of dead workers where they are, and count them there")
-	f.DurationVar(&o.rest, "archive.rest", pool.DefaultRest, "how long a worker must be dead before its files are archived, so that hooks of the\napplication that run at its death still find them; shorter where room is short")
-	f.DurationVar(&o.gaugeRetention, "archive.gauge-retention", pool.DefaultGaugeRetention, "how long the gauges of a dead worker in mode all are served; 0 is for ever")
+	durationVar(f, &o.rest, "archive.rest", pool.DefaultRest, "how long a worker must be dead before its files are archived, so that hooks of the\napplication that run at its death still find them; shorter where room is short")
+	durationVar(f, &o.gaugeRetention, "archive.gauge-retention", pool.DefaultGaugeRetention, "how long the gauges of a dead worker in mode all are served; 0 is for ever")
 	f.IntVar(&o.gaugeWorkers, "archive.gauge-workers", pool.DefaultGaugeWorkers, "of how many dead `WORKERS` they are served; 0 is any number")
 }
 

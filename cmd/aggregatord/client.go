@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,7 +35,7 @@ const (
 )
 
 func (o *clientOptions) addFlags(f *pflag.FlagSet) {
-	f.StringVar(&o.url, urlFlag, defaultURL, "`URL` of a running daemon, without a path; or unix:PATH")
+	f.StringVar(&o.url, urlFlag, defaultURL, "`URL` of a running daemon: http://HOST:PORT, HOST:PORT or unix:PATH")
 	f.StringVar(&o.httpConfig, httpConfigFlag, "", "`FILE` with the password, certificates and the like that the daemon\nasks for, in Prometheus' format for HTTP clients")
 }
 
@@ -73,11 +74,11 @@ func (o *clientOptions) client(opts ...config.HTTPClientOption) (*client, error)
 		}
 	}
 	opts = append(opts, config.WithDialContextFunc(dial))
-	base, err := url.Parse(text)
+	base, err := url.Parse(withScheme(text))
 	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" {
-		return nil, usagef("--%s %q: use http://HOST:PORT, https://HOST:PORT or unix:PATH", urlFlag, o.url)
+		return nil, usagef("--%s %q: use http://HOST:PORT, https://HOST:PORT, HOST:PORT or unix:PATH", urlFlag, o.url)
 	}
-	c.base = base
+	c.base = trimmed(base)
 	if !isSocket {
 		c.name = base.Redacted()
 	}
@@ -86,6 +87,32 @@ func (o *clientOptions) client(opts ...config.HTTPClientOption) (*client, error)
 	}
 	c.http.Timeout = patience
 	return c, nil
+}
+
+// withScheme takes HOST:PORT for http://HOST:PORT.
+func withScheme(text string) string {
+	if strings.Contains(text, "://") {
+		return text
+	}
+	address, _, _ := strings.Cut(text, "/")
+	if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
+		return text
+	}
+	return "http://" + text
+}
+
+// trimmed takes away what a pasted address has after the daemon's own: /metrics, or a path of
+// the API or the page.
+func trimmed(u *url.URL) *url.URL {
+	base := *u
+	base.RawQuery, base.Fragment, base.RawFragment = "", "", ""
+	for _, ours := range []string{"/metrics", "/api/v1", "/-/", "/assets/"} {
+		if i := strings.Index(base.Path, ours); i >= 0 {
+			base.Path = base.Path[:i]
+		}
+	}
+	base.RawPath = ""
+	return &base
 }
 
 // dialLoopback connects to an address, and to localhost without asking who that is (RFC 6761,
@@ -142,7 +169,7 @@ func (c *client) do(request *http.Request) ([]byte, error) {
 		if inner, ok := errors.AsType[*url.Error](err); ok {
 			err = inner.Err
 		}
-		return nil, fmt.Errorf("ask the daemon at %s: %w; is it running, and is this its address? --%s says another one", c.name, err, urlFlag)
+		return nil, c.unreachable(err)
 	}
 	defer response.Body.Close() //nolint:errcheck // it is read to its end
 	body, err := io.ReadAll(response.Body)
@@ -151,19 +178,34 @@ func (c *client) do(request *http.Request) ([]byte, error) {
 	}
 	var r status.Response[json.RawMessage]
 	if json.Unmarshal(body, &r) != nil || r.Status == "" {
-		hint := "is that a daemon of this version?"
+		hint := "check that --" + urlFlag + " is the address of an aggregatord of this version"
 		switch response.StatusCode {
 		case http.StatusUnauthorized:
-			hint = "it asks for a user and a password, which a file for --" + httpConfigFlag + " can hold"
+			hint = "it wants a user and a password; put them into a file and give that by --" + httpConfigFlag
 		case http.StatusBadRequest:
 			hint = "if it serves TLS, use https:// in --" + urlFlag
 		}
-		return nil, fmt.Errorf("the answer of %s is none of an aggregatord (%s); %s", c.name, response.Status, hint)
+		return nil, fmt.Errorf("%s does not answer as an aggregatord does (%s); %s", c.name, response.Status, hint)
 	}
 	if r.Status != "success" {
 		return nil, errors.New(r.Error)
 	}
 	return r.Data, nil
+}
+
+// unreachable says why there is no answer, and what to do.
+func (c *client) unreachable(err error) error {
+	what := fmt.Sprintf("start it, or give its address by --%s", urlFlag)
+	var unknown x509.UnknownAuthorityError
+	var name x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(err, &unknown), errors.As(err, &name), errors.As(err, &invalid):
+		what = fmt.Sprintf("the daemon is there, and its certificate is not trusted; name the authority (tls_config: {ca_file: FILE}) in a file for --%s", httpConfigFlag)
+	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+		what = fmt.Sprintf("it serves no TLS; use http:// in --%s", urlFlag)
+	}
+	return fmt.Errorf("ask the daemon at %s: %w; %s", c.name, err, what)
 }
 
 // askFor asks one question of /api/v1 whose answer has a known shape.

@@ -41,10 +41,10 @@ func (o *demoOptions) addFlags(f *pflag.FlagSet) {
 	f.IntVar(&o.workers, "workers", demo.DefaultWorkers, "how many worker processes to run")
 	f.Float64Var(&o.requestsPerSecond, "requests-per-second", demo.DefaultRequestsPerSecond, "requests that all workers together get")
 	f.IntVar(&o.maxRequests, "max-requests", demo.DefaultMaxRequests, "recycle a worker after about so many requests; 0: never")
-	f.DurationVar(&o.killEvery, "kill-every", demo.DefaultKillEvery, "mean time between two SIGKILLs, each of a random worker; 0: none")
+	durationVar(f, &o.killEvery, "kill-every", demo.DefaultKillEvery, "mean time between two SIGKILLs, each of a random worker; 0: none")
 	f.Uint64Var(&o.seed, "seed", 1, "seed of the requests")
 	f.StringVar(&o.dir, "dir", "", "`DIR` for the source files, kept in the end (default: a new one, in memory where the\nsystem has /dev/shm, removed in the end)")
-	f.DurationVar(&o.duration, "duration", 0, "stop after so long; 0: when interrupted")
+	durationVar(f, &o.duration, "duration", 0, "stop after so long; 0: when interrupted")
 	o.web.addFlags(f)
 	o.web.shutdownTimeout = time.Second // who ends a demo does not want to wait
 	f.Lookup("web.shutdown-timeout").DefValue = o.web.shutdownTimeout.String()
@@ -210,7 +210,7 @@ func freeAddresses(addrs []string) (free []string, err error) {
 	for _, addr := range addrs {
 		l, err := net.Listen("tcp", addr)
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return nil, fmt.Errorf("somebody else listens on %s already; choose another address with --web.listen-address", addr)
+			return nil, inUse(err)
 		} else if err != nil {
 			return nil, fmt.Errorf("listen on %q: %w", addr, err)
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -136,8 +137,8 @@ func TestDemoErrors(t *testing.T) {
 		code int
 		says string
 	}{
-		"address_taken":  {[]string{"--web.listen-address", taken.Addr().String()}, exitFailure, "choose another address with --web.listen-address"},
-		"second_taken":   {[]string{"--web.listen-address", "localhost:0", "--web.listen-address", taken.Addr().String()}, exitFailure, taken.Addr().String()},
+		"address_taken":  {[]string{"--web.listen-address", taken.Addr().String()}, exitFailure, "choose another address by --web.listen-address"},
+		"second_taken":   {[]string{"--web.listen-address", "localhost:0", "--web.listen-address", taken.Addr().String()}, exitFailure, fmt.Sprintf("port %d is in use by ", taken.Addr().(*net.TCPAddr).Port)},
 		"no_address":     {[]string{"--web.listen-address", "9500"}, exitUsage, "host:port"},
 		"no_workers":     {[]string{"--workers", "0"}, exitUsage, "--workers"},
 		"no_requests":    {[]string{"--requests-per-second", "0"}, exitUsage, "--requests-per-second"},

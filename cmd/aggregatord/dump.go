@@ -7,14 +7,17 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 
+	"aggregatord/internal/api"
 	"aggregatord/internal/exposition"
 	"aggregatord/internal/fleet"
+	"aggregatord/internal/nearest"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/terminal"
 	"aggregatord/internal/view"
@@ -47,10 +50,10 @@ func newDumpCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dump",
 		Short: "Print the merged view of a directory once",
-		Long: `Read a directory of source files once, with the archive of dead workers if a daemon
-keeps or has left one, and print what would be served for it. Nothing in the directory
-is changed, so this is safe beside a running pool and a running daemon. Files that
-cannot be read are named on standard error; the others are served all the same.`,
+		Long: `Read a directory of source files once, with the archive of dead workers if there is one,
+and print what a daemon would serve for it. It changes nothing in the directory, so it
+is safe beside a running pool and a running daemon. Files that cannot be read are named
+on standard error; the rest is printed. The exit code is 1 if no metric has a --name.`,
 		Example: `  aggregatord dump --dir /dev/shm/myapp
   aggregatord dump --dir /dev/shm/myapp --format json --name http_requests_total
   aggregatord dump --dir /dev/shm/myapp --output /var/lib/node_exporter/textfile/myapp.prom`,
@@ -84,7 +87,7 @@ func (o *dumpOptions) run(cmd *cobra.Command) error {
 		Pools: dirs, Policy: o.config.loaded.Policy(), Logger: logger,
 		Pool: pool.Options{ArchiveDir: o.archive.dir, OnProgress: progress.files},
 	}
-	out, err := render(cmd.Context(), opts, format, exposition.NewFilter(o.names))
+	out, err := render(cmd.Context(), opts, format, o.names)
 	if err != nil {
 		return err
 	}
@@ -104,14 +107,45 @@ func shown(w io.Writer) io.Writer {
 	return w
 }
 
-// render reads the directories once and returns their merged view.
-func render(ctx context.Context, opts fleet.Options, format exposition.Format, filter exposition.Filter) (out []byte, err error) {
+// render reads the directories once and returns their merged view, or the part of it with
+// these names. A name that there is not is an error.
+func render(ctx context.Context, opts fleet.Options, format exposition.Format, only []string) (out []byte, err error) {
+	filter := exposition.NewFilter(only)
 	err = fleet.Read(ctx, opts, func(_ *fleet.Fleet, snap *view.Snapshot) error {
+		if err := unknownNames(only, snap); err != nil {
+			return err
+		}
 		enc := exposition.Encoder{OnReport: logOmissions(opts.Logger)}
 		out = enc.Append(nil, format, filter, snap)
 		return nil
 	})
 	return out, err
+}
+
+// unknownNames says which names no metric and no sample of a view has.
+func unknownNames(names []string, snap *view.Snapshot) error {
+	known := api.SampleNames([]*view.Snapshot{snap})
+	for i := range snap.Layout.Families {
+		known = append(known, snap.Layout.Families[i].Name)
+	}
+	var errs []error
+	for _, name := range names {
+		switch meant := nearest.Name(name, known); {
+		case name == "" || slices.Contains(known, name):
+		case selects(name, snap): // as a format spells it
+		case meant != "":
+			errs = append(errs, fmt.Errorf("no metric named %s; did you mean %s?", name, meant))
+		default:
+			errs = append(errs, fmt.Errorf("no metric named %s; without --name all are printed", name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// selects reports whether a name selects something in the format that has all names.
+func selects(name string, snap *view.Snapshot) bool {
+	format, err := exposition.ParseFormat(exposition.FormatNames()[0])
+	return err == nil && len(new(exposition.Encoder).Append(nil, format, exposition.NewFilter([]string{name}), snap)) > 0
 }
 
 // logOmissions names what an encoder had to leave out.

@@ -53,14 +53,13 @@ func newExplainCmd() *cobra.Command {
 	var o explainOptions
 	cmd := &cobra.Command{
 		Use:   "explain SELECTOR",
-		Short: "Say what made a number: the rule, and each worker's part",
-		Long: `Say of the series that a selector means what made their values: the rule that was
-applied, and what each live file, each dead worker's file and the archive contributes.
-What counts adds up to the number. A selector is written as in PromQL, with =, !=, =~
-and !~, and the name is that of the sample: counters end in _total, histograms in
-_bucket, _sum and _count.
+		Short: "Show what made a number: the rule, and the part of each worker",
+		Long: `Show what made the values of the series that match a selector: the rule that was
+applied, and what each file and the archive contribute. The parts that count add up to
+the number. Write the selector as in PromQL, with =, !=, =~ and !~. The name is that of
+the sample: counters end in _total, histograms in _bucket, _sum and _count.
 
-A running daemon is asked, unless --dir names a directory to read, as dump does.`,
+It asks a running daemon. With --dir it reads a directory itself, as dump does.`,
 		Example: `  aggregatord explain 'http_requests_total{path="/"}'
   aggregatord explain --format json 'http_request_duration_seconds_bucket{le="0.5"}'
   aggregatord explain --dir /dev/shm/myapp inprogress_requests`,
@@ -110,9 +109,24 @@ func (o *explainOptions) run(cmd *cobra.Command, text string) error {
 		}
 	} else {
 		printExplanations(&out, all, time.Now())
+		if !offline {
+			o.printLink(&out, all)
+		}
 	}
 	_, err = out.WriteTo(cmd.OutOrStdout())
 	return err
+}
+
+// printLink tells where the page of a daemon shows the same.
+func (o *explainOptions) printLink(out *bytes.Buffer, all status.Explanations) {
+	base, err := url.Parse(withScheme(o.client.url))
+	if err != nil || base.Host == "" || len(all.Items) == 0 {
+		return // of a unix socket there is no page
+	}
+	base = trimmed(base)
+	base.User = nil
+	e := &all.Items[0]
+	fmt.Fprintf(out, "\n%s/#metric/%s?series=%s\n", strings.TrimSuffix(base.String(), "/"), url.PathEscape(e.Family), url.QueryEscape(e.Series))
 }
 
 // ask has a running daemon explain.
@@ -143,13 +157,13 @@ func (o *explainOptions) read(cmd *cobra.Command, text string, sel selector.Sele
 		Pools: dirs, Policy: o.config.loaded.Policy(), Logger: logger,
 		Pool: pool.Options{ArchiveDir: o.archive.dir, OnProgress: progress.files},
 	}
-	err = fleet.Read(cmd.Context(), opts, func(f *fleet.Fleet, _ *view.Snapshot) error {
+	err = fleet.Read(cmd.Context(), opts, func(f *fleet.Fleet, snap *view.Snapshot) error {
 		all, err = api.Explain(cmd.Context(), f, sel, o.limit)
+		if err == nil && all.Matching == 0 {
+			err = errors.New(api.NoSeries(text, sel, []*view.Snapshot{snap}))
+		}
 		return err
 	})
-	if err == nil && all.Matching == 0 {
-		err = errors.New(api.NoSeries(text, sel))
-	}
 	return all, err
 }
 
@@ -161,7 +175,7 @@ func printExplanations(out *bytes.Buffer, all status.Explanations, now time.Time
 		printExplanation(out, &all.Items[i], now)
 	}
 	if more := all.Matching - len(all.Items); more > 0 {
-		fmt.Fprintf(out, "\n%d more series are meant; name labels, or use --limit\n", more)
+		fmt.Fprintf(out, "\n%d more series match; name labels, or raise --limit\n", more)
 	}
 }
 
@@ -220,7 +234,7 @@ func place(c *status.Contribution) string {
 	var b strings.Builder
 	switch c.Kind {
 	case "archive":
-		b.WriteString("archive of the dead")
+		b.WriteString("archive")
 	case "configuration":
 		b.WriteString("configuration file")
 	default:
@@ -241,7 +255,7 @@ func remark(c *status.Contribution, now time.Time) string {
 		parts = append(parts, c.Path)
 	}
 	if c.Gains {
-		parts = append(parts, "(what it gained since it was archived)")
+		parts = append(parts, "(what was added after it was archived)")
 	}
 	if c.Set > 1 {
 		parts = append(parts, fmt.Sprintf("(set %s ago)", now.Sub(time.UnixMilli(int64(c.Set*1000))).Round(time.Second)))

@@ -39,7 +39,7 @@ func TestExplain(t *testing.T) {
 	got := must(t, "explain", "--dir", dir, series)
 	contains(t, got, series+"  12\n", "counter: the sum of all", "+  3  alive file of worker 1", "+  4  alive file of worker 2", "+  5  dead file of worker 3", filepath.Join(dir, "counter_3.db"))
 	contains(t, must(t, "explain", "--dir", dir, "peak"), "peak  7\n", "gauge in mode max (by file name): the greatest", "=  7  alive file of worker 2", "   2  alive file of worker 1", "another one is greater")
-	contains(t, must(t, "explain", "--dir", dir, "--limit", "1", "hits_total"), "\n1 more series are meant")
+	contains(t, must(t, "explain", "--dir", dir, "--limit", "1", "hits_total"), "\n1 more series match")
 
 	s := startServe(t, "--dir", dir, "--web.listen-address", "127.0.0.1:0")
 	eventuallyArchived := func() status.Explanations {
@@ -71,11 +71,11 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%s: the contributions add up to %v", name, sum)
 		}
 	}
-	contains(t, must(t, "explain", "--url", s.urls[0], series), "+  5  archive of the dead")
-	call(t, "explain", "--url", s.urls[0], "hits").oneLine(t, exitFailure, "no series is meant", "_total")
-	call(t, "explain", "--url", s.urls[0], "aggregatord_files").oneLine(t, exitFailure, "daemon's own")
+	contains(t, must(t, "explain", "--url", s.urls[0], series), "+  5  archive ")
+	call(t, "explain", "--url", s.urls[0], "hits").oneLine(t, exitFailure, "No series named hits", "did you mean hits_total?")
+	call(t, "explain", "--url", s.urls[0], "aggregatord_files").oneLine(t, exitFailure, "a metric of the daemon itself")
 	s.end()
-	call(t, "explain", "--url", s.urls[0], series).oneLine(t, exitFailure, "is it running")
+	call(t, "explain", "--url", s.urls[0], series).oneLine(t, exitFailure, "start it, or give its address by --url")
 }
 
 // TestExplainRules: what a configuration file says is in the explanation.
@@ -111,9 +111,9 @@ func TestExplainMistakes(t *testing.T) {
 		{[]string{"--format", "xml", "a"}, exitUsage, "--format"},
 		{[]string{"--url", "nowhere", "a"}, exitUsage, "--url"},
 		{[]string{"--url", "http://x", "--dir", "/", "a"}, exitUsage, "one of them"},
-		{[]string{"--url", foreign.URL, "a"}, exitFailure, "none of an aggregatord"},
+		{[]string{"--url", foreign.URL, "a"}, exitFailure, "does not answer as an aggregatord does"},
 		{[]string{"--url", foreign.URL + "/locked", "a"}, exitFailure, "password"},
-		{[]string{"--url", "unix:/nonexistent.sock", "a"}, exitFailure, "is it running"},
+		{[]string{"--url", "unix:/nonexistent.sock", "a"}, exitFailure, "start it, or give its address by --url"},
 		{[]string{"--dir", "/nonexistent", "a"}, exitUsage, "/nonexistent"},
 	} {
 		t.Run(strings.Join(tc.args, " "), func(t *testing.T) {

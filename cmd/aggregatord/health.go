@@ -24,7 +24,7 @@ type healthOptions struct {
 func (o *healthOptions) addFlags(f *pflag.FlagSet) {
 	o.client.addFlags(f)
 	f.BoolVar(&o.ready, "ready", false, "ask whether a scrape would be complete, not only whether the daemon serves")
-	f.DurationVar(&o.timeout, "timeout", 5*time.Second, "how long the answer may take")
+	durationVar(f, &o.timeout, "timeout", 5*time.Second, "how long the answer may take")
 }
 
 func newHealthCmd() *cobra.Command {

@@ -64,7 +64,7 @@ func TestHealth(t *testing.T) {
 	}{
 		{"healthy", []string{"--url", plain.URL, "--http.config.file", auth}, true, 0, "aggregatord is well\n"},
 		{"whole_address", []string{"--url", plain.URL + "/-/healthy", "--http.config.file", auth}, true, 0, "aggregatord is well\n"},
-		{"below_a_path", []string{"--url", plain.URL + "/metrics/", "--http.config.file", auth}, true, 1, "404 Not Found"},
+		{"below_a_path", []string{"--url", plain.URL + "/elsewhere/", "--http.config.file", auth}, true, 1, "404 Not Found"},
 		{"ready", []string{"--ready", "--url", plain.URL, "--http.config.file", auth}, true, 0, "aggregatord is well\n"},
 		{"not_ready", []string{"--ready", "--url", plain.URL, "--http.config.file", auth}, false, 1, "503 Service Unavailable: not ready: stopping\n"},
 		{"not_ready_but_healthy", []string{"--url", plain.URL, "--http.config.file", auth}, false, 0, "well"},

@@ -157,7 +157,7 @@ func TestCompletion(t *testing.T) {
 	}
 	for words, want := range map[string]string{
 		"du":         "dump\t",
-		"inspect --": "--json\t",
+		"inspect --": "--format\t",
 		"serve --we": "--web.listen-address\t",
 	} {
 		c := call(t, append([]string{"__complete"}, strings.Fields(words)...)...)
@@ -165,31 +165,6 @@ func TestCompletion(t *testing.T) {
 			t.Errorf("completing %q: exit code %d, %q", words, c.code, c.stdout)
 		}
 	}
-}
-
-// TestReadmeFlags: the README's table has every flag of serve, and no other.
-func TestReadmeFlags(t *testing.T) {
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	processes, err := os.ReadFile("../../docs/processes.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	flags := newServeCmd().Flags()
-	inTable := map[string]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\| `--([a-z.-]+)").FindAllStringSubmatch(string(readme)+string(processes), -1) {
-		inTable[row[1]] = true
-		if flags.Lookup(row[1]) == nil {
-			t.Errorf("README.md has --%s, which serve does not know", row[1])
-		}
-	}
-	flags.VisitAll(func(f *pflag.Flag) {
-		if f.Name != "help" && !inTable[f.Name] {
-			t.Errorf("README.md has no row for --%s", f.Name)
-		}
-	})
 }
 
 // TestReadmeCommands: every call of aggregatord in the README's code blocks is one that

@@ -19,11 +19,15 @@ import (
 )
 
 type inspectOptions struct {
+	format string
+	// json is an older spelling of --format json.
 	json bool
 }
 
 func (o *inspectOptions) addFlags(f *pflag.FlagSet) {
-	f.BoolVar(&o.json, "json", false, "print one JSON object for each file")
+	f.StringVar(&o.format, "format", "text", "`FORMAT`: text, or json for one JSON object for each file")
+	f.BoolVar(&o.json, "json", false, "the same as --format json")
+	f.Lookup("json").Hidden = true
 }
 
 func newInspectCmd() *cobra.Command {
@@ -47,6 +51,9 @@ Nothing is changed. The exit code is 1 if a file is damaged or cannot be read.`,
 }
 
 func (o *inspectOptions) run(w io.Writer, paths []string) error {
+	if o.format != "text" && o.format != "json" {
+		return usagef("--format %q: use text or json", o.format)
+	}
 	var out bytes.Buffer
 	var errs []error
 	for i, path := range paths {
@@ -56,7 +63,7 @@ func (o *inspectOptions) run(w io.Writer, paths []string) error {
 			continue
 		}
 		errs = append(errs, unreadableKeys(in), in.Damage)
-		if o.json {
+		if o.json || o.format == "json" {
 			errs = append(errs, json.NewEncoder(&out).Encode(describe(in)))
 		} else {
 			if i > 0 {

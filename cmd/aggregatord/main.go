@@ -82,6 +82,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 }
 
 func newRootCmd() *cobra.Command {
+	var version bool
 	root := &cobra.Command{
 		Use:   "aggregatord",
 		Short: "Metrics of prefork worker pools, merged beside the application",
@@ -94,19 +95,23 @@ Nothing in the application changes: start it beside the pool, on the same direct
   aggregatord demo                             try it on a built-in pool of workers`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args: func(_ *cobra.Command, args []string) error {
+		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("unknown command %q; see aggregatord --help", args[0])
+				return unknownCommand(cmd, args[0])
 			}
 			return nil
 		},
 		// With a Run of its own the root takes Args above instead of cobra's wording.
-		RunE:             func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if version {
+				return printVersion(cmd)
+			}
+			return cmd.Help()
+		},
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) { settleHangups(cmd) },
 	}
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usagef("%w; see %s --help", err, cmd.CommandPath())
-	})
+	root.Flags().BoolVar(&version, "version", false, "print which build this is")
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(newServeCmd(), newRunCmd(), newDumpCmd(), newPushCmd(), newExplainCmd(), newTopCmd(), newCheckConfigCmd(), newInspectCmd(), newDoctorCmd(), newHealthCmd(), newArchiveCmd(), newDemoCmd(), newVersionCmd(), newManCmd())
 	return root
 }
@@ -122,14 +127,14 @@ func adoptCobraCommands(root *cobra.Command) {
 		case "help":
 			cmd.Args = func(_ *cobra.Command, args []string) error {
 				if _, rest, err := root.Find(args); err != nil || len(rest) > 0 {
-					return usagef("unknown command %q; see aggregatord --help", strings.Join(args, " "))
+					return unknownCommand(root, strings.Join(args, " "))
 				}
 				return nil
 			}
 		case "completion":
 			cmd.Args = func(_ *cobra.Command, args []string) error {
 				if len(args) > 0 {
-					return usagef("unknown shell %q; see aggregatord completion --help", args[0])
+					return usagef("unknown shell %q; use bash, zsh, fish or powershell", args[0])
 				}
 				return nil
 			}

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"aggregatord/internal/daemon"
+	"aggregatord/internal/doctor"
 	"aggregatord/internal/fleet"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/supervise"
@@ -41,7 +42,7 @@ type runOptions struct {
 
 func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.dir, "dir", "", "`DIR` for the source files, kept in the end (default: $PROMETHEUS_MULTIPROC_DIR, else\na new one in memory, removed in the end)")
-	f.DurationVar(&o.linger, "run.linger", 0, "how long to go on serving when the command has ended, so that its last values can be fetched")
+	durationVar(f, &o.linger, "run.linger", 0, "how long to go on serving when the command has ended, so that its last values can be fetched")
 	o.config.addFlags(f)
 	o.archive.addFlags(f)
 	o.process.addFlags(f)
@@ -218,7 +219,15 @@ func (o *runOptions) supervise(args []string, dir string, signals chan os.Signal
 		return 0, codeError{exitNotStarted, err}
 	}
 	logger.Info("command started", zap.String("command", args[0]), zap.Int("pid", command.PID()), zap.String("dir", dir))
+	ended, watched := make(chan struct{}), make(chan struct{})
+	// Ends when the command has ended.
+	go func() {
+		defer close(watched)
+		watchElsewhere(command.PID(), dir, ended, logger)
+	}()
 	exit := command.Wait(signals)
+	close(ended)
+	<-watched
 	if exit.Signal != 0 {
 		logger.Warn("command was killed", zap.Stringer("signal", exit.Signal))
 	} else {
@@ -229,6 +238,28 @@ func (o *runOptions) supervise(args []string, dir string, signals chan os.Signal
 		linger(o.linger, signals, served)
 	}
 	return exit.Status(), nil
+}
+
+// lookElsewhere is after how long it is looked where the command's processes write.
+var lookElsewhere = []time.Duration{10 * time.Second, time.Minute, 10 * time.Minute}
+
+// watchElsewhere warns once if the command writes its metrics somewhere else than into dir.
+func watchElsewhere(pid int, dir string, ended <-chan struct{}, logger *zap.Logger) {
+	for _, after := range lookElsewhere {
+		select {
+		case <-ended:
+			return
+		case <-time.After(after):
+		}
+		switch there, others := doctor.Elsewhere(pid, dir); {
+		case there:
+			return
+		case len(others) > 0:
+			logger.Warn("the command writes its metrics to another directory, so none are served; take PROMETHEUS_MULTIPROC_DIR out of its configuration, or give its directory by --dir",
+				zap.String("dir", dir), zap.Strings("writes_to", others))
+			return
+		}
+	}
 }
 
 // linger returns after d, or when a signal asks for the end or the daemon has failed.
@@ -273,13 +304,13 @@ func (o *runOptions) directory(logger *zap.Logger) (dir string, remove func() er
 		return "", nil, err
 	}
 	if !inMemory {
-		logger.Warn("no file system in memory was found for source files; their writes go to a disk", zap.String("dir", dir))
+		logger.Warn("no file system in memory was found, so the source files are on a disk", zap.String("dir", dir))
 	}
 	logger.Info("directory for source files", zap.String("dir", dir), zap.String("from", "run"), zap.Bool("made", true))
 	remove = func() error {
 		users, err := supervise.RemoveDir(dir)
 		if len(users) > 0 {
-			logger.Warn("processes that the command has started go on without it, so their directory is kept, and nobody serves it; aggregatord serve does, by --dir; remove it when they have ended",
+			logger.Warn("processes of the command still run, so their directory is kept; serve it by aggregatord serve --dir, and remove it when they have ended",
 				zap.String("dir", dir), zap.Ints("pids", users))
 		}
 		return err

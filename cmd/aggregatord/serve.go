@@ -19,6 +19,7 @@ import (
 
 	"aggregatord/internal/buildinfo"
 	"aggregatord/internal/daemon"
+	"aggregatord/internal/doctor"
 	"aggregatord/internal/fleet"
 	"aggregatord/internal/output"
 	"aggregatord/internal/pool"
@@ -38,7 +39,7 @@ type addressOptions struct {
 func (o *addressOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.listen, "web.listen-address", []string{daemon.DefaultListenAddress}, "`ADDRESS` to serve on, host:port or unix:PATH; repeat it for several")
 	f.StringVar(&o.telemetryPath, "web.telemetry-path", "/metrics", "`PATH` of the metrics")
-	f.DurationVar(&o.shutdownTimeout, "web.shutdown-timeout", 10*time.Second, "how long scrapes in flight may take when told to stop")
+	durationVar(f, &o.shutdownTimeout, "web.shutdown-timeout", 10*time.Second, "how long scrapes in flight may take when told to stop")
 }
 
 func (o *addressOptions) validate() error {
@@ -116,9 +117,9 @@ func (o *webOptions) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.anyPath, "web.any-path", false, "serve the metrics at every path that nothing else is at")
 	f.StringVar(&o.selfMetrics, "web.self-metrics", "with", "which of the daemon's own metrics are served: with (the important ones, with the\nothers), full (all of them), separate (at /-/metrics only) or off")
 	f.BoolVar(&o.forkMetrics, "web.fork-metrics", false, "serve prom_client_archive_duration_seconds too, as the archiving fork\nof the Python client does")
-	f.DurationVar(&o.readTimeout, "web.read-timeout", time.Minute, "how long a client may take to send a request; 0 is no limit")
-	f.DurationVar(&o.writeTimeout, "web.write-timeout", time.Minute, "how long a response may take, as a client may read it slowly; 0 is no limit")
-	f.DurationVar(&o.idleTimeout, "web.idle-timeout", 5*time.Minute, "how long a connection is kept for the next request; 0 is no limit")
+	durationVar(f, &o.readTimeout, "web.read-timeout", time.Minute, "how long a client may take to send a request; 0 is no limit")
+	durationVar(f, &o.writeTimeout, "web.write-timeout", time.Minute, "how long a response may take, as a client may read it slowly; 0 is no limit")
+	durationVar(f, &o.idleTimeout, "web.idle-timeout", 5*time.Minute, "how long a connection is kept for the next request; 0 is no limit")
 }
 
 func (o *webOptions) validate() error {
@@ -220,9 +221,9 @@ func newServeCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Watch directories of source files and serve the merged metrics",
-		Long: `Watch one or several directories of source files and serve what they hold, merged,
-until SIGTERM or SIGINT. A directory need not exist yet. The files of dead workers are
-archived, so that their counts stay and the directory stays small.`,
+		Long: `Watch directories of source files and serve their merged metrics until SIGTERM or SIGINT.
+A directory may be made later. The files of dead workers are archived and removed, so
+totals stay and the directory stays small. Run it as the user of the workers.`,
 		Example: `  aggregatord serve --dir /dev/shm/myapp
   aggregatord serve --dir web=/dev/shm/web --dir jobs=/dev/shm/celery`,
 		Args:        noArgs,
@@ -305,5 +306,26 @@ func runDaemon(ctx context.Context, opts daemon.Options) error {
 		opts.GCPercent = 25
 	}
 	defer opts.Logger.Sync() //nolint:errcheck // standard error cannot be synced everywhere, and nothing is lost
-	return daemon.Run(ctx, opts)
+	return inUse(daemon.Run(ctx, opts))
+}
+
+// inUse adds to the error of an address that is taken who has it, and what to do.
+func inUse(err error) error {
+	op, ok := errors.AsType[*net.OpError](err)
+	if !ok || !errors.Is(err, syscall.EADDRINUSE) {
+		return err
+	}
+	if tcp, ok := op.Addr.(*net.TCPAddr); ok {
+		return portInUse(tcp.Port)
+	}
+	return fmt.Errorf("%s is in use by another process; stop that, or choose another address by --web.listen-address", op.Addr)
+}
+
+// portInUse says who has a port.
+func portInUse(port int) error {
+	who := doctor.Listener(port)
+	if who == "" {
+		who = "another process"
+	}
+	return fmt.Errorf("port %d is in use by %s; stop that, or choose another address by --web.listen-address", port, who)
 }

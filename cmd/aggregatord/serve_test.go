@@ -195,7 +195,7 @@ func TestServeAddressInUse(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := call(t, append([]string{"serve", "--dir", sourceDir(t), "--log.level", "error"}, flags...)...)
-			c.oneLine(t, exitFailure, address, "address already in use")
+			c.oneLine(t, exitFailure, fmt.Sprintf("port %d is in use by ", taken.Addr().(*net.TCPAddr).Port), fmt.Sprintf("(%d)", os.Getpid()), "--web.listen-address")
 		})
 	}
 }

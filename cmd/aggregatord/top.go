@@ -31,9 +31,9 @@ type topOptions struct {
 
 func (o *topOptions) addFlags(f *pflag.FlagSet) {
 	o.client.addFlags(f)
-	f.DurationVar(&o.interval, "interval", 2*time.Second, "how often to read")
-	f.IntVar(&o.iterations, "iterations", 1, "print so many `FRAMES` as plain text, and end; 0: no end")
-	f.IntVar(&o.rows, "rows", 20, "how many `ROWS` of each table there are in plain text; 0: all")
+	durationVar(f, &o.interval, "interval", 2*time.Second, "how often to read")
+	f.IntVar(&o.iterations, "iterations", 1, "print so many `FRAMES` as plain text, and end; 0 prints without end")
+	f.IntVar(&o.rows, "rows", 20, "how many `ROWS` of each table to print as plain text; 0 prints all")
 }
 
 // minInterval is how often the daemon reads values for its API.
@@ -43,12 +43,12 @@ func newTopCmd() *cobra.Command {
 	var o topOptions
 	cmd := &cobra.Command{
 		Use:   "top",
-		Short: "Watch a running daemon: busiest families, workers, what scrapes cost",
-		Long: `Show what a running daemon sees, again and again: its pools and workers, the families that
-grow fastest, and what its scrapes cost. Press h for the keys and q to quit.
+		Short: "Watch a running daemon: its busiest metrics, its workers, and what scrapes cost",
+		Long: `Show what a running daemon sees: its pools and workers, the metrics that grow fastest, and
+what its scrapes cost. Press / to filter, the arrows to scroll, h for all keys, q to quit.
 
-Where standard output is no terminal, or with --iterations, it is plain text: a frame
-after each interval, as rates need two readings, and then the end.`,
+Without a terminal, or with --iterations, it prints frames of plain text and ends. The
+first one comes after an interval, because a rate needs two readings.`,
 		Example: `  aggregatord top
   aggregatord top --url https://user:password@metrics.example:9500 --interval 5s
   aggregatord top --iterations 1`,
@@ -195,7 +195,27 @@ func (o *topOptions) live(ctx context.Context, c *client, v *top.View) (err erro
 			if !ok {
 				return nil // the terminal is gone
 			}
+			if v.Typing {
+				if v.Type(key); !v.Typing {
+					read() // the daemon searches among all workers
+				}
+				continue
+			}
 			switch key {
+			case '/':
+				v.Typing = true
+			case terminal.KeyTab:
+				v.OnWorkers = !v.OnWorkers
+			case terminal.KeyUp, 'k':
+				v.Scroll(-1, 0)
+			case terminal.KeyDown, 'j':
+				v.Scroll(1, 0)
+			case terminal.KeyPageUp:
+				v.Scroll(0, -1)
+			case terminal.KeyPageDown:
+				v.Scroll(0, 1)
+			case terminal.KeyHome, terminal.KeyEnd:
+				v.ScrollTo(key == terminal.KeyEnd)
 			case 'q', 'Q', terminal.KeyCtrlC:
 				return nil
 			case terminal.KeySuspend:

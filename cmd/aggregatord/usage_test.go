@@ -30,12 +30,20 @@ func TestWrongCalls(t *testing.T) {
 		args []string
 		says []string
 	}{
-		"unknown_command":         {[]string{"serv"}, []string{`"serv"`, "aggregatord --help"}},
+		"unknown_command":         {[]string{"sevre"}, []string{`"sevre"`, "did you mean serve?", "aggregatord --help"}},
+		"command_like_none":       {[]string{"xyzzy"}, []string{`"xyzzy"`, "aggregatord --help lists all"}},
+		"mistyped_flag":           {[]string{"serve", "--dri", dir}, []string{"--dri", "did you mean --dir?"}},
+		"part_of_a_flag":          {serve("--listen-address", ":1"), []string{"--listen-address", "did you mean --web.listen-address?"}},
+		"flag_of_another":         {[]string{"version", "--dir", dir}, []string{"--dir", "it is a flag of aggregatord "}},
+		"not_a_number":            {serve("--web.max-requests", "many"), []string{`--web.max-requests "many"`, "write a whole number"}},
+		"duration_without_unit":   {serve("--web.idle-timeout", "90"), []string{`--web.idle-timeout "90"`, "30s, 5m, 1h30m or 7d"}},
+		"inspect_format":          {[]string{"inspect", "--format", "xml", file}, []string{"--format", `"xml"`, "text or json"}},
+		"url_with_a_bad_scheme":   {[]string{"top", "--url", "ftp://localhost:9500"}, []string{"--url", "HOST:PORT"}},
 		"unknown_flag_of_root":    {[]string{"--verbose"}, []string{"--verbose", "aggregatord --help"}},
 		"unknown_flag":            {serve("--port", "1"), []string{"--port", "aggregatord serve --help"}},
-		"unknown_short_flag":      {dump("-x"), []string{"'x'", "aggregatord dump --help"}},
+		"unknown_short_flag":      {dump("-x"), []string{"-x", "aggregatord dump --help"}},
 		"flag_without_value":      {[]string{"serve", "--dir"}, []string{"--dir", "aggregatord serve --help"}},
-		"not_a_duration":          {serve("--web.shutdown-timeout", "soon"), []string{"--web.shutdown-timeout", "soon"}},
+		"not_a_duration":          {serve("--web.shutdown-timeout", "soon"), []string{"--web.shutdown-timeout", "soon", "7d"}},
 		"argument_of_serve":       {serve("now"), []string{`"now"`, "aggregatord serve --help"}},
 		"argument_of_dump":        {dump("now"), []string{`"now"`, "aggregatord dump --help"}},
 		"argument_of_version":     {[]string{"version", "3"}, []string{`"3"`}},
@@ -158,7 +166,7 @@ func TestOutputFails(t *testing.T) {
 	for name, args := range map[string][]string{
 		"dump":    {"dump", "--dir", dir},
 		"inspect": {"inspect", filepath.Join(dir, "counter_1.db")},
-		"json":    {"inspect", "--json", filepath.Join(dir, "counter_1.db")},
+		"json":    {"inspect", "--format", "json", filepath.Join(dir, "counter_1.db")},
 		"version": {"version"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -16,6 +17,7 @@ import (
 
 	"aggregatord/internal/fleet"
 	"aggregatord/internal/metric"
+	"aggregatord/internal/nearest"
 	"aggregatord/internal/selector"
 	"aggregatord/internal/status"
 	"aggregatord/internal/view"
@@ -554,15 +556,48 @@ func (a *API) explain(ctx context.Context, q params) (any, error) {
 		return nil, err
 	}
 	if out.Matching == 0 {
-		return nil, failure{http.StatusNotFound, "not_found", NoSeries(q.Get("series"), sel)}
+		snaps, _, err := a.snapshots(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer release(snaps)
+		// The first are the workers'; the daemon's own cannot be explained.
+		return nil, failure{http.StatusNotFound, "not_found", NoSeries(q.Get("series"), sel, snaps[:min(1, len(snaps))])}
 	}
 	return out, nil
 }
 
-// NoSeries says that nothing is meant by a selector.
-func NoSeries(text string, sel selector.Selector) string {
+// NoSeries says that a selector means no series of these views, and which one may be meant.
+func NoSeries(text string, sel selector.Selector, snaps []*view.Snapshot) string {
 	if strings.HasPrefix(sel.Name, "aggregatord_") {
-		return fmt.Sprintf("%s is the daemon's own; only what workers have written can be explained", text)
+		return fmt.Sprintf("%s is a metric of the daemon itself; only what workers have written can be explained", text)
 	}
-	return fmt.Sprintf("no series is meant by %s; counters end in _total, and histograms in _bucket, _sum or _count", text)
+	names := SampleNames(snaps)
+	if sel.Name == "" || slices.Contains(names, sel.Name) {
+		return fmt.Sprintf("No series has the labels of %s; leave labels out to see which there are.", text)
+	}
+	if meant := nearest.Name(sel.Name, names); meant != "" {
+		return fmt.Sprintf("No series named %s; did you mean %s?", sel.Name, meant)
+	}
+	return fmt.Sprintf("No series named %s. Counters end in _total, and histograms in _bucket, _sum or _count.", sel.Name)
+}
+
+// SampleNames are the names of all samples that views can have, sorted.
+func SampleNames(snaps []*view.Snapshot) []string {
+	names := map[string]struct{}{}
+	for _, s := range snaps {
+		for f := range s.Layout.Families {
+			fam := &s.Layout.Families[f]
+			var seen [256]bool // by kind
+			for m := range fam.Metrics {
+				for _, p := range fam.Metrics[m].Points {
+					if !seen[p.Kind] {
+						seen[p.Kind] = true
+						names[fam.Name+p.Kind.Suffix()] = struct{}{}
+					}
+				}
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
 }

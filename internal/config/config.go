@@ -244,11 +244,14 @@ func Parse(name string, data []byte) (*Config, error) {
 	sum := sha256.Sum256(data)
 	c := &Config{file: name, hash: hex.EncodeToString(sum[:])}
 	d := &decoder{file: name, pos: map[string]Pos{}}
-	if root := d.parse(data); root != nil {
+	root, ok := d.parse(data)
+	if root != nil {
 		d.decode(root, "", reflect.ValueOf(c).Elem())
 	}
-	// What could not be read would only make for complaints about what is not there.
-	if len(d.errs) == 0 {
+	if ok {
+		for _, e := range d.errs {
+			d.unread = append(d.unread, e.Key)
+		}
 		c.check(d)
 		c.compile(d)
 		c.compileOutputs(d)

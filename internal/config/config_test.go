@@ -261,7 +261,7 @@ func TestErrors(t *testing.T) {
 		"archive_workers":     {"archive: {gauge_workers: -1}\n", []string{"a.yml:1:11: archive.gauge_workers: -1 is negative; use 0 for any number"}},
 
 		"not_yaml":      {"metrics: [\nlimits: {}\n", []string{"a.yml:3:1: is not YAML: while parsing a flow sequence"}},
-		"tab":           {"limits:\n\tfile_size: 1\n", []string{"a.yml:2:", "is not YAML"}},
+		"tab":           {"limits:\n\tfile_size: 1\n", []string{"a.yml:2:", "has a tab"}},
 		"control_bytes": {"a: \x01\n", []string{"a.yml", "is not YAML"}},
 		"long_scalar":   {strings.Repeat("é ", 500) + "\n", []string{`not "` + strings.Repeat("é ", 20) + `"…`}},
 		"UTF-16":        {"\xff\xfea\x00:\x00", []string{"a.yml:1:1: is not UTF-8", "save the file as UTF-8"}},
@@ -368,7 +368,8 @@ func keys(t reflect.Type, prefix string, yield func(string)) {
 func TestEveryKey(t *testing.T) {
 	d := &decoder{file: "a.yml", pos: map[string]Pos{}}
 	var c Config
-	d.decode(d.parse([]byte(everything)), "", reflect.ValueOf(&c).Elem())
+	root, _ := d.parse([]byte(everything))
+	d.decode(root, "", reflect.ValueOf(&c).Elem())
 	used := map[string]bool{}
 	for key := range d.pos {
 		used[regexp.MustCompile(`\[\d+\]`).ReplaceAllString(key, "[]")] = true
@@ -417,6 +418,57 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+// TestAllAtOnce: what was written wrongly does not keep the rest from being looked at, and no
+// complaint is about what another one has said.
+func TestAllAtOnce(t *testing.T) {
+	_, err := Parse("a.yml", []byte(`
+metrics:
+  - match: a
+    gauge_mode: livsum
+  - match_re: "("
+    drop: true
+  - match: b
+    gauge_mod: sum
+metric_relabel_configs:
+  - regex: "["
+    target_label: x
+  - action: replce
+presets: [djngo]
+limits:
+  series_per_pool: 0
+external_labels:
+  team: “shop”
+`))
+	var said []string
+	for line := range strings.Lines(err.Error() + "\n") {
+		said = append(said, line)
+	}
+	for i, want := range []string{
+		"metrics[0].gauge_mode: \"livsum\" is not a gauge mode; did you mean livesum?",
+		"metrics[1].match_re: ",
+		"metrics[2].gauge_mod: is not a key; did you mean gauge_mode?",
+		"metric_relabel_configs[0].regex: ", "metric_relabel_configs[1].action: ",
+		"presets[0]: \"djngo\" is not a preset; did you mean django?", "limits.series_per_pool: 0 would",
+		"external_labels.team: is in typographic quotes",
+	} {
+		if i >= len(said) || !strings.Contains(said[i], want) {
+			t.Errorf("complaint %d is not about %q", i, want)
+		}
+	}
+	if t.Failed() || len(said) != 8 {
+		t.Errorf("%d complaints: %s", len(said), err)
+	}
+}
+
+func TestTab(t *testing.T) {
+	for _, text := range []string{"metrics:\n\t- match: a\n", "limits:\n  series_per_pool:\t1\n\tfile_size: 1\n"} {
+		_, err := Parse("a.yml", []byte(text))
+		if err == nil || !strings.Contains(err.Error(), "has a tab; indent with spaces") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
 func TestDidYouMean(t *testing.T) {
 	for word, want := range map[string]string{
 		"gague_mode": "; did you mean gauge_mode?", "Match": "; did you mean match?", "matchre": "; did you mean match_re?",
@@ -425,9 +477,6 @@ func TestDidYouMean(t *testing.T) {
 		if got := didYouMean(word, []string{"match", "match_re", "gauge_mode"}); got != want {
 			t.Errorf("%s%s", word, got)
 		}
-	}
-	if got := editDistance(strings.Repeat("a", 100000), "b"); got != 100000 {
-		t.Errorf("a long word is %d away", got)
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
+
+	"aggregatord/internal/nearest"
 )
 
 // Pos is a place in a file. Line and column begin at 1, and 0 is an unknown one.
@@ -79,43 +81,48 @@ type decoder struct {
 	errs  Errors
 	nodes int
 	pos   map[string]Pos
+	// lines are those of the file.
+	lines []string
+	// unread are the keys with values that could not be read, once all was tried: what is said
+	// of them afterwards would only be about what is not there.
+	unread []string
 }
 
-// parse reads the one document of a file; nil means that it holds none, or that it could
-// not be read.
-func (d *decoder) parse(data []byte) *yaml.Node {
+// parse reads the one document of a file, nil if it holds none; ok says that it could be read.
+func (d *decoder) parse(data []byte) (root *yaml.Node, ok bool) {
 	if len(data) > maxFileBytes {
 		d.fail(Pos{}, "", "is larger than %d bytes; is it a configuration file?", maxFileBytes)
-		return nil
+		return nil, false
 	}
 	// The library would also take UTF-16, in which nobody means to write.
 	if !utf8.Valid(data) {
 		d.fail(firstInvalid(data), "", "is not UTF-8 from here on; save the file as UTF-8")
-		return nil
+		return nil, false
 	}
+	d.lines = strings.Split(string(data), "\n")
 	loader, err := yaml.NewLoader(strings.NewReader(string(data)))
 	if err != nil {
 		d.syntax(err)
-		return nil
+		return nil, false
 	}
 	var doc, second yaml.Node
 	if err := loader.Load(&doc); errors.Is(err, io.EOF) {
-		return nil
+		return nil, true
 	} else if err != nil {
 		d.syntax(err)
-		return nil
+		return nil, false
 	}
 	if err := loader.Load(&second); err == nil {
 		d.fail(posOf(&second), "", "a second document begins here; write all keys into one")
-		return nil
+		return nil, false
 	} else if !errors.Is(err, io.EOF) {
 		d.syntax(err)
-		return nil
+		return nil, false
 	}
 	if doc.Kind != yaml.DocumentNode || len(doc.Content) == 0 {
-		return nil
+		return nil, true
 	}
-	return doc.Content[0]
+	return doc.Content[0], true
 }
 
 // firstInvalid returns where the first bytes are that are not UTF-8.
@@ -142,6 +149,10 @@ func (d *decoder) syntax(err error) {
 		d.fail(Pos{}, "", "is not YAML: %v", err)
 		return
 	}
+	if at := tabAt(d.lines, le.Mark.Line); at > 0 {
+		d.fail(Pos{le.Mark.Line, at}, "", "has a tab; indent with spaces: YAML takes no tabs there")
+		return
+	}
 	problem := le.Message
 	if le.ContextMsg != "" {
 		problem = le.ContextMsg + ": " + problem
@@ -149,8 +160,51 @@ func (d *decoder) syntax(err error) {
 	d.fail(Pos{le.Mark.Line, le.Mark.Column}, "", "is not YAML: %s", strings.TrimSpace(problem))
 }
 
-// fail records a mistake.
+// tabAt returns the column of the first tab before the text of a line, or after its - or key:,
+// and 0 if there is none.
+func tabAt(lines []string, line int) int {
+	if line < 1 || line > len(lines) {
+		return 0
+	}
+	text := lines[line-1]
+	at := strings.IndexByte(text, '\t')
+	if at < 0 || strings.Trim(text[:at], " -") != "" && !strings.HasSuffix(strings.TrimRight(text[:at], " "), ":") {
+		return 0
+	}
+	return at + 1
+}
+
+// quotes are those that a word processor puts where " or ' was typed.
+const openingQuotes, closingQuotes = "\u201c\u201d\u201e\u2018\u2019\u201a\u00ab", "\u201c\u201d\u2018\u2019\u00bb"
+
+// plain refuses a text in typographic quotes, which YAML takes as part of it.
+func (d *decoder) plain(n *yaml.Node, key string) bool {
+	if n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
+		return true
+	}
+	first, _ := utf8.DecodeRuneInString(n.Value)
+	last, _ := utf8.DecodeLastRuneInString(n.Value)
+	if !strings.ContainsRune(openingQuotes, first) || !strings.ContainsRune(closingQuotes, last) || len(n.Value) < 2 {
+		return true
+	}
+	d.fail(posOf(n), key, "is in typographic quotes (%c%c), which become part of it; write \" or ' instead", first, last)
+	return false
+}
+
+// related reports whether one key is the other one, or above it.
+func related(a, b string) bool {
+	if len(a) > len(b) {
+		a, b = b, a
+	}
+	rest, ok := strings.CutPrefix(b, a)
+	return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
+}
+
+// fail records a mistake, unless it is about what could not be read and was told already.
 func (d *decoder) fail(pos Pos, key, format string, args ...any) {
+	if key != "" && slices.ContainsFunc(d.unread, func(unread string) bool { return related(unread, key) }) {
+		return
+	}
 	d.errs = append(d.errs, &Error{File: d.file, Pos: pos, Key: key, Problem: fmt.Sprintf(format, args...)})
 }
 
@@ -318,6 +372,9 @@ func (d *decoder) scalar(n *yaml.Node, key, want string) (string, bool) {
 		d.fail(posOf(n), key, "wants %s, not binary data", want)
 		return "", false
 	}
+	if !d.plain(n, key) {
+		return "", false
+	}
 	return n.Value, true
 }
 
@@ -334,6 +391,7 @@ func (d *decoder) keys(n *yaml.Node, key string, yield func(k, v *yaml.Node)) {
 			d.fail(posOf(k), key, "has a key that is %s; write a name", found(k))
 		case k.Value == "<<" && k.ShortTag() == "!!merge":
 			d.fail(posOf(k), join(key, "<<"), "merge keys are not known here; write the keys out")
+		case !d.plain(k, join(key, k.Value)):
 		case seen[k.Value] != nil:
 			d.fail(posOf(k), join(key, k.Value), "is given twice, first in line %d; leave one of them out", seen[k.Value].Line)
 		default:
@@ -436,43 +494,8 @@ func (d *decoder) sequence(n *yaml.Node, key string, v reflect.Value) {
 // didYouMean ends a complaint about a word with the known one nearest to it or, where none
 // is near, with all of them.
 func didYouMean(word string, known []string) string {
-	best, distance := "", len(word)/2+1
-	for _, k := range known {
-		if n := editDistance(strings.ToLower(word), k); n < distance {
-			best, distance = k, n
-		}
-	}
-	if best != "" {
+	if best := nearest.Word(word, known); best != "" {
 		return fmt.Sprintf("; did you mean %s?", best)
 	}
 	return "; use one of " + strings.Join(known, ", ")
-}
-
-// editDistance is how many letters must be put in, left out, exchanged or swapped with
-// their neighbour to make b of a.
-func editDistance(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
-		return max(len(a), len(b))
-	}
-	rows := make([][]int, len(a)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(b)+1)
-		rows[i][0] = i
-	}
-	for j := range rows[0] {
-		rows[0][j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
-			}
-		}
-	}
-	return rows[len(a)][len(b)]
 }

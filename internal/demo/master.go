@@ -46,7 +46,7 @@ type Options struct {
 	// Seed of everything random but the time. Workers with one seed and one number, which
 	// counts them as they are started, get the same requests.
 	Seed uint64
-	// Logger may be nil. Recycled workers are logged at debug level.
+	// Logger may be nil. Workers that come and go are logged at debug level.
 	Logger *zap.Logger
 }
 
@@ -149,7 +149,7 @@ func (m *master) keep(ctx context.Context, place int) error {
 		case err == nil:
 			m.log.Debug("demo worker has had its requests; another takes its place", pid)
 		case killed:
-			m.log.Info("demo worker was killed; another takes its place", pid)
+			m.log.Debug("demo worker was killed; another takes its place", pid)
 		default:
 			m.log.Warn("demo worker failed; another will take its place", pid, zap.Error(err), zap.String("stderr", strings.TrimSpace(stderr.String())))
 			sleep(ctx, failurePause)

@@ -44,6 +44,8 @@ type Options struct {
 	PID int
 	// Daemon is where the daemon should answer; nil: it is not asked.
 	Daemon *Daemon
+	// Version is that of this program; a daemon of another one is told of. Empty: any.
+	Version string
 	// Timeout is how long the daemon may take to answer. Default: 3 s.
 	Timeout time.Duration
 	// procRoot is where proc(5) is; tests have others.
@@ -82,21 +84,27 @@ func Examine(ctx context.Context, opts Options) []Finding {
 	} else {
 		there = e.directory()
 	}
+	// The daemon is asked first, as what it says of itself is better than a guess.
+	var a *answered
+	told := e.findings
+	e.findings = nil
+	if opts.Daemon != nil {
+		a = e.ask(ctx)
+	}
+	ofDaemon := e.findings
+	e.findings = told
 	if there {
 		e.fileSystem()
-		e.liveness()
+		e.liveness(a)
 	}
 	if e.opts.Dir != "" || e.opts.PID != 0 {
 		e.workers(there)
 	}
 	if there {
 		e.files()
-		e.holder()
+		e.holder(a)
 	}
-	if opts.Daemon != nil {
-		e.daemon(ctx)
-	}
-	return e.findings
+	return append(e.findings, ofDaemon...)
 }
 
 // examination is what Examine knows so far.
@@ -119,8 +127,8 @@ func (e *examination) ok(check, format string, args ...any) {
 
 // plural is "1 file" or "2 files".
 func plural(n int, thing string) string {
-	if n == 1 {
-		return "1 " + thing
+	if n == 1 || thing == "series" {
+		return fmt.Sprintf("%d %s", n, thing)
 	}
 	if thing == "process" {
 		return fmt.Sprintf("%d processes", n)

@@ -1,18 +1,13 @@
 package doctor
 
 import (
-	"bufio"
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -35,7 +30,7 @@ func (e *examination) dirOfProcess() {
 // notNamed says that there is no directory to look at, and which ones processes were started
 // with.
 func (e *examination) notNamed() {
-	advice := "use --dir DIR with the directory that PROMETHEUS_MULTIPROC_DIR names for the application, or --pid with one of its processes"
+	advice := "Give the directory that PROMETHEUS_MULTIPROC_DIR names for the application by --dir, or one of its processes by --pid."
 	var dirs []string
 	for _, p := range e.processes {
 		if dir := p.dir(); dir != "" && !slices.Contains(dirs, dir) {
@@ -44,9 +39,9 @@ func (e *examination) notNamed() {
 	}
 	if len(dirs) > 0 && e.opts.PID == 0 {
 		slices.Sort(dirs)
-		advice += "; processes here have " + enumerate(dirs)
+		advice += " Processes here have " + enumerate(dirs) + "."
 	}
-	e.add(Problem, "directory", "no directory is named", advice)
+	e.add(Problem, "directory", "No directory is given.", advice)
 }
 
 // directory looks at the directory itself and reports whether it is there.
@@ -55,22 +50,22 @@ func (e *examination) directory() bool {
 	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		e.add(Problem, "directory", dir+" does not exist", "make it before the application starts: mkdir -p "+dir+" ; the clients do not make it")
+		e.add(Problem, "directory", dir+" does not exist.", "Make it before the application starts: mkdir -p "+dir+" (the clients do not make it).")
 		return false
 	case err != nil:
-		e.add(Problem, "directory", err.Error(), "run this as a user who may look there")
+		e.add(Problem, "directory", err.Error()+".", "Run this as a user who may look there.")
 		return false
 	case !info.IsDir():
-		e.add(Problem, "directory", dir+" is not a directory", "name the directory that holds the source files")
+		e.add(Problem, "directory", dir+" is not a directory.", "Give the directory that holds the source files.")
 		return false
 	}
 	f, err := os.Open(dir)
 	if err != nil {
-		e.add(Problem, "directory", err.Error(), "run this, and the daemon, as a user who may list the directory: best as that of the workers")
+		e.add(Problem, "directory", err.Error()+".", "Run this, and the daemon, as a user who may list the directory: the user of the workers.")
 		return false
 	}
 	f.Close() //nolint:errcheck // it was not even read
-	e.ok("directory", "%s is there, with mode %04o", dir, info.Mode().Perm())
+	e.ok("directory", "%s is there, with mode %04o.", dir, info.Mode().Perm())
 	return true
 }
 
@@ -78,59 +73,90 @@ func (e *examination) directory() bool {
 func (e *examination) fileSystem() {
 	var s unix.Statfs_t
 	if err := unix.Statfs(e.opts.Dir, &s); err != nil {
-		e.add(Warning, "space", fmt.Sprintf("look at the file system: %v", err), "")
+		e.add(Warning, "space", fmt.Sprintf("The room cannot be asked for: %v.", err), "")
 		return
 	}
 	free, all := uint64(s.Bavail)*uint64(s.Bsize), uint64(s.Blocks)*uint64(s.Bsize) //nolint:unconvert // the types differ between systems
 	// A worker takes some 64 KiB for each kind of metric; where it cannot have them it is
 	// killed by SIGBUS.
 	const need = 1 << 20
-	advice := "make it larger (for /dev/shm of a container: docker run --shm-size, or a memory volume), or let aggregatord archive the files of dead workers"
+	advice := "Make it larger (for /dev/shm of a container: docker run --shm-size, or a memory volume), or let aggregatord archive the files of dead workers."
 	switch {
 	case all == 0:
 	case free < need:
-		e.add(Problem, "space", fmt.Sprintf("the file system is full: %d of %d KiB are free; a worker that stores a value there is killed by SIGBUS", free>>10, all>>10), advice)
+		e.add(Problem, "space", fmt.Sprintf("The file system is full: %d of %d KiB are free. The next value that a worker stores kills it (SIGBUS).", free>>10, all>>10), advice)
 	case free < all/10:
-		e.add(Warning, "space", fmt.Sprintf("the file system is almost full: %d of %d MiB are free", free>>20, all>>20), advice)
+		e.add(Warning, "space", fmt.Sprintf("The file system is almost full: %d of %d MiB are free.", free>>20, all>>20), advice)
 	default:
-		e.ok("space", "%d of %d MiB are free", free>>20, all>>20)
+		e.ok("space", "%d of %d MiB are free.", free>>20, all>>20)
 	}
 	switch {
 	case s.Files == 0: // the file system does not count them
 	case s.Ffree == 0:
-		e.add(Problem, "inodes", "the file system has no inodes left, so that no file can be made", advice)
+		e.add(Problem, "inodes", "The file system has no inodes left, so no worker can make a file.", advice)
 	case uint64(s.Ffree) < uint64(s.Files)/20: //nolint:unconvert // the types differ between systems
-		e.add(Warning, "inodes", fmt.Sprintf("the file system has %d of %d inodes left", s.Ffree, s.Files), advice)
+		e.add(Warning, "inodes", fmt.Sprintf("The file system has %d of %d inodes left.", s.Ffree, s.Files), advice)
 	}
 }
 
-// liveness asks how the daemon, started as we are, would know who is dead.
-func (e *examination) liveness() {
+// liveness says how the daemon knows who is dead or, where no daemon has told, how one that is
+// started as we are would.
+func (e *examination) liveness(a *answered) {
+	if a != nil && a.pool != nil && a.pool.Up {
+		l := a.pool.Liveness
+		switch {
+		case l.Files["none"] > 0 || l.Method == "none":
+			advice := "Run the daemon as the user of the workers" + e.ownerOf() + ", or give it CAP_LEASE."
+			if l.Reason != "" && !notAllowed(l.Reason) {
+				advice = "Use a tmpfs or a local volume for the directory."
+			}
+			e.add(Problem, "liveness", fmt.Sprintf("The daemon cannot tell whether the workers of %s are alive%s. It archives none of these files, and live gauges of dead workers stay.",
+				plural(l.Files["none"], "file"), because(l.Reason)), advice)
+		case l.Method == "proc":
+			e.add(Warning, "liveness", "The daemon knows dead workers by /proc, but does not archive their files"+because(l.Reason)+".", "Run the daemon as the user of the workers"+e.ownerOf()+", or give it CAP_LEASE.")
+		default:
+			e.ok("liveness", "The daemon knows dead workers by read leases (%s).", l.FileSystem)
+		}
+		return
+	}
 	prober := watch.NewProber(e.opts.Dir)
 	choice, err := prober.Probe()
 	if err != nil {
-		e.add(Problem, "liveness", err.Error(), "")
+		e.add(Problem, "liveness", err.Error()+".", "Run this as the user of the workers.")
 		return
 	}
 	if choice.Method == watch.MethodLease {
-		e.ok("liveness", "on %s dead workers are known by read leases", choice.FileSystem)
+		e.ok("liveness", "A daemon of this user knows dead workers by read leases (%s).", choice.FileSystem)
 		return
 	}
-	advice := "use a tmpfs or a local volume for the directory"
-	if choice.Reason == "" || strings.Contains(choice.Reason, "permi") || strings.Contains(choice.Reason, "owner") {
-		advice = "run the daemon as the user of the workers, or give it CAP_LEASE"
+	advice := "Use a tmpfs or a local volume for the directory."
+	if notAllowed(choice.Reason) {
+		advice = "Run the daemon as the user of the workers" + e.ownerOf() + ", or give it CAP_LEASE."
 	}
-	level, then := Problem, "no file is archived and live gauges of the dead stay"
+	level, then := Problem, "It would archive no file, and live gauges of dead workers would stay."
 	if choice.Method == watch.MethodProc {
-		level, then = Warning, "the dead are known by /proc, but their files are not archived"
+		level, then = Warning, "It would know dead workers by /proc, but not archive their files."
 	}
-	e.add(level, "liveness", fmt.Sprintf("on %s this user gets no proof of death: %s; %s", choice.FileSystem, choice.Reason, then), advice)
+	e.add(level, "liveness", fmt.Sprintf("A daemon of this user gets no proof that a worker is dead%s. %s", because(choice.Reason), then), advice)
+}
+
+// notAllowed reports whether the reason why there is no better way is a lack of rights.
+func notAllowed(reason string) bool {
+	return reason == "" || strings.Contains(reason, "permi") || strings.Contains(reason, "owner")
+}
+
+// because is a reason as a part of a sentence.
+func because(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return " (" + reason + ")"
 }
 
 // workers looks for the processes that write, or should.
 func (e *examination) workers(there bool) {
 	if len(e.processes) == 0 {
-		e.add(Warning, "workers", "there is no /proc to find them in", "")
+		e.add(Warning, "workers", "There is no /proc here, so the workers cannot be looked at.", "")
 		return
 	}
 	dir := e.opts.Dir
@@ -146,11 +172,14 @@ func (e *examination) workers(there bool) {
 		}
 		return d == dir
 	}
-	var named, servers, readers []process
+	var named, servers, readers, removed []process
 	family := e.family()
 	for _, p := range e.processes {
 		if p.pid == os.Getpid() {
 			continue
+		}
+		if p.writesRemoved(dir) {
+			removed = append(removed, p)
 		}
 		for used, writes := range p.uses() {
 			switch {
@@ -170,32 +199,36 @@ func (e *examination) workers(there bool) {
 		}
 	}
 	if len(e.writers) > 0 {
-		e.ok("workers", "%s writing there: %s", plural(len(e.writers), "process"), list(e.writers))
+		e.ok("workers", "%s writing there: %s.", plural(len(e.writers), "process"), list(e.writers))
 	}
 	switch {
 	case e.opts.PID != 0:
 		e.named(same)
 	case len(named) == 0 && len(e.writers) == 0:
-		advice := "set PROMETHEUS_MULTIPROC_DIR=" + e.opts.Dir + " in the environment that the server is started with, and restart it"
+		advice := "Set PROMETHEUS_MULTIPROC_DIR=" + e.opts.Dir + " in the environment of the server, and restart it."
 		if len(servers) > 0 {
 			with := servers[0].dir()
 			if with == "" {
 				with = "none"
 			}
-			e.add(Problem, "environment", fmt.Sprintf("no process was started with this directory: not %s; the first of them has %s as PROMETHEUS_MULTIPROC_DIR", list(servers), with), advice)
+			e.add(Problem, "environment", fmt.Sprintf("No process was started with this directory. %s was not; PROMETHEUS_MULTIPROC_DIR of the first is %s.", list(servers), with), advice)
 		} else {
-			e.add(Warning, "environment", "no process that can be seen was started with this directory: they are not running, belong to another user, or are in another container", advice+"; or give one of its processes by --pid")
+			e.add(Warning, "environment", "No process that can be seen was started with this directory: the workers are not running, belong to another user, or are in another container.", advice+" Or give one of its processes by --pid.")
 		}
 	case len(e.writers) == 0:
-		e.add(Warning, "environment", fmt.Sprintf("%s %s the variable, and nothing is written: %s", plural(len(named), "process"), verb(len(named), "has", "have"), list(named)),
-			"no metric of prometheus_client was made there yet: call the application once, and see that it imports prometheus_client after the variable is set")
+		e.add(Warning, "environment", fmt.Sprintf("%s %s this directory in the environment, and nothing is written: %s.", plural(len(named), "process"), verb(len(named), "has", "have"), list(named)),
+			"No metric was made there yet. Call the application once, and make sure that it imports prometheus_client after the variable is set.")
+	}
+	if len(removed) > 0 {
+		e.add(Warning, "removed files", fmt.Sprintf("%s to files that were removed from the directory: %s. Only a daemon that had them open before still counts their values.", plural(len(removed), "process")+verb(len(removed), " writes", " write"), list(removed)),
+			"Restart the workers, and do not empty the directory while they run.")
 	}
 	if there {
 		e.writable(append(named, e.writers...))
 	}
 	if len(readers) > 0 {
-		e.add(Warning, "readers", fmt.Sprintf("%s %s the files besides the daemon: %s", plural(len(readers), "process"), verb(len(readers), "reads", "read"), list(readers)),
-			"an in-application /metrics on this directory no longer sees dead workers; take it away, or start aggregatord with --archive.disable while both are used")
+		e.add(Warning, "readers", fmt.Sprintf("%s %s the files besides the daemon: %s.", plural(len(readers), "process"), verb(len(readers), "reads", "read"), list(readers)),
+			"A /metrics of the application that reads this directory no longer sees dead workers. Remove it, or start aggregatord with --archive.disable as long as you use both.")
 	}
 }
 
@@ -217,7 +250,7 @@ func (e *examination) family() map[int]bool {
 func (e *examination) named(same func(string) bool) {
 	i := slices.IndexFunc(e.processes, func(p process) bool { return p.pid == e.opts.PID })
 	if i < 0 {
-		e.add(Problem, "process", fmt.Sprintf("there is no process %d here", e.opts.PID), "give the pid that it has in this container or on this machine, as ps shows it")
+		e.add(Problem, "process", fmt.Sprintf("There is no process %d here.", e.opts.PID), "Give the pid that ps shows in this container or on this machine.")
 		return
 	}
 	p, family := e.processes[i], e.family()
@@ -232,25 +265,25 @@ func (e *examination) named(same func(string) bool) {
 			}
 		}
 	}
-	set := "set PROMETHEUS_MULTIPROC_DIR=" + cmp.Or(e.opts.Dir, "DIR") + " in the environment that the server is started with, and restart it"
+	set := "Set PROMETHEUS_MULTIPROC_DIR=" + cmp.Or(e.opts.Dir, "DIR") + " in the environment of the server, and restart it."
 	switch {
 	case e.opts.Dir == "" && len(elsewhere) > 0:
-		e.add(Problem, "environment", fmt.Sprintf("%s was started without PROMETHEUS_MULTIPROC_DIR, and writes to %s", list([]process{p}), enumerate(elsewhere)), "use --dir "+elsewhere[0])
+		e.add(Problem, "environment", fmt.Sprintf("%s was started without PROMETHEUS_MULTIPROC_DIR, and writes to %s.", list([]process{p}), enumerate(elsewhere)), "Use --dir "+elsewhere[0]+".")
 	case !p.known:
-		e.add(Warning, "environment", fmt.Sprintf("the environment of %s may not be read", list([]process{p})), "run this as root or as that user")
+		e.add(Warning, "environment", fmt.Sprintf("The environment of %s may not be read.", list([]process{p})), "Run this as root or as that user.")
 	case writes && p.dir() == "":
-		e.ok("environment", "%s was started without PROMETHEUS_MULTIPROC_DIR, but writes there: the application sets it early enough itself", list([]process{p}))
+		e.ok("environment", "%s was started without PROMETHEUS_MULTIPROC_DIR, but writes there: the application sets it early enough itself.", list([]process{p}))
 	case writes:
-		e.ok("environment", "%s was started with this directory, and writes there", list([]process{p}))
+		e.ok("environment", "%s was started with this directory, and writes there.", list([]process{p}))
 	case p.dir() == "" && len(elsewhere) == 0:
-		e.add(Problem, "environment", fmt.Sprintf("%s was started without PROMETHEUS_MULTIPROC_DIR, and writes nothing: if the application sets it, that is after prometheus_client was imported, and too late", list([]process{p})), set)
+		e.add(Problem, "environment", fmt.Sprintf("%s was started without PROMETHEUS_MULTIPROC_DIR, and writes nothing. If the application sets it after prometheus_client was imported, that is too late.", list([]process{p})), set)
 	case !same(p.dir()) && p.dir() != "":
-		e.add(Problem, "environment", fmt.Sprintf("%s was started with PROMETHEUS_MULTIPROC_DIR=%s, not with %s", list([]process{p}), p.dir(), e.opts.Dir), "give the same directory to the application and to aggregatord")
+		e.add(Problem, "environment", fmt.Sprintf("%s was started with PROMETHEUS_MULTIPROC_DIR=%s, not with %s.", list([]process{p}), p.dir(), e.opts.Dir), "Give the same directory to the application and to aggregatord.")
 	case len(elsewhere) > 0:
-		e.add(Problem, "environment", fmt.Sprintf("%s writes to %s, not to %s", list([]process{p}), strings.Join(elsewhere, ", "), e.opts.Dir), "give the same directory to the application and to aggregatord")
+		e.add(Problem, "environment", fmt.Sprintf("%s writes to %s, not to %s.", list([]process{p}), strings.Join(elsewhere, ", "), e.opts.Dir), "Give the same directory to the application and to aggregatord.")
 	default:
-		e.add(Warning, "environment", fmt.Sprintf("%s was started with this directory, and nothing is written", list([]process{p})),
-			"no metric of prometheus_client was made there yet: call the application once")
+		e.add(Warning, "environment", fmt.Sprintf("%s was started with this directory, and nothing is written.", list([]process{p})),
+			"No metric was made there yet. Call the application once.")
 	}
 }
 
@@ -266,7 +299,7 @@ func (e *examination) writable(workers []process) {
 	}
 	for _, p := range workers {
 		if !p.mayWrite(info.Mode(), stat.Uid, stat.Gid) {
-			e.add(Problem, "permissions", fmt.Sprintf("%s, user %d, may not make files in %s, which belongs to user %d and group %d with mode %04o", list([]process{p}), p.uid, e.opts.Dir, stat.Uid, stat.Gid, info.Mode().Perm()),
+			e.add(Problem, "permissions", fmt.Sprintf("%s, user %d, may not make files in %s, which belongs to user %d and group %d with mode %04o.", list([]process{p}), p.uid, e.opts.Dir, stat.Uid, stat.Gid, info.Mode().Perm()),
 				fmt.Sprintf("chown %d %s", p.uid, e.opts.Dir))
 			return
 		}
@@ -295,11 +328,11 @@ func enumerate(names []string) string {
 func (e *examination) files() {
 	entries, err := os.ReadDir(e.opts.Dir)
 	if err != nil {
-		e.add(Problem, "files", err.Error(), "")
+		e.add(Problem, "files", err.Error()+".", "Run this as a user who may list the directory.")
 		return
 	}
 	var sources, entriesRead, helpless, empty int
-	var foreign, damaged []string
+	var foreign, damaged, forbidden []string
 	for _, d := range entries {
 		if strings.HasPrefix(d.Name(), ".") {
 			continue
@@ -316,6 +349,8 @@ func (e *examination) files() {
 		in, err := store.Inspect(filepath.Join(e.opts.Dir, d.Name()), store.Limits{})
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // archived meanwhile
+		case errors.Is(err, fs.ErrPermission):
+			forbidden = append(forbidden, d.Name())
 		case err != nil:
 			damaged = append(damaged, err.Error())
 		case in.Damage != nil:
@@ -332,126 +367,45 @@ func (e *examination) files() {
 	}
 	switch {
 	case sources == 0 && len(e.writers) == 0:
-		e.add(Warning, "files", "there are no source files: no worker has made a metric here since its last ones were archived", "call the application once, then look again")
+		e.add(Warning, "files", "There are no source files: no worker has made a metric here, or all of them are archived.", "Call the application once, then look again.")
 	case sources == 0:
-		e.add(Warning, "files", "there are no source files, but processes write: somebody has removed the files from under them", "do not empty the directory while the application runs")
+		e.add(Warning, "files", "There are no source files, but processes write: somebody removed the files while they were in use.", "Do not empty the directory while the application runs.")
 	default:
-		e.ok("files", "%s with %s", plural(sources, "source file"), plural(entriesRead, "value"))
+		e.ok("files", "%s with %s.", plural(sources, "source file"), plural(entriesRead, "value"))
 	}
 	if entriesRead > 0 && helpless == entriesRead {
-		e.add(Warning, "client", "no metric has a help text: the client is older than 0.16, or a fork", "everything else is served; for help texts update prometheus_client")
+		e.add(Warning, "client", "No metric has a help text: the client is older than 0.16, or a fork.", "Everything else is served. Update prometheus_client for help texts.")
 	}
 	if empty > 0 && len(e.writers) == 0 {
-		e.add(Warning, "files", fmt.Sprintf("%s %s nothing: the worker was killed before it had written anything", plural(empty, "file"), verb(empty, "holds", "hold")), "")
+		e.add(Warning, "files", fmt.Sprintf("%s %s nothing: the worker was killed before it wrote anything.", plural(empty, "file"), verb(empty, "holds", "hold")), "")
+	}
+	if len(forbidden) > 0 {
+		e.add(Warning, "files", fmt.Sprintf("This user may not read %s, the first: %s.", plural(len(forbidden), "file"), forbidden[0]), "Run this as the user of the workers"+e.ownerOf()+", or as root, to learn more.")
 	}
 	if len(damaged) > 0 {
-		e.add(Problem, "files", fmt.Sprintf("%s cannot be read, the first: %s", plural(len(damaged), "file"), damaged[0]), "aggregatord inspect shows what is in a file; remove it when its worker is gone")
+		e.add(Problem, "files", fmt.Sprintf("%s cannot be read, the first: %s.", plural(len(damaged), "file"), damaged[0]), "aggregatord inspect FILE shows what is in it. Do not remove a file of which something can be read: it counts.")
 	}
 	if len(foreign) > 0 {
-		advice := "they are left alone"
+		advice := "They are left alone. If the directory is the right one, nothing is to be done."
 		if slices.ContainsFunc(foreign, func(n string) bool { return strings.HasSuffix(n, ".bin") }) {
-			advice = "files of the Ruby client's DirectFileStore are not read"
+			advice = "Files of the Ruby client's DirectFileStore are not read."
 		}
-		e.add(Warning, "files", fmt.Sprintf("%s %s no source file, the first: %q", plural(len(foreign), "file"), verb(len(foreign), "is", "are"), foreign[0]), advice)
+		e.add(Warning, "files", fmt.Sprintf("%s %s no source file, the first: %q.", plural(len(foreign), "file"), verb(len(foreign), "is", "are"), foreign[0]), advice)
 	}
 }
 
 // holder looks for a daemon that has the directory.
-func (e *examination) holder() {
+func (e *examination) holder(a *answered) {
+	if a != nil && a.pool != nil && a.pool.Archive.State == "read-only" {
+		return // told already
+	}
 	who, held, err := fold.Holder(e.opts.Dir)
 	switch {
 	case err != nil:
-		e.add(Warning, "daemon", err.Error(), "run this as the user of the daemon")
+		e.add(Warning, "daemon", err.Error()+".", "Run this as the user of the daemon.")
 	case held:
-		e.ok("daemon", "%s; a second daemon would not start", who)
+		e.ok("daemon", "%s archives this directory.", who)
 	default:
-		e.add(Warning, "daemon", "no daemon archives this directory", "start one: aggregatord serve --dir "+e.opts.Dir)
-	}
-}
-
-// daemon asks the daemon how it is.
-func (e *examination) daemon(ctx context.Context) {
-	ctx, stop := context.WithTimeout(ctx, e.opts.Timeout)
-	defer stop()
-	daemon := e.opts.Daemon
-	get := func(path string, metrics url.Values) (*http.Response, error) {
-		u := daemon.URL.JoinPath(path)
-		u.RawQuery = metrics.Encode()
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-		if err != nil {
-			return nil, err
-		}
-		return daemon.Client.Do(req)
-	}
-	resp, err := get("/-/ready", nil)
-	if err != nil {
-		level := Warning
-		if daemon.Given {
-			level = Problem
-		}
-		e.add(level, "endpoint", fmt.Sprintf("nobody answers: %v", err), "see whether the daemon runs and which --web.listen-address it has, and give that by --url")
-		return
-	}
-	resp.Body.Close() //nolint:errcheck // nothing was read
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusServiceUnavailable:
-		e.add(Problem, "endpoint", daemon.Name+" is not ready", "it is reading the files, or cannot: its log says which")
-		return
-	case http.StatusUnauthorized:
-		e.add(Warning, "endpoint", daemon.Name+" asks for a password, so no more is known", "give a file with it by --http.config.file")
-		return
-	default:
-		e.add(Problem, "endpoint", fmt.Sprintf("%s answers %s: that is not aggregatord", daemon.Name, resp.Status), "give the daemon's own address by --url")
-		return
-	}
-	resp, err = get("/metrics", url.Values{"name[]": {"aggregatord_directory_up", "aggregatord_archive_up", "aggregatord_series", "aggregatord_workers"}})
-	if err != nil {
-		e.add(Warning, "endpoint", fmt.Sprintf("%s is ready, but gives no metrics: %v", daemon.Name, err), "see its log; if the machine is busy, ask again")
-		return
-	}
-	defer resp.Body.Close() //nolint:errcheck // it was read
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotFound:
-		e.add(Warning, "endpoint", daemon.Name+" is ready; its metrics are at another path than /metrics", "")
-		return
-	default:
-		e.add(Warning, "endpoint", fmt.Sprintf("%s is ready, but answers %s when asked for metrics", daemon.Name, resp.Status), "see its log, and aggregatord_scrapes_total when it answers again")
-		return
-	}
-	series, alive := 0.0, 0.0
-	up := map[string]float64{}
-	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
-		sample, value, ok := strings.Cut(lines.Text(), " ")
-		v, err := strconv.ParseFloat(value, 64)
-		if !ok || err != nil {
-			continue
-		}
-		name, labels, _ := strings.Cut(sample, "{")
-		switch name {
-		case "aggregatord_directory_up", "aggregatord_archive_up":
-			if old, ok := up[name]; !ok || v < old {
-				up[name] = v
-			}
-		case "aggregatord_series":
-			series += v
-		case "aggregatord_workers":
-			if strings.Contains(labels, `"alive"`) {
-				alive += v
-			}
-		}
-	}
-	switch dir, ok := up["aggregatord_directory_up"]; {
-	case !ok:
-		e.add(Problem, "endpoint", daemon.Name+" has no metrics of aggregatord", "give the daemon's own address by --url")
-		return
-	case dir == 0:
-		e.add(Problem, "endpoint", daemon.Name+" is ready, but a directory of its cannot be listed", "compare its --dir with the directory of the application")
-	default:
-		e.ok("endpoint", "%s is ready, with %v samples of %v workers", daemon.Name, series, alive)
-	}
-	if archive, ok := up["aggregatord_archive_up"]; ok && archive == 0 {
-		e.add(Problem, "archive", "the daemon cannot archive: files of the dead stay", "its log says why")
+		e.add(Warning, "daemon", "No daemon archives this directory.", "Start one: aggregatord serve --dir "+e.opts.Dir)
 	}
 }

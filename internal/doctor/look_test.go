@@ -1,54 +1,128 @@
 package doctor
 
 import (
+	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"aggregatord/internal/status"
 )
 
-// TestEndpoint: what is said of a daemon is what it answers, not a guess.
-func TestEndpoint(t *testing.T) {
+// TestNoAnswer: what is said of a daemon that does not tell what it is, is what it answers.
+func TestNoAnswer(t *testing.T) {
 	for name, tc := range map[string]struct {
-		ready, metrics int
-		delay          time.Duration
-		level          Level
-		words          string
+		code, tls int
+		body      string
+		delay     time.Duration
+		level     Level
+		words     string
 	}{
-		"not_ready":     {ready: 503, level: Problem, words: "is not ready"},
-		"password":      {ready: 401, level: Warning, words: "asks for a password"},
-		"somebody_else": {ready: 404, level: Problem, words: "answers 404 Not Found: that is not aggregatord"},
-		"other_path":    {ready: 200, metrics: 404, level: Warning, words: "at another path than /metrics"},
-		"too_many":      {ready: 200, metrics: 503, level: Warning, words: "answers 503 Service Unavailable when asked for metrics"},
-		"too_slow":      {ready: 200, metrics: 200, delay: time.Minute, level: Warning, words: "gives no metrics: Get "},
+		"not_ready":     {code: 503, level: Problem, words: "is busy or not ready"},
+		"password":      {code: 401, level: Warning, words: "asks for a password"},
+		"somebody_else": {code: 404, level: Problem, words: "answers 404 Not Found: this is not aggregatord"},
+		"other_json":    {code: 200, body: "{}", level: Problem, words: "this is not aggregatord"},
+		"too_slow":      {code: 200, delay: time.Minute, level: Problem, words: "does not answer within"},
+		"certificate":   {code: 200, tls: 1, level: Problem, words: "its certificate is not trusted"},
+		"no_tls":        {code: 200, tls: 2, level: Problem, words: "serves no TLS"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path == "/-/ready" {
-					w.WriteHeader(tc.ready)
-					return
-				}
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				select {
 				case <-time.After(tc.delay):
 				case <-r.Context().Done():
 				}
-				w.WriteHeader(tc.metrics)
+				w.WriteHeader(tc.code)
+				w.Write([]byte(tc.body)) //nolint:errcheck // a test
+			}))
+			server.Config.ErrorLog = nil
+			if tc.tls == 1 {
+				server.StartTLS()
+			} else {
+				server.Start()
+			}
+			defer server.Close()
+			address := server.URL
+			if tc.tls == 2 {
+				address = strings.Replace(address, "http:", "https:", 1)
+			}
+			u, err := url.Parse(address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e := &examination{opts: Options{Daemon: &Daemon{URL: u, Name: address, Client: &http.Client{}}, Timeout: 300 * time.Millisecond}}
+			if tc.delay == 0 {
+				e.opts.Timeout = time.Minute
+			}
+			if e.ask(t.Context()) != nil || len(e.findings) != 1 || e.findings[0].Level != tc.level || !strings.Contains(e.findings[0].Found, tc.words) {
+				t.Errorf("found %v, want one %s that says %q", e.findings, tc.level, tc.words)
+			}
+		})
+	}
+}
+
+// TestCompare: what the daemon says of itself is compared with what is examined.
+func TestCompare(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "counter_1.db"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	sound := func(change func(*status.Pool)) status.Overview {
+		p := status.Pool{
+			Dir: dir, Up: true, Workers: status.Alive{Alive: 2}, Series: 7, Liveness: status.Liveness{Method: "lease", FileSystem: "tmpfs"},
+			Archive: status.Archive{State: "open"},
+		}
+		change(&p)
+		return status.Overview{Build: status.Build{Version: "v1"}, Ready: true, Pools: []status.Pool{p}}
+	}
+	for name, tc := range map[string]struct {
+		change func(*status.Pool)
+		ours   string
+		level  Level
+		check  string
+		words  string
+	}{
+		"sound":          {func(*status.Pool) {}, "v1", OK, "endpoint", "7 series of 2 live workers"},
+		"other_version":  {func(*status.Pool) {}, "v2", Warning, "version", "The daemon is version v1, and this command is v2"},
+		"other_dir":      {func(p *status.Pool) { p.Dir = "/elsewhere" }, "v1", Problem, "endpoint", "serves /elsewhere, not " + dir},
+		"may_not_list":   {func(p *status.Pool) { p.Up, p.Error = false, "permission denied" }, "v1", Problem, "endpoint", "cannot read " + dir},
+		"cannot_archive": {func(p *status.Pool) { p.Archive.State, p.Archive.Error = "failing", "no space" }, "v1", Problem, "archive", "no space"},
+		"only_reads":     {func(p *status.Pool) { p.Archive.State = "read-only" }, "v1", OK, "archive", "--archive.disable"},
+		"no_liveness": {
+			func(p *status.Pool) { p.Liveness = status.Liveness{Method: "none", Files: map[string]int{"none": 3}} },
+			"v1", Problem, "liveness", "cannot tell whether the workers of 3 files are alive",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != "/api/v1/status" {
+					w.WriteHeader(404)
+					return
+				}
+				json.NewEncoder(w).Encode(status.Response[status.Overview]{Status: "success", Data: sound(tc.change)}) //nolint:errcheck // a test
 			}))
 			defer server.Close()
 			u, err := url.Parse(server.URL)
 			if err != nil {
 				t.Fatal(err)
 			}
-			e := &examination{opts: Options{Daemon: &Daemon{URL: u, Name: server.URL, Client: server.Client()}, Timeout: 300 * time.Millisecond}}
-			if tc.delay == 0 {
-				e.opts.Timeout = time.Minute
+			found := Examine(t.Context(), Options{Dir: dir, Version: tc.ours, Daemon: &Daemon{URL: u, Name: server.URL, Client: server.Client()}, procRoot: t.TempDir()})
+			if !slices.ContainsFunc(found, func(f Finding) bool {
+				return f.Level == tc.level && f.Check == tc.check && strings.Contains(f.Found, tc.words)
+			}) {
+				t.Errorf("no %s about %s that says %q among %v", tc.level, tc.check, tc.words, found)
 			}
-			e.daemon(t.Context())
-			if len(e.findings) != 1 || e.findings[0].Level != tc.level || !strings.Contains(e.findings[0].Found, tc.words) {
-				t.Errorf("found %v, want one %s that says %q", e.findings, tc.level, tc.words)
+			for _, f := range found {
+				if f.Level == Problem && (f.Advice == "" || tc.level != Problem) {
+					t.Errorf("a problem without advice, or where none is: %v", f)
+				}
 			}
 		})
 	}

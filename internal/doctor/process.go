@@ -156,6 +156,36 @@ func (p process) uses() map[string]bool {
 	return found
 }
 
+// writesRemoved reports whether the process has a source file of a directory mapped for
+// writing that has no name any more.
+func (p process) writesRemoved(dir string) bool {
+	maps, err := os.ReadFile(filepath.Join(p.root, "maps"))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(maps)) {
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 6)
+		if len(fields) != 6 || len(fields[1]) != 4 || fields[1][1] != 'w' || fields[1][3] != 's' {
+			continue
+		}
+		path, ok := strings.CutSuffix(strings.TrimLeft(fields[5], " "), " (deleted)")
+		// What begins with a dot is on its way into the archive.
+		if ok && filepath.Dir(path) == dir && strings.HasSuffix(path, ".db") && !strings.HasPrefix(filepath.Base(path), ".") {
+			return true
+		}
+	}
+	return false
+}
+
+// ownerOf returns to whom a file belongs.
+func ownerOf(info os.FileInfo) (uint32, bool) {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, false
+	}
+	return stat.Uid, true
+}
+
 // mayWrite reports whether the process may make files in a directory, going by its owner
 // and mode alone: what access lists, read-only mounts and security modules say is not known.
 func (p process) mayWrite(mode os.FileMode, uid, gid uint32) bool {

@@ -116,7 +116,7 @@ func TestDoctorSound(t *testing.T) {
 import prometheus_client; prometheus_client.Counter("c_total", "Help.").inc()`)
 	finds(t, doctor(t, nil, "--dir", dir, "--pid", strconv.Itoa(p.pid())), "ok", "environment", "sets it early enough itself")
 	text, err := exec.Command(builtDaemon(t), "doctor", "--dir", dir, "--url", d.URL).Output()
-	if err != nil || !strings.Contains(string(text), "ok       directory    "+dir) {
+	if err != nil || !strings.Contains(string(text), "Everything looks right.") {
 		t.Errorf("for people: %v\n%s", err, text)
 	}
 }
@@ -133,7 +133,7 @@ func TestDoctorGunicorn(t *testing.T) {
 	client := unixClient(t, socket)
 	eventually(t, patience, func() error { return fetch(client, "/order/1") })
 	dir := sourceDir(t)
-	finds(t, doctor(t, nil, "--dir", dir), "problem", "environment", "no process was started with this directory")
+	finds(t, doctor(t, nil, "--dir", dir), "problem", "environment", "No process was started with this directory")
 	finds(t, doctor(t, nil, "--dir", dir, "--pid", strconv.Itoa(server.pid())), "problem", "environment",
 		fmt.Sprintf("gunicorn (%d) was started without PROMETHEUS_MULTIPROC_DIR, and writes nothing", server.pid()))
 }
@@ -146,7 +146,7 @@ func TestDoctorNotNamed(t *testing.T) {
 	counting(t, withoutDir(), nil, "")
 	p := counting(t, appEnv(dir), nil, "")
 	for _, f := range doctor(t, nil) {
-		if f.Check != "directory" || !strings.Contains(f.Advice, "processes here have ") {
+		if f.Check != "directory" || !strings.Contains(f.Advice, "Processes here have ") {
 			t.Errorf("found without a directory: %v", f)
 		}
 	}
@@ -181,7 +181,7 @@ func TestDoctorBroken(t *testing.T) {
 		},
 		"not_named": {
 			make:  func(t *testing.T, _ string) []finding { return doctor(t, nil) },
-			level: "problem", check: "directory", words: "no directory is named",
+			level: "problem", check: "directory", words: "No directory is given",
 		},
 		"may_not_list": {
 			root: true,
@@ -208,7 +208,7 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = "`+dir+`"
 prometheus_client.Counter("c_total", "Help.").inc()`)
 				return doctor(t, nil, "--dir", dir, "--pid", strconv.Itoa(p.pid()))
 			},
-			level: "problem", check: "environment", words: "and too late",
+			level: "problem", check: "environment", words: "that is too late",
 		},
 		"other_directory": {
 			make: func(t *testing.T, dir string) []finding {
@@ -234,7 +234,7 @@ prometheus_client.Counter("c_total", "Help.").inc()`)
 				counting(t, appEnv(dir), nil, "")
 				return doctor(t, nobody, "--dir", dir)
 			},
-			level: "problem", check: "liveness", words: "no proof of death",
+			level: "problem", check: "liveness", words: "no proof that a worker is dead",
 		},
 		"full": {
 			root: true,
@@ -245,7 +245,7 @@ prometheus_client.Counter("c_total", "Help.").inc()`)
 				t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 				return doctor(t, nil, "--dir", dir)
 			},
-			level: "problem", check: "space", words: "the file system is full",
+			level: "problem", check: "space", words: "The file system is full",
 		},
 		"no_inodes": {
 			root: true,
@@ -295,18 +295,37 @@ keep = MmapedDict("`+dir+`/counter_7.db"); keep.write_value('["c", "c_total", {}
 			},
 			level: "warning", check: "files", words: "1 file is no source file, the first: \"metric_http_requests___17.bin\"",
 		},
+		"removed_files": {
+			make: func(t *testing.T, dir string) []finding {
+				p := counting(t, appEnv(dir), nil, "")
+				if err := os.Remove(filepath.Join(dir, fmt.Sprintf("counter_%d.db", p.pid()))); err != nil {
+					t.Fatal(err)
+				}
+				return doctor(t, nil, "--dir", dir)
+			},
+			level: "warning", check: "removed files", words: "1 process writes to files that were removed",
+		},
+		"daemon_of_another_user": {
+			root: true,
+			make: func(t *testing.T, dir string) []finding {
+				counting(t, appEnv(dir), nil, "")
+				d := serveAs(t, nobody, "--dir", dir)
+				return doctor(t, nil, "--dir", dir, "--url", d.URL)
+			},
+			level: "problem", check: "liveness", words: "The daemon cannot tell whether the workers of 1 file are alive",
+		},
 		"no_daemon": {
 			make: func(t *testing.T, dir string) []finding {
 				return doctor(t, nil, "--dir", dir, "--url", "http://127.0.0.1:1")
 			},
-			level: "problem", check: "endpoint", words: "nobody answers",
+			level: "problem", check: "endpoint", words: "Nobody answers",
 		},
 		"not_this_daemon": {
 			make: func(t *testing.T, dir string) []finding {
 				d := serve(t, "--dir", dir+"/not-there")
 				return doctor(t, nil, "--dir", dir, "--url", d.URL)
 			},
-			level: "problem", check: "endpoint", words: "cannot be listed",
+			level: "problem", check: "endpoint", words: "/not-there, not /",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

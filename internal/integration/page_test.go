@@ -68,6 +68,7 @@ const listen = `window.complaints = [];
 	addEventListener("error", (e) => complaints.push("error: " + e.message + " " + e.filename + ":" + e.lineno));
 	addEventListener("unhandledrejection", (e) => complaints.push("rejection: " + (e.reason && e.reason.stack || e.reason)));
 	addEventListener("securitypolicyviolation", (e) => complaints.push("policy: " + e.violatedDirective + " " + e.blockedURI));
+	console.error = (...what) => complaints.push("console: " + what.join(" "));
 	window.alert = (text) => complaints.push("dialog: " + text);`
 
 // colours has pages see a preference of the user.
@@ -317,7 +318,7 @@ func TestPage(t *testing.T) {
 
 	t.Run("content", func(t *testing.T) {
 		b := w.open(t, url)
-		b.says("main", "Workers", "Samples served", dir, "read lease", "tmpfs", "open", "files that cannot be read: 1")
+		b.says("main", "Workers", "Samples served", "Time of a scrape", "Busiest metrics", dir, "read lease", "tmpfs", "open", "files that cannot be read: 1")
 		b.says("#state", "1 problem")
 		b.picture("overview-light")
 		b.goTo("#workers", "Workers")
@@ -326,7 +327,7 @@ func TestPage(t *testing.T) {
 		b.goTo("#worker//101", "Worker 101")
 		b.says("main", "gauge_livesum_101.db", "histogram", "alive")
 		b.goTo("#archive", "Archive")
-		b.says("main", "archive.bolt", "last fold", "1, 64.0 KiB", "failures")
+		b.says("main", "archive.bolt", "last time", "1, 64.0 KiB", "failures")
 		b.picture("archive-light")
 		b.goTo("#problems", "Problems")
 		b.says("main", "counter_broken.db", "-1 bytes are used", "All files agree", "used_negative", "series per pool", "1,000,000")
@@ -365,7 +366,7 @@ func TestPage(t *testing.T) {
 		b.do(chromedp.Evaluate[chromedp.Void]("window.mark = 1"))
 		b.says("main", `hits_total{path="/"}`, "142", "Requests answered.")
 		b.click("main a", `hits_total{path="/"}`)
-		b.says("#detail", "What made it", "the sum of all", "archive of the dead", "alive file of worker 101", "counter_102.db", "100", "40")
+		b.says("#detail", "What made it", "the sum of all", "archive", "alive file of worker 101", "counter_102.db", "100", "40")
 		hits.set(sample{"hits", "hits_total", []string{"path", "/"}, 1040}, "Requests answered.")
 		b.says("main", "1,142")
 		b.says("#detail", "1,040")

@@ -32,6 +32,13 @@ var rooms = map[string]struct {
 		why: "it is a way to keep numbers, whatever they mean", onlyStandard: true,
 		not: []string{"os", "net/http", "time"},
 	},
+	"internal/nearest": {
+		why: "it compares words, whatever they mean", onlyStandard: true,
+		not: []string{"os", "net/http", "time"},
+	},
+	"deploy/release": {
+		why: "it builds the program and is no part of it", onlyStandard: true,
+	},
 	"internal/view": {
 		may: []string{"internal/metric"}, onlyStandard: true,
 		why: "it is the form of what is served, for those who make it and those who show it",
@@ -104,7 +111,7 @@ var rooms = map[string]struct {
 		not: []string{"os", "net/http"},
 	},
 	"internal/api": {
-		may: []string{"internal/fleet", "internal/pool", "internal/store", "internal/watch", "internal/view", "internal/metric", "internal/selector", "internal/status"},
+		may: []string{"internal/fleet", "internal/pool", "internal/store", "internal/watch", "internal/view", "internal/metric", "internal/selector", "internal/status", "internal/nearest"},
 		why: "it answers questions from what pool tells; connections and browsers are serve's",
 		not: []string{"os"},
 	},
@@ -128,7 +135,7 @@ var rooms = map[string]struct {
 		not: []string{"net/http"},
 	},
 	"internal/doctor": {
-		may: []string{"internal/archive", "internal/fold", "internal/store", "internal/watch", "internal/metric"},
+		may: []string{"internal/archive", "internal/fold", "internal/store", "internal/watch", "internal/metric", "internal/status"},
 		why: "it looks at a set-up from outside, so it needs nothing that serves or merges",
 	},
 	"internal/supervise": {
@@ -153,7 +160,7 @@ var rooms = map[string]struct {
 		why: "it makes views for tests", onlyStandard: true,
 	},
 	"internal/config": {
-		may: []string{"internal/policy", "internal/output", "internal/view", "internal/metric"},
+		may: []string{"internal/policy", "internal/output", "internal/view", "internal/metric", "internal/nearest"},
 		why: "it reads the file of settings; whoever needs a setting is given it",
 		not: []string{"net/http"},
 	},

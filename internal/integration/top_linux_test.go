@@ -222,14 +222,22 @@ func TestTop(t *testing.T) {
 	c.showing("this help, and back")
 	c.types("hs")
 	c.showing("s families by series", "WORKER")
-	c.types("ww\x1b[A") // what sends a sequence is no key of ours
+	c.types("ww\x1b[Z") // a sequence that is no key of ours does nothing
 	c.showing("w workers by size")
 	c.types("o")
 	c.showing("aggregatord_")
 	c.types(" ")
-	c.showing("paused")
+	c.showing("Paused")
 	c.types(" \x0c")
-	c.shows("no pause", func(screen string) bool { return !strings.Contains(screen, "paused") })
+	c.types("/zzz")
+	c.showing("Filter: zzz")
+	c.shows("nothing of that name", func(screen string) bool { return !strings.Contains(screen, "evil") })
+	c.types("\x1b")
+	c.showing("evil", "q quit")
+	c.types("\t\x1b[B")
+	c.showing("▸ WORKER")
+	c.types("\t\x1b[A")
+	c.shows("no pause", func(screen string) bool { return !strings.Contains(screen, "Paused") })
 
 	for _, size := range [][2]int{{80, 24}, {200, 50}, {20, 5}, {100, 30}} {
 		c.resize(size[0], size[1])
@@ -250,9 +258,9 @@ func TestTop(t *testing.T) {
 	// The daemon goes and comes back at the same address, as a new one.
 	address := strings.TrimPrefix(d.URL, "http://")
 	d.stop()
-	c.showing("no answer for", "connection refused", "WORKER")
+	c.showing("No answer for", "connection refused", "WORKER")
 	serve(t, "--dir", dir, "--web.listen-address", address)
-	c.shows("that it goes on", func(screen string) bool { return !strings.Contains(screen, "no answer") })
+	c.shows("that it goes on", func(screen string) bool { return !strings.Contains(screen, "No answer") })
 	c.types("q")
 	c.restored(0)
 }
@@ -388,7 +396,7 @@ func TestTopPlain(t *testing.T) {
 	t.Run("nobody_there", func(t *testing.T) {
 		t.Parallel()
 		out, err := exec.Command(builtDaemon(t), "top", "--url", "unix:/nonexistent/socket").CombinedOutput()
-		if exitCode(err) != 1 || !strings.Contains(string(out), "is it running") || strings.Count(string(out), "\n") != 1 {
+		if exitCode(err) != 1 || !strings.Contains(string(out), "start it, or give its address") || strings.Count(string(out), "\n") != 1 {
 			t.Errorf("%v: %s", err, out)
 		}
 	})

@@ -6,20 +6,21 @@ import (
 	"fmt"
 	"html"
 	"net/http"
+	"path"
 	"strings"
 )
 
 // The status page is plain files: what is in page/ is what a browser gets, but for the path
-// of the metrics. It asks the API for everything it shows.
+// of the metrics. It asks the API for everything it shows. page.js is where it begins.
 //
-//go:embed page/index.html page/page.css page/page.js page/icon.svg
+//go:embed page/index.html page/*.css page/*.js page/*.svg
 var pageFiles embed.FS
 
-// pageTypes are the assets and their types.
+// pageTypes are the types of the assets.
 var pageTypes = map[string]string{
-	"page.css": "text/css; charset=utf-8",
-	"page.js":  "text/javascript; charset=utf-8",
-	"icon.svg": "image/svg+xml",
+	".css": "text/css; charset=utf-8",
+	".js":  "text/javascript; charset=utf-8",
+	".svg": "image/svg+xml",
 }
 
 func pageFile(name string) []byte {
@@ -54,10 +55,11 @@ func (s *Server) asset(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	name := strings.TrimPrefix(r.URL.Path, assetsPrefix)
-	contentType, ok := pageTypes[name]
-	if !ok {
+	data, err := pageFiles.ReadFile("page/" + name)
+	contentType, ok := pageTypes[path.Ext(name)]
+	if err != nil || !ok {
 		sendLine(w, http.StatusNotFound, "not found")
 		return
 	}
-	s.sendDocument(w, r, http.StatusOK, contentType, pageFile(name))
+	s.sendDocument(w, r, http.StatusOK, contentType, data)
 }

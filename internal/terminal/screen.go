@@ -24,11 +24,12 @@ const (
 	Faint
 	Warning
 	Alarm
+	Good
 )
 
 // sgr are the sequences of ECMA-48 that select the styles.
 var sgr = map[Style]string{
-	Title: "\x1b[1m", Heading: "\x1b[7m", Faint: "\x1b[2m", Warning: "\x1b[33m", Alarm: "\x1b[1;31m",
+	Title: "\x1b[1m", Heading: "\x1b[7m", Faint: "\x1b[2m", Warning: "\x1b[33m", Alarm: "\x1b[1;31m", Good: "\x1b[32m",
 }
 
 // A Line is one line of a screen.
@@ -42,9 +43,29 @@ const (
 	KeyCtrlC     = '\x03'
 	KeyCtrlL     = '\x0c'
 	KeySuspend   = '\x1a'
-	keyEscape    = '\x1b'
+	KeyEscape    = '\x1b'
+	KeyEnter     = '\r'
+	KeyTab       = '\t'
+	KeyBackspace = '\x7f'
 	writeTimeout = 2 * time.Second
 )
+
+// Keys that send a sequence, as characters that nobody types (private use of Unicode).
+const (
+	KeyUp rune = '\uf700' + iota
+	KeyDown
+	KeyPageUp
+	KeyPageDown
+	KeyHome
+	KeyEnd
+)
+
+// sequences are what terminals send for those keys, without the escape: in normal mode, in
+// application mode, and those of the Linux console and rxvt.
+var sequences = map[string]rune{
+	"[A": KeyUp, "[B": KeyDown, "OA": KeyUp, "OB": KeyDown, "[5~": KeyPageUp, "[6~": KeyPageDown,
+	"[H": KeyHome, "[F": KeyEnd, "OH": KeyHome, "OF": KeyEnd, "[1~": KeyHome, "[4~": KeyEnd, "[7~": KeyHome, "[8~": KeyEnd,
+}
 
 // enter switches to the alternate screen of xterm(1), which leaves what was there before
 // alone, and hides the cursor; leave undoes it.
@@ -61,6 +82,27 @@ func Is(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 func Interactive(f *os.File) bool {
 	name := os.Getenv("TERM")
 	return name != "" && name != "dumb" && Is(f)
+}
+
+// Width returns how many columns a terminal has, and 0 for what is none or does not know it.
+func Width(f *os.File) int {
+	columns, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return columns
+}
+
+// Colours reports whether f is a terminal that shows styles, and the user has nothing against
+// them (NO_COLOR).
+func Colours(f *os.File) bool { return Interactive(f) && os.Getenv("NO_COLOR") == "" }
+
+// Paint returns text in a style, for a terminal that shows styles.
+func (s Style) Paint(text string) string {
+	if sgr[s] == "" {
+		return text
+	}
+	return sgr[s] + text + "\x1b[0m"
 }
 
 // A Screen has the controlling terminal to itself, from Open to Close. Its methods are for
@@ -200,7 +242,7 @@ func (s *Screen) write(b []byte) error {
 	return err
 }
 
-// read passes on what is typed. Of a key that sends a sequence nothing is.
+// read passes on what is typed. Of a key that sends a sequence that is not known nothing is.
 func (s *Screen) read() {
 	defer close(s.keys)
 	buf := make([]byte, 64)
@@ -210,10 +252,13 @@ func (s *Screen) read() {
 			return
 		}
 		typed := string(buf[:n])
-		if n > 1 && typed[0] == keyEscape {
-			continue
+		keys := []rune(typed)
+		if n > 1 && typed[0] == KeyEscape {
+			if keys = keys[:0]; sequences[typed[1:]] != 0 {
+				keys = append(keys, sequences[typed[1:]])
+			}
 		}
-		for _, key := range typed {
+		for _, key := range keys {
 			select {
 			case s.keys <- key:
 			case <-s.quit:

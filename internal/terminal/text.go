@@ -102,3 +102,23 @@ func (l lines) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+// Wrap breaks printable text into lines of at most so many columns, between words. A longer
+// word has a line of its own. With columns of 0 there is one line.
+func Wrap(s string, columns int) []string {
+	if columns <= 0 || Columns(s) <= columns {
+		return []string{s}
+	}
+	var lines []string
+	line := ""
+	for word := range strings.FieldsSeq(s) {
+		if line != "" && Columns(line)+1+Columns(word) > columns {
+			lines, line = append(lines, line), ""
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
+	}
+	return append(lines, line)
+}

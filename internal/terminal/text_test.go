@@ -79,6 +79,26 @@ func TestCut(t *testing.T) {
 	}
 }
 
+func TestWrap(t *testing.T) {
+	for name, tc := range map[string]struct {
+		in      string
+		columns int
+		want    string
+	}{
+		"fits":      {"a b", 3, "a b"},
+		"any_width": {"a b c d", 0, "a b c d"},
+		"words":     {"one two three", 7, "one two|three"},
+		"long_word": {"a /very/long/path b", 6, "a|/very/long/path|b"},
+		"wide":      {"温度 計", 4, "温度|計"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := strings.Join(Wrap(tc.in, tc.columns), "|"); got != tc.want {
+				t.Errorf("%q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
 func TestLines(t *testing.T) {
 	var out bytes.Buffer
 	in := "a\tb\x1b[1m\nc\u009bd\n"

@@ -12,16 +12,54 @@ import (
 	"aggregatord/internal/terminal"
 )
 
-// column is a column of a table. The numbers stand on the right.
+// column is a column of a table. The numbers stand on the right. Where there is little room
+// the columns go whose spare is the greatest; those of 0 stay.
 type column struct {
 	title  string
 	number bool
+	spare  int
 }
 
-// table lays rows out in columns, in at most so many columns of the terminal. What is too
-// wide is taken from the last column, which may go altogether, then from the first. The rows
-// are made printable in their place.
+// roomy is how many columns of the terminal the first column keeps while others can go.
+const roomy = 28
+
+// fit takes columns away until the rest is not too wide.
+func fit(columns []column, rows [][]string, width int) ([]column, [][]string) {
+	for {
+		needed, spare := 0, -1
+		for c := range columns {
+			widest := terminal.Columns(columns[c].title)
+			for _, row := range rows {
+				widest = max(widest, terminal.Columns(terminal.Printable(row[c])))
+			}
+			switch {
+			case c == 0:
+				widest = min(widest, roomy)
+			case c == len(columns)-1:
+				widest = min(widest, roomy/2) // it can be cut
+			}
+			needed += widest + 2
+			if columns[c].spare > 0 && (spare < 0 || columns[c].spare > columns[spare].spare) {
+				spare = c
+			}
+		}
+		if needed-2 <= width || spare < 0 {
+			return columns, rows
+		}
+		columns = slices.Delete(slices.Clone(columns), spare, spare+1)
+		for r := range rows {
+			rows[r] = slices.Delete(slices.Clone(rows[r]), spare, spare+1)
+		}
+	}
+}
+
+// table lays rows out in columns, in at most so many columns of the terminal. What is too wide
+// after fit is taken from the last column, which may go altogether, then from the first. The
+// rows are made printable in their place.
 func table(columns []column, rows [][]string, width int) []terminal.Line {
+	if width > 0 {
+		columns, rows = fit(columns, rows, width)
+	}
 	widths := make([]int, len(columns))
 	for c := range columns {
 		widths[c] = terminal.Columns(columns[c].title)
@@ -80,8 +118,7 @@ func (v *View) Frame(width, height int, now time.Time) []terminal.Line {
 	}
 	f = append(f[:1:1], append(v.notes(now), f[1:]...)...)
 	if height > 0 {
-		keys := fmt.Sprintf("q quit  s families by %s  w workers by %s  o own %s  space pause  h help",
-			FamilyOrders[v.FamilyOrder], WorkerOrders[v.WorkerOrder], map[bool]string{true: "on", false: "off"}[v.Own])
+		keys := v.keys(width)
 		f = f[:min(len(f), max(height-1, 1))]
 		for len(f) < height-1 {
 			f = append(f, terminal.Line{})
@@ -102,14 +139,36 @@ func (v *View) Frame(width, height int, now time.Time) []terminal.Line {
 	return f
 }
 
+// keys is the line that tells the keys, as much of it as there is room for.
+func (v *View) keys(width int) string {
+	if v.Typing {
+		return "Filter: " + v.Filter + "▏  Enter keep  Esc clear"
+	}
+	all := []string{
+		"q quit", "s families by " + FamilyOrders[v.FamilyOrder], "w workers by " + WorkerOrders[v.WorkerOrder],
+		"h help", "/ filter", "↑↓ scroll", "Tab table", "space pause", "o own " + map[bool]string{true: "on", false: "off"}[v.Own],
+	}
+	line := all[0]
+	for _, key := range all[1:] {
+		if width > 0 && terminal.Columns(line)+2+terminal.Columns(key) > width {
+			break
+		}
+		line += "  " + key
+	}
+	return line
+}
+
 // notes are the lines that stand above everything, if there are any.
 func (v *View) notes(now time.Time) []terminal.Line {
 	var f []terminal.Line
 	if v.lost != nil {
-		f = append(f, terminal.Line{Text: fmt.Sprintf("no answer for %s, trying again: %v", span(now.Sub(v.since)), v.lost), Style: terminal.Warning})
+		f = append(f, terminal.Line{Text: fmt.Sprintf("No answer for %s, trying again: %v", span(now.Sub(v.since)), v.lost), Style: terminal.Warning})
 	}
 	if v.Paused {
-		f = append(f, terminal.Line{Text: "paused; space goes on", Style: terminal.Warning})
+		f = append(f, terminal.Line{Text: "Paused. Press space to go on.", Style: terminal.Warning})
+	}
+	if v.Filter != "" && !v.Typing {
+		f = append(f, terminal.Line{Text: fmt.Sprintf("Only what has %q in its name. Press / and Esc to show all.", v.Filter), Style: terminal.Warning})
 	}
 	return f
 }
@@ -117,19 +176,22 @@ func (v *View) notes(now time.Time) []terminal.Line {
 var help = []string{
 	"",
 	"q, Ctrl-C     quit",
-	"s             another order of the families: by rate, series or name",
-	"w             another order of the workers: by change, entries, size, age or ID",
-	"o             show the daemon's own families, too, or no more",
-	"space, p      pause, and go on",
+	"/             show only families and workers with a text in their name",
+	"↑ ↓ j k       scroll; PgUp, PgDn, Home and End, too",
+	"Tab           scroll the other table: families or workers",
+	"s             order the families by rate, series or name",
+	"w             order the workers by change, entries, size, age or ID",
+	"o             show or hide the families of the daemon itself",
+	"space, p      pause and go on",
 	"r             read now",
 	"h, ?          this help, and back",
-	"Ctrl-L        draw everything again        Ctrl-Z   stop, as a shell's job",
+	"Ctrl-L        draw everything again",
+	"Ctrl-Z        stop, as a job of the shell",
 	"",
-	"RATE/S is by how much all counters of a family have grown in a second, or how many",
-	"observations there were, from one reading to the next; - is not known yet. CHANGED is",
-	"how long ago one of a worker's values was seen to be another one: a worker at rest",
-	"changes nothing. Scrapes are those that were answered, the questions of this view are",
-	"not among them; but each of its readings has all files read once, as a scrape has.",
+	"RATE/S is how much all counters of a family grew in a second, or how many",
+	"observations there were; - is unknown. CHANGED is how long ago a value of a",
+	"worker changed. Scrapes do not include the questions of this view, but each",
+	"of its readings reads all files once, as a scrape does.",
 }
 
 // body is all but the notes.
@@ -146,7 +208,19 @@ func (v *View) body(width, height int, now time.Time) []terminal.Line {
 		}
 		return f
 	}
-	f = append(f, terminal.Line{Text: v.scrapes()}, terminal.Line{Text: v.cost()})
+	for _, line := range []string{v.scrapes(), v.cost()} {
+		if height < 20 {
+			f = append(f, terminal.Line{Text: line})
+			continue
+		}
+		const indent = "         " // that of their heads
+		for i, part := range terminal.Wrap(terminal.Printable(line), max(width-len(indent), 0)) {
+			if i > 0 {
+				part = indent + part
+			}
+			f = append(f, terminal.Line{Text: part})
+		}
+	}
 	// Small screens tell less of each.
 	most := len(o.Problems)
 	if height > 0 {
@@ -173,24 +247,51 @@ func (v *View) body(width, height int, now time.Time) []terminal.Line {
 	f = append(f, limited(pools(o.Pools, width), most, len(o.Pools), "pools")...)
 
 	families, total := v.families()
+	workers, workersTotal := v.workers()
 	rowsOfFamilies, rowsOfWorkers := v.Rows, v.Rows
 	if height > 0 {
 		// What is left, less two headings, the line of keys and that of a pause.
 		left := max(height-len(f)-len(v.notes(now))-3, 2)
-		rowsOfWorkers = min(left*2/5, len(v.now.Workers.Items))
+		share := left * 2 / 5
+		if v.OnWorkers {
+			share = left * 3 / 5
+		}
+		rowsOfWorkers = min(share, len(workers))
 		rowsOfFamilies = min(left-rowsOfWorkers, len(families))
 		rowsOfWorkers = left - rowsOfFamilies
 	}
-	cut := func(n, rows int) int {
-		if rows == 0 && height == 0 {
-			return n
+	if height == 0 {
+		v.familyTop, v.workerTop = 0, 0
+		if v.Rows == 0 {
+			rowsOfFamilies, rowsOfWorkers = len(families), len(workers)
 		}
-		return min(n, rows)
 	}
-	f = append(f, v.familyTable(families[:cut(len(families), rowsOfFamilies)], total, width)...)
-	workers := v.now.Workers.Items
-	f = append(f, v.workerTable(workers[:cut(len(workers), rowsOfWorkers)], clock, width)...)
+	v.familyTop = max(min(v.familyTop, len(families)-rowsOfFamilies), 0)
+	v.workerTop = max(min(v.workerTop, len(workers)-rowsOfWorkers), 0)
+	v.page = rowsOfFamilies
+	if v.OnWorkers {
+		v.page = rowsOfWorkers
+	}
+	families = families[v.familyTop:min(v.familyTop+rowsOfFamilies, len(families))]
+	workers = workers[v.workerTop:min(v.workerTop+rowsOfWorkers, len(workers))]
+	f = append(f, v.familyTable(families, v.title("FAMILY", height > 0 && !v.OnWorkers, v.familyTop, len(families), total), width)...)
+	f = append(f, v.workerTable(workers, v.title("WORKER", height > 0 && v.OnWorkers, v.workerTop, len(workers), workersTotal), clock, width)...)
 	return f
+}
+
+// title is the head of the first column of a table, which tells what part of it is shown, and
+// whether it is the one that scrolls.
+func (v *View) title(what string, scrolls bool, top, shown, total int) string {
+	if scrolls {
+		what = "▸ " + what
+	}
+	switch {
+	case shown >= total:
+		return what
+	case top > 0:
+		return fmt.Sprintf("%s (%d–%d of %d)", what, top+1, top+shown, total)
+	}
+	return fmt.Sprintf("%s (%d of %d)", what, shown, total)
 }
 
 // limited is a table cut to a heading and so many rows.
@@ -263,7 +364,7 @@ func pools(all []status.Pool, width int) []terminal.Line {
 		}
 		dir := p.Dir
 		if !p.Up {
-			dir += " (cannot be listed)"
+			dir += " (cannot be read)"
 		}
 		rows = append(rows, []string{
 			cmp.Or(p.Name, "-"), strconv.Itoa(p.Workers.Alive), strconv.Itoa(p.Workers.Dead),
@@ -272,22 +373,22 @@ func pools(all []status.Pool, width int) []terminal.Line {
 		})
 	}
 	return table([]column{
-		{"POOL", false},
-		{"ALIVE", true},
-		{"DEAD", true},
-		{"FILES", true},
-		{"SIZE", true},
-		{"FREE", true},
-		{"BY", false},
-		{"ARCHIVE", false},
-		{"DIRECTORY", false},
+		{"POOL", false, 0},
+		{"ALIVE", true, 0},
+		{"DEAD", true, 0},
+		{"FILES", true, 3},
+		{"SIZE", true, 4},
+		{"FREE", true, 0},
+		{"BY", false, 2},
+		{"ARCHIVE", false, 0},
+		{"DIRECTORY", false, 0},
 	}, rows, width)
 }
 
 // families are those to be shown, in order, and how many there are.
 func (v *View) families() (shown []*status.Family, total int) {
 	for i := range v.now.Families {
-		if f := &v.now.Families[i]; v.Own || !f.Own {
+		if f := &v.now.Families[i]; (v.Own || !f.Own) && v.matches(f.Name) {
 			shown = append(shown, f)
 		}
 	}
@@ -310,7 +411,20 @@ func (v *View) families() (shown []*status.Family, total int) {
 	return shown, len(shown)
 }
 
-func (v *View) familyTable(families []*status.Family, total, width int) []terminal.Line {
+// workers are those to be shown, and how many there are.
+func (v *View) workers() (shown []status.Worker, total int) {
+	for _, w := range v.now.Workers.Items {
+		if v.matches(w.ID, w.Pool) {
+			shown = append(shown, w)
+		}
+	}
+	if v.Filter == "" {
+		return shown, max(v.now.Workers.Total, len(shown))
+	}
+	return shown, len(shown)
+}
+
+func (v *View) familyTable(families []*status.Family, title string, width int) []terminal.Line {
 	var rows [][]string
 	for _, f := range families {
 		growth := ""
@@ -323,14 +437,10 @@ func (v *View) familyTable(families []*status.Family, total, width int) []termin
 			f.Name, growth, strconv.Itoa(f.Series), strconv.Itoa(f.Samples), strings.TrimSpace(f.Type + " " + f.Mode), f.Help,
 		})
 	}
-	title := "FAMILY"
-	if len(families) < total {
-		title = fmt.Sprintf("FAMILY (%d of %d)", len(families), total)
-	}
-	return table([]column{{title, false}, {"RATE/S", true}, {"SERIES", true}, {"SAMPLES", true}, {"TYPE", false}, {"HELP", false}}, rows, width)
+	return table([]column{{title, false, 0}, {"RATE/S", true, 0}, {"SERIES", true, 0}, {"SAMPLES", true, 3}, {"TYPE", false, 1}, {"HELP", false, 2}}, rows, width)
 }
 
-func (v *View) workerTable(workers []status.Worker, clock float64, width int) []terminal.Line {
+func (v *View) workerTable(workers []status.Worker, title string, clock float64, width int) []terminal.Line {
 	var rows [][]string
 	for i := range workers {
 		w := &workers[i]
@@ -347,20 +457,16 @@ func (v *View) workerTable(workers []status.Worker, clock float64, width int) []
 			size(float64(w.UsedBytes)), size(float64(w.SizeBytes)), w.KnownBy, remark,
 		})
 	}
-	title := "WORKER"
-	if total := v.now.Workers.Total; len(workers) < total {
-		title = fmt.Sprintf("WORKER (%d of %d)", len(workers), total)
-	}
 	return table([]column{
-		{title, false},
-		{"STATE", false},
-		{"CHANGED", true},
-		{"AGE", true},
-		{"FILES", true},
-		{"ENTRIES", true},
-		{"USED", true},
-		{"SIZE", true},
-		{"BY", false},
-		{"POOL", false},
+		{title, false, 0},
+		{"STATE", false, 0},
+		{"CHANGED", true, 0},
+		{"AGE", true, 0},
+		{"FILES", true, 4},
+		{"ENTRIES", true, 2},
+		{"USED", true, 3},
+		{"SIZE", true, 6},
+		{"BY", false, 5},
+		{"POOL", false, 1},
 	}, rows, width)
 }

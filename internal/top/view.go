@@ -9,10 +9,14 @@ package top
 import (
 	"math"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
 
 	"aggregatord/internal/status"
+	"aggregatord/internal/terminal"
 )
 
 // A Reading is what a daemon has answered.
@@ -65,6 +69,16 @@ type View struct {
 	Own    bool
 	Paused bool
 	Help   bool
+	// Filter has only the families and workers shown whose name has this in it. Typing says that
+	// the user is writing it.
+	Filter string
+	Typing bool
+	// OnWorkers has Scroll move the workers, not the families.
+	OnWorkers bool
+	// familyTop and workerTop are how many rows are above those shown.
+	familyTop, workerTop int
+	// page is how many rows of the table that Scroll moves were shown the last time.
+	page int
 	// Rows bounds the rows of each table where the height does not; 0: no bound.
 	Rows int
 
@@ -77,7 +91,55 @@ type View struct {
 
 // WorkersQuery returns what to ask the API for to have the workers to be shown.
 func (v *View) WorkersQuery() url.Values {
-	return url.Values{"sort": {workerSorts[v.WorkerOrder]}, "limit": {"500"}}
+	query := url.Values{"sort": {workerSorts[v.WorkerOrder]}, "limit": {"500"}}
+	if v.Filter != "" {
+		query.Set("search", v.Filter)
+	}
+	return query
+}
+
+// Scroll moves the table that has the focus by so many rows, or by pages of what was shown
+// last. What is beyond its ends is cut when it is shown.
+func (v *View) Scroll(rows, pages int) {
+	top := &v.familyTop
+	if v.OnWorkers {
+		top = &v.workerTop
+	}
+	*top = max(*top+rows+pages*max(v.page, 1), 0)
+}
+
+// ScrollTo moves to the beginning, or to the end, of the table that has the focus.
+func (v *View) ScrollTo(end bool) {
+	const beyond = 1 << 30
+	if end {
+		v.Scroll(beyond, 0)
+	} else {
+		v.Scroll(-beyond, 0)
+	}
+}
+
+// Type takes a key of somebody who writes a filter.
+func (v *View) Type(key rune) {
+	switch {
+	case key == terminal.KeyEscape:
+		v.Filter, v.Typing = "", false
+	case key == terminal.KeyEnter || key == '\n':
+		v.Typing = false
+	case key == terminal.KeyBackspace || key == '\b':
+		if letters := []rune(v.Filter); len(letters) > 0 {
+			v.Filter = string(letters[:len(letters)-1])
+		}
+	case unicode.IsPrint(key):
+		v.Filter += string(key)
+	}
+	v.familyTop, v.workerTop = 0, 0
+}
+
+// matches reports whether the filter lets something with these names through.
+func (v *View) matches(names ...string) bool {
+	return v.Filter == "" || slices.ContainsFunc(names, func(n string) bool {
+		return strings.Contains(strings.ToLower(n), strings.ToLower(v.Filter))
+	})
 }
 
 // Add takes a reading. The View keeps it.

@@ -201,6 +201,79 @@ func TestFrame(t *testing.T) {
 	}
 }
 
+// TestScroll: the table with the focus shows other rows, never beyond its ends.
+func TestScroll(t *testing.T) {
+	v := full()
+	text := func() string {
+		var b strings.Builder
+		for _, line := range v.Frame(100, 40, start.Add(5*time.Second)) {
+			b.WriteString(line.Text + "\n")
+		}
+		return b.String()
+	}
+	shows := func(what string, want ...string) {
+		t.Helper()
+		got := text()
+		for _, w := range want {
+			if !strings.Contains(got, w) {
+				t.Errorf("%s: no %q in\n%s", what, w, got)
+			}
+		}
+	}
+	shows("at the start", "▸ FAMILY (", "温度_88_")
+	v.Scroll(1, 0)
+	shows("one row", "▸ FAMILY (2–", "温度_86_")
+	if strings.Contains(text(), "温度_88_") {
+		t.Error("the first row is still there")
+	}
+	v.Scroll(0, 100)
+	shows("the end", "–45 of 45)")
+	v.Scroll(0, -100)
+	v.ScrollTo(true)
+	shows("the end", "–45 of 45)")
+	v.ScrollTo(false)
+	v.OnWorkers = true
+	v.Scroll(3, 0)
+	shows("the workers", "▸ WORKER (4–", "FAMILY (")
+	for _, key := range "度_4x" {
+		v.Type(key)
+	}
+	v.Type(terminal.KeyBackspace)
+	shows("a filter", "温度_4_", "温度_40_")
+	if strings.Contains(text(), "温度_88_") {
+		t.Error("the filter lets through what has no such name")
+	}
+	if got := v.WorkersQuery().Get("search"); got != "度_4" {
+		t.Errorf("the daemon is asked for %q", got)
+	}
+	v.Typing = true
+	v.Type(terminal.KeyEscape)
+	shows("no filter", "温度_88_")
+}
+
+// TestEighty: at 80 columns what matters is there, and whole.
+func TestEighty(t *testing.T) {
+	v := &View{Source: "http://localhost:9500", Every: 2 * time.Second}
+	for i := range 2 {
+		r := read(float64(2*i), nil)
+		total := status.Number(100 * i)
+		r.Families = []status.Family{{Name: "http_request_duration_seconds", Type: "histogram", Total: &total, Series: 120, Samples: 1920, Help: "Time to answer."}}
+		r.Workers.Items = []status.Worker{{ID: "1234567", Alive: true, KnownBy: "lease", Files: 4, Entries: 1200, UsedBytes: 1 << 20, SizeBytes: 2 << 20, Changed: 1999, Created: 1000, Pool: "webshop"}}
+		r.Workers.Total = 1
+		r.Overview.Pools = []status.Pool{{Name: "webshop", Dir: "/dev/shm/webshop", Up: true, Archive: status.Archive{State: "open", Bytes: 65536}}}
+		v.Add(r)
+	}
+	var got strings.Builder
+	for _, line := range v.Frame(80, 24, start.Add(5*time.Second)) {
+		got.WriteString(strings.TrimRight(line.Text, " ") + "\n")
+	}
+	for _, want := range []string{"http_request_duration_seconds", "50.0", "histogram", "1234567", "alive", "/dev/shm/webshop", "h help"} {
+		if !strings.Contains(got.String(), want) {
+			t.Errorf("no %q in\n%s", want, got.String())
+		}
+	}
+}
+
 func TestWords(t *testing.T) {
 	for got, want := range map[string]string{
 		rate(0): "0", rate(0.001): "<0.01", rate(1): "1.00", rate(12.34): "12.3", rate(191.4): "191", rate(99999): "99999", rate(100000): "100k", rate(2.5e6): "2.50M",

@@ -1,0 +1,220 @@
+package doctor
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"aggregatord/internal/status"
+)
+
+// answered is what a daemon has told about itself.
+type answered struct {
+	status.Overview
+	// pool is the one with the directory that is examined, nil if it has none such.
+	pool *status.Pool
+	// user is whom it runs as, nil if that is not known.
+	user *uint32
+}
+
+// errStatus is an answer that is no success.
+type errStatus struct {
+	code int
+	text string
+}
+
+func (e *errStatus) Error() string { return e.text }
+
+// question asks one question of the daemon's API.
+func question[T any](ctx context.Context, d *Daemon, path string, query url.Values) (answer T, err error) {
+	u := d.URL.JoinPath("api/v1", path)
+	u.RawQuery = query.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return answer, err
+	}
+	resp, err := d.Client.Do(req)
+	if err != nil {
+		if inner, ok := errors.AsType[*url.Error](err); ok {
+			err = inner.Err
+		}
+		return answer, err
+	}
+	defer resp.Body.Close() //nolint:errcheck // it is read to its end
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+	if err != nil {
+		return answer, err
+	}
+	var r status.Response[T]
+	if json.Unmarshal(body, &r) != nil || r.Status != "success" {
+		return answer, &errStatus{resp.StatusCode, resp.Status}
+	}
+	return r.Data, nil
+}
+
+// ask asks the daemon what it is. Whatever keeps it from answering is a finding.
+func (e *examination) ask(ctx context.Context) *answered {
+	ctx, stop := context.WithTimeout(ctx, e.opts.Timeout)
+	defer stop()
+	d := e.opts.Daemon
+	overview, err := question[status.Overview](ctx, d, "status", nil)
+	if err != nil {
+		e.noAnswer(err)
+		return nil
+	}
+	a := &answered{Overview: overview, user: e.userOfDaemon()}
+	for i := range a.Pools {
+		if e.opts.Dir != "" && sameDir(a.Pools[i].Dir, e.opts.Dir) {
+			a.pool = &a.Pools[i]
+		}
+	}
+	e.compare(a)
+	if up, err := question[status.Samples](ctx, d, "series", url.Values{"match": {"aggregatord_watch_up"}}); err == nil {
+		if slices.ContainsFunc(up.Items, func(s status.Sample) bool { return s.Value == 0 && (a.pool == nil || s.Labels["pool"] == a.pool.Name) }) {
+			e.add(Warning, "events", "The daemon gets no file system events, so it lists the directory every second.",
+				"Raise the limits: sysctl fs.inotify.max_user_instances and fs.inotify.max_user_watches; ulimit -n does not count here.")
+		}
+	}
+	return a
+}
+
+// noAnswer says why the daemon has not told what it is.
+func (e *examination) noAnswer(err error) {
+	name := e.opts.Daemon.Name
+	var unknown x509.UnknownAuthorityError
+	var host x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	refused, isStatus := errors.AsType[*errStatus](err)
+	switch {
+	case errors.As(err, &unknown), errors.As(err, &host), errors.As(err, &invalid):
+		e.add(Problem, "endpoint", fmt.Sprintf("A daemon answers at %s, but its certificate is not trusted: %v.", name, err),
+			"Name the authority (tls_config: {ca_file: FILE}) in a file for --http.config.file.")
+	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+		e.add(Problem, "endpoint", name+" serves no TLS.", "Use http:// in --url.")
+	case isStatus && refused.code == http.StatusUnauthorized:
+		e.add(Warning, "endpoint", name+" asks for a password, so nothing more is known of it.", "Put the password into a file and give that by --http.config.file.")
+	case isStatus && refused.code == http.StatusServiceUnavailable:
+		e.add(Problem, "endpoint", name+" is busy or not ready.", "Its log says what it does. Ask again.")
+	case isStatus && refused.code == http.StatusBadRequest && e.opts.Daemon.URL.Scheme == "http":
+		e.add(Problem, "endpoint", name+" does not answer plain HTTP.", "If it serves TLS, use https:// in --url.")
+	case isStatus:
+		e.add(Problem, "endpoint", fmt.Sprintf("%s answers %s: this is not aggregatord.", name, refused.text), "Give the address of the daemon by --url.")
+	case errors.Is(err, context.DeadlineExceeded):
+		e.add(Problem, "endpoint", fmt.Sprintf("%s does not answer within %v.", name, e.opts.Timeout), "See its log; if the machine is busy, ask again.")
+	default:
+		level := Warning
+		if e.opts.Daemon.Given {
+			level = Problem
+		}
+		e.add(level, "endpoint", fmt.Sprintf("Nobody answers at %s: %v.", name, err), "Start the daemon, or give its address (--web.listen-address) by --url.")
+	}
+}
+
+// compare says what the daemon has of what is examined.
+func (e *examination) compare(a *answered) {
+	name := e.opts.Daemon.Name
+	if ours := e.opts.Version; ours != "" && a.Build.Version != ours {
+		e.add(Warning, "version", fmt.Sprintf("The daemon is version %s, and this command is %s.", a.Build.Version, ours), "Restart the daemon after an update.")
+	}
+	var dirs []string
+	for i := range a.Pools {
+		dirs = append(dirs, a.Pools[i].Dir)
+	}
+	switch {
+	case a.pool == nil && e.opts.Dir != "":
+		e.add(Problem, "endpoint", fmt.Sprintf("The daemon at %s serves %s, not %s.", name, enumerate(dirs), e.opts.Dir),
+			"Give the same directory to both, or the address of the right daemon by --url. In another container the same directory may have another path.")
+		return
+	case a.pool == nil:
+		e.ok("endpoint", "The daemon at %s serves %s.", name, enumerate(dirs))
+		return
+	case !a.pool.Up:
+		advice := "Make the directory, or compare --dir of the daemon with the directory of the application."
+		if strings.Contains(a.pool.Error, "permission denied") {
+			advice = "Run the daemon as the user of the workers" + e.ownerOf() + "."
+		}
+		e.add(Problem, "endpoint", fmt.Sprintf("The daemon cannot read %s: %s.", a.pool.Dir, a.pool.Error), advice)
+		return
+	case !a.Ready:
+		e.add(Problem, "endpoint", name+" is not ready: it has not read all files yet.", "Wait, and see its log if that lasts.")
+		return
+	}
+	e.ok("endpoint", "%s is ready, serves this directory, and has %s of %s.", name, plural(a.pool.Series, "series"), plural(a.pool.Workers.Alive, "live worker"))
+	if n := a.pool.Files.Failed; n > 0 {
+		e.add(Warning, "endpoint", fmt.Sprintf("The daemon cannot read %s.", plural(n, "file")), "The section Problems of its page, and its log, name them.")
+	}
+	switch a.pool.Archive.State {
+	case "open":
+	case "read-only":
+		e.ok("archive", "The daemon only reads (--archive.disable): the files of dead workers stay, and count.")
+	default:
+		advice := "See the log of the daemon."
+		if strings.Contains(a.pool.Archive.Error, "permission denied") {
+			advice = "Run the daemon as the user of the workers" + e.ownerOf() + ", who may write to the directory."
+		}
+		e.add(Problem, "archive", fmt.Sprintf("The daemon cannot archive, so the files of dead workers stay: %s.", a.pool.Archive.Error), advice)
+	}
+	if owner, ok := e.owner(); ok && a.user != nil && *a.user != 0 && *a.user != owner {
+		e.add(Warning, "user", fmt.Sprintf("The daemon runs as user %d, and the files belong to user %d.", *a.user, owner),
+			fmt.Sprintf("Run the daemon as user %d: only the owner of a file learns whether its worker is dead.", owner))
+	}
+}
+
+// owner is the user to whom the source files belong.
+func (e *examination) owner() (uint32, bool) {
+	names, err := filepath.Glob(filepath.Join(e.opts.Dir, "*.db"))
+	if err != nil || len(names) == 0 {
+		return 0, false
+	}
+	info, err := os.Lstat(names[0])
+	if err != nil {
+		return 0, false
+	}
+	return ownerOf(info)
+}
+
+// ownerOf is the owner as a part of a sentence.
+func (e *examination) ownerOf() string {
+	if owner, ok := e.owner(); ok {
+		return " (" + strconv.FormatUint(uint64(owner), 10) + ")"
+	}
+	return ""
+}
+
+// userOfDaemon is whom the process that listens at the daemon's address runs as.
+func (e *examination) userOfDaemon() *uint32 {
+	host, port, err := net.SplitHostPort(e.opts.Daemon.URL.Host)
+	ip := net.ParseIP(host)
+	if err != nil || host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return nil
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return nil
+	}
+	if p, ok := listenerIn(e.opts.procRoot, n, e.processes); ok {
+		return &p.uid
+	}
+	return nil
+}
+
+// sameDir reports whether two paths name one directory.
+func sameDir(a, b string) bool {
+	if filepath.Clean(a) == filepath.Clean(b) {
+		return true
+	}
+	infoA, errA := os.Stat(a)
+	infoB, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
+}

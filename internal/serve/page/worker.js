@@ -1,0 +1,100 @@
+// One worker, and one pool.
+
+import { app } from "./app.js";
+import { ask } from "./ask.js";
+import { el, facts, meter, setName, setText } from "./dom.js";
+import { bytes, count, span, time } from "./format.js";
+import { fileColumns, lister } from "./lists.js";
+
+export function worker(pool, id) {
+  const about = facts(), panel = el("section", { class: "panel" }, about);
+  const files = lister({
+    title: "Worker " + id, question: "files", placeholder: "Search its files", sort: "path",
+    empty: () => "There is no file of a worker with this ID. Either there was none, or the worker is dead and its values are in the archive.",
+    key: (f) => f.path, params: () => ({ pool, worker: id }), columns: fileColumns,
+  });
+  files.node.prepend(el("h2", {}, el("a", { href: "#workers" }, "Workers"), " / " + (pool ? pool + " / " : "") + id), panel);
+  files.parent = "workers";
+  const inner = files.refresh.bind(files);
+  files.refresh = async () => {
+    await inner();
+    const found = (await ask("workers", { pool, search: id, limit: 200 })).items.find((w) => w.id === id && (w.pool || "") === pool);
+    panel.hidden = !found;
+    if (found) about.show([
+      ["state", found.alive ? "alive" : "dead", found.alive ? "good" : ""], ["liveness by", found.known_by],
+      ["age", found.created ? span(time.now() - found.created) : ""], ["last change", time.ago(found.changed)],
+      ["files", count(found.files)], ["unreadable", found.failed ? count(found.failed) : "", "error"],
+      ["entries", count(found.entries)], ["size", bytes(found.used_bytes) + " used of " + bytes(found.size_bytes)],
+    ]);
+  };
+  return files;
+}
+
+// poolPanel shows a pool: its directory, how deaths are known, room and archive.
+export function poolPanel() {
+  const title = el("h2"), path = el("p", { class: "path" }), error = el("p", { class: "problem error" }), dir = facts(), life = facts(), space = facts(), archive = facts(), bar = meter();
+  const node = el("section", { class: "panel" }, title, path, error, el("div", { class: "columns" },
+    el("div", {}, el("h3", {}, "Directory"), dir), el("div", {}, el("h3", {}, "Liveness"), life),
+    el("div", {}, el("h3", {}, "Space"), bar, space), el("div", {}, el("h3", {}, "Archive"), archive)));
+  node.show = (p) => {
+    setText(title, "Pool " + p.name);
+    title.hidden = !p.name;
+    setName(path, p.dir);
+    error.hidden = !p.error;
+    setText(error, p.error);
+    dir.show([
+      ["state", p.up ? "watched" : p.error ? "cannot be read" : "waiting", p.up ? "good" : "error"],
+      ["files", count(p.files.alive + p.files.dead + p.files.staged + p.files.removed + p.files.failed)],
+      ["unreadable", p.files.failed ? count(p.files.failed) : "", "error"],
+      ["foreign", p.files.foreign ? count(p.files.foreign) : ""],
+      ["entries", count(p.entries)], ["series", count(p.series)], ["file bytes", bytes(p.used_bytes) + " used of " + bytes(p.size_bytes)],
+    ]);
+    const method = p.liveness.method;
+    life.show([
+      ["alive", count(p.workers.alive)], ["dead", count(p.workers.dead)],
+      ["method", p.up ? { lease: "read lease", proc: "/proc", none: "none: every file counts as alive" }[method] || method : "", method === "none" ? "warning" : ""],
+      ["file system", p.liveness.file_system], ["reason", p.liveness.reason],
+    ]);
+    const fs = p.file_system;
+    bar.hidden = !fs;
+    if (fs) bar.show(fs.total_bytes - fs.free_bytes, fs.total_bytes);
+    space.show(fs ? [
+      ["free", bytes(fs.free_bytes) + " of " + bytes(fs.total_bytes)],
+      ["inodes free", fs.total_inodes ? count(fs.free_inodes) + " of " + count(fs.total_inodes) : ""],
+    ] : [["state", "unknown: the directory cannot be read"]]);
+    const a = p.archive;
+    archive.show([
+      ["state", archiveState(p), archiveKind(p)],
+      ["archived", count(a.folded_files) + " files"], ["last time", time.ago(a.last_fold)], ["series", count(a.series)],
+      ["waiting", a.awaiting ? count(a.awaiting) + " files" : ""],
+    ]);
+  };
+  return node;
+}
+
+// archiveState says how an archive is; of a directory that is not there it says nothing bad.
+export function archiveState(p) {
+  if (p.archive.state === "read-only") return "off (--archive.disable)";
+  if (p.archive.state === "closed" && !p.up) return "opens when the directory is there";
+  return p.archive.state;
+}
+
+export function archiveKind(p) {
+  if (p.archive.state === "open") return "good";
+  return p.archive.state === "read-only" || !p.up ? "" : "error";
+}
+
+export function pool(name) {
+  const panel = poolPanel(), gone = el("p", { class: "empty", hidden: true }, "There is no pool of this name.");
+  return {
+    title: "Pool " + name, parent: "overview",
+    node: el("div", {}, el("h2", {}, el("a", { href: "#overview" }, "Overview"), " / " + name), gone, panel,
+      el("p", {}, el("a", { href: "#workers?search=" + encodeURIComponent(name), "data-row": true }, "Its workers"))),
+    async refresh() {
+      const p = app.status.pools.find((p) => p.name === name);
+      gone.hidden = Boolean(p);
+      panel.hidden = !p;
+      if (p) panel.show(p);
+    },
+  };
+}
