@@ -28,7 +28,7 @@ func moment(t time.Time) float64 {
 func Overview(f *fleet.Fleet) status.Overview {
 	o := status.Overview{Ready: f.Ready(), Pools: []status.Pool{}, Problems: []status.Problem{}}
 	if !o.Ready {
-		o.Problems = append(o.Problems, status.Problem{Severity: "warning", Text: "not ready: not all source files have been read yet"})
+		o.Problems = append(o.Problems, status.Problem{Severity: "warning", Text: "Not all source files have been read yet, so nothing is served."})
 	}
 	for _, p := range f.Pools() {
 		s := p.State()
@@ -52,7 +52,7 @@ func Overview(f *fleet.Fleet) status.Overview {
 		o.Problems = append(o.Problems, problems(&told)...)
 	}
 	if n := o.Merge.Conflicts; n > 0 {
-		o.Problems = append(o.Problems, status.Problem{Severity: "warning", Text: fmt.Sprintf("files disagree on the type or mode of metrics (%d); the newest file's samples are served", n)})
+		o.Problems = append(o.Problems, status.Problem{Severity: "warning", Text: fmt.Sprintf("Files disagree on the type or mode of %s; the newest file's samples are served.", several(n, "metric")), Action: "It ends when all workers run the same version of the application."})
 	}
 	return o
 }
@@ -116,40 +116,55 @@ func byName(counts map[store.Reason]uint64) map[string]uint64 {
 // fullPart is the part of a file system whose rest makes a problem.
 const fullPart = 20
 
+// several says how many of a thing there are.
+func several[N int | uint64](n N, one string, many ...string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	if len(many) > 0 {
+		return fmt.Sprintf("%d %s", n, many[0])
+	}
+	return fmt.Sprintf("%d %ss", n, one)
+}
+
 // problems says in words what is wrong in a pool.
 func problems(p *status.Pool) []status.Problem {
 	var all []status.Problem
-	say := func(severity, format string, args ...any) {
-		all = append(all, status.Problem{Pool: p.Name, Severity: severity, Text: fmt.Sprintf(format, args...)})
+	say := func(severity, action, format string, args ...any) {
+		all = append(all, status.Problem{Pool: p.Name, Severity: severity, Text: fmt.Sprintf(format, args...), Action: action})
 	}
 	if !p.Up {
-		say("error", "directory %s cannot be listed: %s", p.Dir, cmp.Or(p.Error, "not looked at yet"))
+		say("error", "", "The directory %s cannot be listed: %s.", p.Dir, cmp.Or(p.Error, "not looked at yet"))
 	}
 	if n := p.Liveness.Files["none"]; n > 0 {
-		say("warning", "Cannot tell whether the workers of %d files are alive, so they count as alive: %s", n, cmp.Or(p.Liveness.Reason, "a lease was refused; run as the workers' user, or grant CAP_LEASE"))
+		why, action := cmp.Or(p.Liveness.Reason, "a lease was refused"), ""
+		if p.Liveness.Reason == "" {
+			action = "Run the daemon as the workers' user, or grant it CAP_LEASE."
+		}
+		say("warning", action, "Cannot tell whether the workers of %s are alive, so they count as alive: %s.", several(n, "file"), why)
 	}
 	if p.Archive.Error != "" {
-		say("error", "the archive is %s, and no file is removed: %s", p.Archive.State, p.Archive.Error)
+		say("error", "", "The archive is %s, and no file is removed: %s.", p.Archive.State, p.Archive.Error)
 	}
 	if p.OtherArchiver > 0 {
-		say("warning", "another archiver merges the files of dead workers into one of its own; nothing is archived here until it ends; stop one of the two")
+		say("warning", "Stop one of the two.", "Another archiver merges the files of dead workers into one of its own, so nothing is archived here.")
 	}
-	if p.Files.Failed > 0 {
-		say("warning", "files that cannot be read: %d", p.Files.Failed)
+	if n := p.Files.Failed; n > 0 {
+		say("warning", "Its files and the log say why.", "%s cannot be read.", several(n, "file"))
 	}
 	refused := uint64(0)
 	for _, n := range p.EntryErrors {
 		refused += n
 	}
 	if refused > 0 {
-		say("warning", "entries left out since the start: %d", refused)
+		say("warning", "", "%s left out since the daemon was started.", several(refused, "entry", "entries"))
 	}
 	if s := p.FileSystem; s != nil {
 		if s.TotalBytes > 0 && s.FreeBytes < s.TotalBytes/fullPart {
-			say("error", "the file system of %s has %d of %d bytes free; when it is full, the next value a worker stores kills it", p.Dir, s.FreeBytes, s.TotalBytes)
+			say("error", "Make room, or give it more.", "The file system of %s has %d of %d bytes free; when it is full, the next value a worker stores kills it.", p.Dir, s.FreeBytes, s.TotalBytes)
 		}
 		if s.TotalInodes > 0 && s.FreeInodes < s.TotalInodes/fullPart {
-			say("error", "the file system of %s has %d of %d inodes free", p.Dir, s.FreeInodes, s.TotalInodes)
+			say("error", "Remove files, or give it more inodes.", "The file system of %s has %d of %d inodes free.", p.Dir, s.FreeInodes, s.TotalInodes)
 		}
 	}
 	return all

@@ -318,20 +318,33 @@ func (p *Place) WriteOwner() {
 	if err != nil {
 		return
 	}
-	// In one step for those who read it, and never into a file that somebody put there.
-	tmp := p.name(ownerName) + ".new"
+	p.KeepBeside(ownerName, append(data, '\n')) //nolint:errcheck // see above
+}
+
+// KeepBeside keeps data in a small file beside the archive: in one step for those who read it,
+// and never into a file that somebody put there. It does not wait for the disk, so a power
+// failure may take the data.
+func (p *Place) KeepBeside(what string, data []byte) error {
+	tmp := p.name(what) + ".new"
 	p.remove(tmp) //nolint:errcheck // it is seldom there
 	f, err := p.create(tmp)
 	if err != nil {
-		return
+		return err
 	}
-	_, err = f.Write(append(data, '\n'))
+	_, err = f.Write(data)
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = p.rename(tmp, p.name(ownerName))
+		err = p.rename(tmp, p.name(what))
 	}
 	if err != nil {
 		p.remove(tmp) //nolint:errcheck // see above
 	}
+	return err
+}
+
+// ReadBeside returns what KeepBeside kept, if it is not longer than most bytes. The error wraps
+// fs.ErrNotExist if there is nothing.
+func (p *Place) ReadBeside(what string, most int64) ([]byte, error) {
+	return p.readSmall(p.name(what), most)
 }
 
 // Owner describes who has the place, as its owner file tells: for people, and only to be
@@ -339,7 +352,7 @@ func (p *Place) WriteOwner() {
 func (p *Place) Owner() string {
 	var o owner
 	where := strings.TrimSuffix(p.path, "/")
-	data, err := p.readSmall(p.name(ownerName), ownerBytes)
+	data, err := p.ReadBeside(ownerName, ownerBytes)
 	if err != nil || json.Unmarshal(data, &o) != nil || strings.ContainsFunc(o.Host, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return "another aggregatord has " + where + " open"
 	}

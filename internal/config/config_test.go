@@ -58,8 +58,13 @@ pools:
     metrics:
       - match: level
         gauge_mode: latest
+    gunicorn_control: /run/web/gunicorn.ctl
   - name: jobs
     dir: /dev/shm/jobs
+    uwsgi_stats: 127.0.0.1:1717
+process:
+  - namespace: scheduler
+    pid_file: /run/scheduler.pid
 external_labels: {region: eu}
 info:
   - name: shop_build_info

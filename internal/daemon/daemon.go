@@ -295,14 +295,12 @@ func (g gatherer) Gather(ctx context.Context, r serve.Request) ([]*view.Snapshot
 		return nil, fmt.Errorf("%w: %w", serve.ErrNoPool, err)
 	case err != nil:
 		return nil, err
-	case len(r.Pools) > 0:
-		return []*view.Snapshot{workers}, nil
 	}
-	snaps := append([]*view.Snapshot{workers}, g.processesBeside(workers)...)
-	switch g.self {
-	case SelfSeparate, SelfOff:
+	snaps := append([]*view.Snapshot{workers}, g.processesBeside(workers, sel)...)
+	switch {
+	case len(r.Pools) > 0, g.self == SelfSeparate, g.self == SelfOff:
 		return snaps, nil
-	case SelfFull:
+	case g.self == SelfFull:
 		return append(snaps, g.set.Snapshot()), nil
 	}
 	return append(snaps, g.set.Essential()), nil
@@ -314,7 +312,7 @@ func (g gatherer) all(ctx context.Context) ([]*view.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	beside := g.processesBeside(workers)
+	beside := g.processesBeside(workers, fleet.Selection{})
 	return append(append([]*view.Snapshot{workers}, beside...), g.set.Snapshot()), nil
 }
 

@@ -24,7 +24,43 @@ func newObserver(opts Options, pools *fleet.Fleet, set *telemetry.Set) *process.
 		}
 		return watched
 	}
+	o.Store = processStore{pools}
 	return process.New(o)
+}
+
+// processStore keeps what was counted of a pool's processes beside its archive.
+type processStore struct{ pools *fleet.Fleet }
+
+// processFile is the name of what is kept, and processBytes how long it may be.
+const (
+	processFile  = "processes"
+	processBytes = 16 << 20
+)
+
+// Load implements process.Store.
+func (s processStore) Load(name string) ([]byte, error) {
+	if p := s.pool(name); p != nil {
+		return p.Kept(processFile, processBytes)
+	}
+	return nil, nil
+}
+
+// Save implements process.Store.
+func (s processStore) Save(name string, state []byte) error {
+	if p := s.pool(name); p != nil {
+		return p.Keep(processFile, state)
+	}
+	return nil
+}
+
+// pool returns the pool of a name; nil if it has been removed meanwhile.
+func (s processStore) pool(name string) *pool.Pool {
+	for _, p := range s.pools.Pools() {
+		if p.Spec().Name == name {
+			return p
+		}
+	}
+	return nil
 }
 
 // watchedPool is a pool as package process needs it.
@@ -42,9 +78,12 @@ func (p watchedPool) Files() []process.FileID {
 }
 
 // processesBeside returns the process metrics as they are served beside the workers' own.
-func (g gatherer) processesBeside(workers *view.Snapshot) []*view.Snapshot {
-	if g.processes == nil {
+func (g gatherer) processesBeside(workers *view.Snapshot, sel fleet.Selection) []*view.Snapshot {
+	switch {
+	case g.processes == nil:
 		return nil
+	case len(sel.Pools) > 0:
+		return []*view.Snapshot{process.AsideOnce(g.processes.Some(sel.Pools, sel.Bare), workers.Layout)}
 	}
 	return []*view.Snapshot{g.processes.Aside(g.processes.All(), workers.Layout)}
 }

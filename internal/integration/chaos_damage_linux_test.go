@@ -87,7 +87,7 @@ func (s *settings) flags() []string {
 }
 
 func (s *settings) archive(i int) string {
-	return filepath.Join(s.dirs[i], ".aggregatord", "archive.bolt")
+	return filepath.Join(s.dirs[i], ".aggregatord.archive")
 }
 
 // asides lists the archives that were set aside in a directory.
@@ -149,7 +149,7 @@ func TestDamagedArchive(t *testing.T) {
 	h.mustCheck("undamaged", func() *daemon { d := serve(t, "--dir", copyTree(t, pattern, filepath.Join(root, "copy"))); return d }())
 
 	s := &settings{t: t}
-	whole := read(t, filepath.Join(pattern, ".aggregatord", "archive.bolt"))
+	whole := read(t, filepath.Join(pattern, ".aggregatord.archive"))
 	const pools = 60
 	how, damaged := make([]string, pools), make([][]byte, pools)
 	for i := range pools {

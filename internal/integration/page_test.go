@@ -318,7 +318,7 @@ func TestPage(t *testing.T) {
 
 	t.Run("content", func(t *testing.T) {
 		b := w.open(t, url)
-		b.says("main", "Workers", "Samples served", "Time of a scrape", "Busiest metrics", dir, "read lease", "tmpfs", "open", "files that cannot be read: 1")
+		b.says("main", "Workers", "Samples served", "Time of a scrape", "Busiest metrics", dir, "read lease", "tmpfs", "open", "1 file cannot be read")
 		b.says("#state", "1 problem")
 		b.picture("overview-light")
 		b.goTo("#workers", "Workers")
@@ -327,7 +327,7 @@ func TestPage(t *testing.T) {
 		b.goTo("#worker//101", "Worker 101")
 		b.says("main", "gauge_livesum_101.db", "histogram", "alive")
 		b.goTo("#archive", "Archive")
-		b.says("main", "archive.bolt", "last time", "1, 64.0 KiB", "failures")
+		b.says("main", ".aggregatord.archive", "last time", "1, 64.0 KiB", "failures")
 		b.picture("archive-light")
 		b.goTo("#problems", "Problems")
 		b.says("main", "counter_broken.db", "-1 bytes are used", "All files agree", "used_negative", "series per pool", "1,000,000")

@@ -34,6 +34,9 @@ func (p *Pool) probeLocked() {
 			// A moment ago, when it was opened.
 		case t.state == alive && !all && p.asked[t.name.ID]:
 			// Another file of the worker is held open, so the worker is alive.
+		case t.state == dead && !all && !t.source.Live():
+			// Nothing that is served depends on it, and what it holds is read all the same. Each
+			// question takes a lease for a moment, and whoever opens the file in it waits for us.
 		default:
 			p.checkLocked(t)
 			if all && t.state == alive {

@@ -54,7 +54,7 @@ func NewMetrics(set *telemetry.Set) *Metrics {
 		directoryBytes:  set.GaugeVec("aggregatord_directory_bytes", "Bytes of the directory's file system; when a tmpfs has none free, the next value a worker stores kills it.", "pool", "kind"),
 		directoryInodes: set.GaugeVec("aggregatord_directory_inodes", "Inodes of the directory's file system.", "pool", "kind"),
 
-		archiveUp:      set.GaugeVec("aggregatord_archive_up", "1 if the archive is open and could be written the last time; 0: no file is removed.", "pool"),
+		archiveUp:      set.GaugeVec("aggregatord_archive_up", "1 if the archive is open and could be written the last time; 0: no file is removed. Absent with --archive.disable.", "pool"),
 		archiveSeries:  set.GaugeVec("aggregatord_archive_series", "Keys in the archive.", "pool"),
 		archiveUnsaved: set.GaugeVec("aggregatord_archive_unsaved_series", "Keys whose archived values are in memory only, because the archive could not be written yet.", "pool"),
 		archiveBytes:   set.GaugeVec("aggregatord_archive_bytes", "Size of the archive file.", "pool"),
@@ -144,7 +144,9 @@ func (p *Pool) updateMetricsLocked() {
 	m.archiveSeries.With(pool).Set(float64(a.Totals().Series()))
 	m.archiveUnsaved.With(pool).Set(float64(a.Unsaved()))
 	m.archiveBytes.With(pool).Set(float64(at.Bytes))
-	m.archiveUp.With(pool).Set(boolean(at.Open && at.Err == nil))
+	if !p.folder.ReadOnly() {
+		m.archiveUp.With(pool).Set(boolean(at.Open && at.Err == nil))
+	}
 	m.awaiting.With(pool).Set(float64(awaiting))
 	m.removing.With(pool).Set(float64(p.folder.RemovingFiles()))
 }

@@ -105,6 +105,7 @@ type Pool struct {
 	mergeOptions merge.Options
 	share        *merge.Share
 	archiving    ArchiveOptions
+	archiveDir   string // empty: hidden files in the directory itself
 	onProgress   func(done, files int)
 	prober       *watch.Prober
 	folder       *fold.Folder
@@ -209,7 +210,7 @@ func New(spec Spec, opts Options) *Pool {
 	}
 	p := &Pool{
 		spec: spec, logger: logger, metrics: opts.Metrics, folds: opts.Metrics.folds.For(spec.Name), now: opts.Now,
-		descriptors: opts.Descriptors, fileLimits: opts.Limits, mergeOptions: opts.Merge, share: opts.Share, onProgress: opts.OnProgress,
+		descriptors: opts.Descriptors, fileLimits: opts.Limits, mergeOptions: opts.Merge, share: opts.Share, onProgress: opts.OnProgress, archiveDir: opts.ArchiveDir,
 		partsEvery: time.Second,
 		prober:     watch.NewProber(spec.Path), lister: watch.NewDir(spec.Path),
 		files: map[string]*file{}, staged: map[string]*file{}, open: map[store.Identity]*file{}, asked: map[string]bool{},

@@ -350,13 +350,7 @@ func (o *Observer) All() *view.Snapshot {
 	}
 	var rows []row
 	for _, g := range o.groups {
-		for _, r := range g.rows {
-			if g.name != "" {
-				r.labels = append(slices.Clone(r.labels), metric.Label{Name: poolLabel, Value: g.name})
-				metric.SortLabels(r.labels)
-			}
-			rows = append(rows, r)
-		}
+		rows = g.labeled(rows)
 	}
 	o.all, o.allGeneration = o.shape.of(rows), o.generation
 	return o.all
@@ -370,57 +364,109 @@ type aside struct {
 	told         map[string]bool
 }
 
+// Some returns the process metrics of the named pools; bare: without the label pool.
+func (o *Observer) Some(pools []string, bare bool) *view.Snapshot {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var rows []row
+	for _, g := range o.groups {
+		if g.pool == nil || !slices.Contains(pools, g.name) {
+			continue
+		}
+		if bare {
+			rows = append(rows, g.rows...)
+		} else {
+			rows = g.labeled(rows)
+		}
+	}
+	return new(snapshots).of(rows)
+}
+
+// labeled appends the group's rows with the label pool, if the pool has a name.
+func (g *group) labeled(rows []row) []row {
+	for _, r := range g.rows {
+		if g.name != "" {
+			r.labels = append(slices.Clone(r.labels), metric.Label{Name: poolLabel, Value: g.name})
+			metric.SortLabels(r.labels)
+		}
+		rows = append(rows, r)
+	}
+	return rows
+}
+
 // Aside returns ours without the families of which theirs, what workers have written, has a
-// sample name: an application's own metrics win. It says so once for each name.
+// sample name: an application's own metrics win. It says so once for each name. Of one pair of
+// layouts the answer is remembered, so whoever asks again and again asks of the same two; for
+// others there is AsideOnce.
 func (o *Observer) Aside(ours *view.Snapshot, theirs *view.Layout) *view.Snapshot {
 	o.asideMu.Lock()
 	defer o.asideMu.Unlock()
 	a := &o.aside
 	if a.ours != ours.Layout || a.theirs != theirs {
-		names := map[string]bool{}
-		for i := range theirs.Families {
-			f := &theirs.Families[i]
-			names[f.Name] = true
-			if len(f.Metrics) > 0 {
-				for _, p := range f.Metrics[0].Points {
-					names[f.Name+p.Kind.Suffix()] = true
-				}
-			}
-		}
 		if a.told == nil {
 			a.told = map[string]bool{}
 		}
-		a.ours, a.theirs, a.layout, a.from = ours.Layout, theirs, &view.Layout{}, nil
-		left := 0
-		for _, f := range ours.Layout.Families {
-			sample := f.Name
-			if f.Type == metric.Counter {
-				sample += "_total"
+		var left []string
+		a.ours, a.theirs = ours.Layout, theirs
+		a.layout, a.from, left = standAside(ours.Layout, theirs)
+		for _, name := range left {
+			if !a.told[name] {
+				a.told[name] = true
+				o.logger.Info("workers write a metric of this name themselves; theirs is served, and the daemon's own is not", zap.String("family", name))
 			}
-			if names[f.Name] || names[sample] {
-				left++
-				if !a.told[f.Name] {
-					a.told[f.Name] = true
-					o.logger.Info("workers write a metric of this name themselves; theirs is served, and the daemon's own is not", zap.String("family", sample))
-				}
-				continue
-			}
-			for i := range f.Points {
-				a.from = append(a.from, uint32(f.First+i))
-			}
-			f.First = a.layout.Points
-			a.layout.Points += f.Points
-			a.layout.Families = append(a.layout.Families, f)
 		}
-		if left == 0 {
-			a.layout = ours.Layout
-		}
-		o.opts.Metrics.aside.Set(float64(left))
+		o.opts.Metrics.aside.Set(float64(len(left)))
 	}
-	if a.layout == ours.Layout {
+	return mapAside(ours, a.layout, a.from)
+}
+
+// AsideOnce is Aside that remembers and says nothing.
+func AsideOnce(ours *view.Snapshot, theirs *view.Layout) *view.Snapshot {
+	layout, from, _ := standAside(ours.Layout, theirs)
+	return mapAside(ours, layout, from)
+}
+
+func mapAside(ours *view.Snapshot, layout *view.Layout, from []uint32) *view.Snapshot {
+	if layout == ours.Layout {
 		return ours
 	}
-	return ours.Map(a.layout, a.from)
+	return ours.Map(layout, from)
+}
+
+// standAside returns the layout of what is left of ours, the points of ours it is made of, and
+// the names of those that stood aside. If none did, it is our layout itself.
+func standAside(ours, theirs *view.Layout) (layout *view.Layout, from []uint32, left []string) {
+	names := map[string]bool{}
+	for i := range theirs.Families {
+		f := &theirs.Families[i]
+		names[f.Name] = true
+		if len(f.Metrics) > 0 {
+			for _, p := range f.Metrics[0].Points {
+				names[f.Name+p.Kind.Suffix()] = true
+			}
+		}
+	}
+	layout = &view.Layout{}
+	for _, f := range ours.Families {
+		sample := f.Name
+		if f.Type == metric.Counter {
+			sample += "_total"
+		}
+		if names[f.Name] || names[sample] {
+			left = append(left, sample)
+			continue
+		}
+		for i := range f.Points {
+			from = append(from, uint32(f.First+i))
+		}
+		f.First = layout.Points
+		layout.Points += f.Points
+		layout.Families = append(layout.Families, f)
+	}
+	if len(left) == 0 {
+		return ours, nil, nil
+	}
+	return layout, from, left
 }
 
 // Processes lists all processes that are watched, for whoever asks.

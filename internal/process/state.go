@@ -40,6 +40,9 @@ type keptProcess struct {
 // maxState bounds what is believed of a state, in bytes; 4096 processes need 1 MB or so.
 const maxState = 16 << 20
 
+// maxExits is how many ways to end a process has: signals, statuses, and not known.
+const maxExits = 512
+
 // saveEvery is how often the state is kept although nothing is in it that cannot be seen.
 const saveEvery = time.Minute
 
@@ -83,6 +86,9 @@ func (g *group) restore(data []byte) error {
 	}
 	if s.Version != stateVersion {
 		return fmt.Errorf("state of processes has version %d, this program reads %d", s.Version, stateVersion)
+	}
+	if len(s.Exits) > maxExits {
+		return fmt.Errorf("state of processes has %d ways to end", len(s.Exits))
 	}
 	g.base, g.starts = s.Base, s.Starts
 	if s.Exits != nil {

@@ -105,7 +105,9 @@ type Problem struct {
 	Pool string `json:"pool,omitempty"`
 	// Severity is warning or error.
 	Severity string `json:"severity"`
-	Text     string `json:"text"`
+	// Text says what is wrong, in a sentence, and Action what helps, where that is known.
+	Text   string `json:"text"`
+	Action string `json:"action,omitempty"`
 }
 
 // A Pool is one watched directory.
