@@ -14,6 +14,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,7 +40,7 @@ import (
 
 // Options of Run. Zero fields mean the defaults given.
 type Options struct {
-	// Fleet says which directories to read; its Logger, Set, Policy and OnTend are Run's to fill.
+	// Fleet says which directories to read; its Logger, Set, Policy, Reserve and OnTend are Run's to fill.
 	Fleet fleet.Options
 	// ListenAddresses are host:port pairs, or unix:PATH. Default: DefaultListenAddress.
 	ListenAddresses []string
@@ -142,6 +143,7 @@ func Run(ctx context.Context, opts Options) error {
 	m := newMetrics(set)
 	manager := newManager(opts)
 	opts.Fleet.Logger, opts.Fleet.Set, opts.Fleet.Policy = log, set, opts.Config.Policy()
+	opts.Fleet.Reserve = descriptorsBeside(opts.Web)
 	start := newFirstScan(log)
 	var pools *fleet.Fleet
 	opts.Fleet.OnTend = func() {
@@ -231,6 +233,16 @@ func Run(ctx context.Context, opts Options) error {
 	err = errors.Join(err, pools.Close())
 	log.Info("stopped", zap.Error(err))
 	return err
+}
+
+// ownDescriptors is how many descriptors the daemon needs beside those of source files and
+// connections: archives, directories, inotify, the log, listeners.
+const ownDescriptors = 64
+
+// descriptorsBeside is how many descriptors stay free of source files, so that neither can take
+// what the other one needs.
+func descriptorsBeside(web serve.Options) int {
+	return cmp.Or(web.MaxConnections, serve.DefaultMaxConnections()) + ownDescriptors
 }
 
 // firstScan tells how the first look at all directories went.

@@ -39,6 +39,9 @@ type Options struct {
 	// OnTend is called after each round of a pool, and may be called by several goroutines at
 	// once. It must return soon. Default: nothing.
 	OnTend func()
+	// Reserve is how many descriptors stay free of source files: for connections, archives and the
+	// rest. Default: pool.DefaultReserve.
+	Reserve int
 	// Set is where the fleet's own metrics go. Default: a set of its own.
 	Set *telemetry.Set
 	// Logger may be nil.
@@ -107,7 +110,7 @@ func New(opts Options) (*Fleet, error) {
 	if opts.Pool.Metrics == nil {
 		opts.Pool.Metrics = pool.NewMetrics(opts.Set)
 	}
-	opts.Pool.Descriptors, opts.Pool.Share = pool.NewDescriptors(), merge.NewShare()
+	opts.Pool.Descriptors, opts.Pool.Share = pool.NewDescriptors(opts.Reserve), merge.NewShare()
 	f := &Fleet{opts: opts, logger: opts.Logger, metrics: newMetrics(opts.Set), joints: map[string]*joint{}}
 	f.adoptPolicy(opts.Policy)
 	if len(opts.Pools) == 0 {

@@ -283,16 +283,13 @@ func (f *Folder) commit(files []*File, now time.Time) (c archive.Committed) {
 		f.pool.Return(files, nil)
 		return f.keeper.Failed(now, err, len(files))
 	}
-	b := archive.NewBatch(now)
+	b, files, err := f.collect(files, now)
+	if err != nil {
+		f.pool.Return(files, nil)
+		return archive.Committed{Err: err}
+	}
 	var bytes int64
-	for i, file := range files {
-		if err := file.Collect(b); err != nil {
-			// The others go without it the next time.
-			f.pool.Return(files[:i], nil)
-			f.pool.Return(files[i:i+1], err)
-			f.pool.Return(files[i+1:], nil)
-			return archive.Committed{Err: err}
-		}
+	for _, file := range files {
 		bytes += file.Source.Size()
 	}
 	if len(files) > 0 {
@@ -329,6 +326,39 @@ func (f *Folder) commit(files []*File, now time.Time) (c archive.Committed) {
 		f.opts.Logger.Debug("dead workers' files archived", zap.Int("files", len(files)), zap.Duration("duration", time.Since(start)))
 	}
 	return c
+}
+
+// mostCollects is how often a batch is begun anew because a file of it cannot be read.
+const mostCollects = 4
+
+// collect reads the files into a batch. It returns those that are in it; the others are given
+// back, each with its error: a file that cannot be read costs the others no more than to be read
+// again. An error says that files kept breaking while they were read.
+func (f *Folder) collect(files []*File, now time.Time) (b *archive.Batch, good []*File, err error) {
+	for range mostCollects {
+		b, err = archive.NewBatch(now), nil
+		for _, file := range files {
+			if err = file.Collect(b); err != nil {
+				break
+			}
+		}
+		if err == nil {
+			return b, files, nil
+		}
+		// The batch is of no use any more. Each file is tried by itself, so that however many are
+		// bad, all of them are known now.
+		good = nil
+		for _, file := range files {
+			if err := file.Collect(archive.NewBatch(now)); err != nil {
+				f.opts.Metrics.errors.Inc()
+				f.pool.Return([]*File{file}, err)
+				continue
+			}
+			good = append(good, file)
+		}
+		files = good
+	}
+	return nil, files, err
 }
 
 // stage renames files, and returns those that are to be folded now.

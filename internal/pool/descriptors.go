@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -13,16 +14,23 @@ type Descriptors struct {
 	used atomic.Int64
 }
 
-// NewDescriptors returns a budget of what the process may have open, less some for
-// connections, the archives and the rest.
-func NewDescriptors() *Descriptors {
+// DefaultReserve is how many descriptors stay free unless somebody says otherwise: for the archive,
+// the directory and the rest of a process that serves nobody.
+const DefaultReserve = 128
+
+// NewDescriptors returns a budget of what the process may have open, less reserve for connections,
+// the archives and the rest; 0 means DefaultReserve. Where the limit is so low that next to
+// nothing would be left for source files, they get a quarter of it.
+func NewDescriptors(reserve int) *Descriptors {
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
 		return &Descriptors{max: 512}
 	}
-	const reserve = 128
-	return &Descriptors{max: max(int(min(limit.Cur, 1<<20))-reserve, int(limit.Cur)/2)}
+	return &Descriptors{max: budget(int(min(limit.Cur, 1<<20)), cmp.Or(reserve, DefaultReserve))}
 }
+
+// budget is how many of limit descriptors source files may have if reserve are to stay free.
+func budget(limit, reserve int) int { return max(limit-reserve, limit/4) }
 
 // Max is how many source files may be open.
 func (d *Descriptors) Max() int { return d.max }

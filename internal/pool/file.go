@@ -71,6 +71,13 @@ type file struct {
 	baseline  []float64
 	base, raw []float64
 	entries   int // that were learned or refused
+	// learned is where the last of them begins, in bytes, and more says that there are others that
+	// a bound has kept for later: see learn.go.
+	learned int64
+	more    bool
+	// retry is when a file is looked at again that was closed because nothing could be read of it;
+	// zero if it was not.
+	retry time.Time
 	// failure is why the file cannot be read at present, "" if it can, and failed its error.
 	failure store.Reason
 	failed  error
@@ -165,7 +172,7 @@ func (t *file) space() archive.Space {
 
 // openLocked opens a file and adds its source to the index.
 func (p *Pool) openLocked(t *file) error {
-	if p.descriptors.Full() {
+	if p.descriptors.Full() && !t.barren() {
 		p.deferred++
 		return errTooManyAt(t.path) // the limit is told once, by scan
 	}
@@ -195,6 +202,7 @@ func (p *Pool) adoptLocked(t *file, f *store.File) error {
 		t.baseline = p.baselineOfLocked(t, f)
 	}
 	t.file, t.entries, t.base, t.loaded = f, 0, nil, false
+	t.learned, t.more = 0, false
 	t.state = alive
 	t.source = p.index.Add(merge.SourceSpec{
 		Name: t.name.Base, Type: t.name.Type, Mode: t.name.Mode, ID: t.name.ID,
@@ -239,30 +247,6 @@ func (p *Pool) dropLocked(t *file) {
 	p.closeLocked(t)
 }
 
-// learnLocked tells the index of entries that appeared since the last time.
-func (p *Pool) learnLocked(t *file) {
-	t.learnErr = t.file.Learn(func(e store.Entry) {
-		entry := t.entries
-		if entry == 0 {
-			p.identifyLocked(t, e.Key)
-		}
-		t.entries++
-		if e.Err != nil {
-			p.refusedLocked(t, e, e.Err)
-			return
-		}
-		if err := p.index.Learn(t.source, e.Key, e.Slot); err != nil {
-			p.refusedLocked(t, e, err)
-			return
-		}
-		t.loaded = false
-		if t.baseline != nil {
-			t.base = append(t.base, p.baselineAtLocked(t, e.Key, entry))
-		}
-	})
-	t.source.Compact()
-}
-
 // identifyLocked gives the file the ID that its first key shows to be the worker's.
 func (p *Pool) identifyLocked(t *file, key []byte) {
 	id := t.name.WorkerID(key)
@@ -275,14 +259,6 @@ func (p *Pool) identifyLocked(t *file, key []byte) {
 	p.index.Remove(t.source)
 	t.source = p.index.Add(spec)
 	p.index.SetAlive(t.source, live)
-}
-
-// learnNewLocked is learnLocked unless the next load tells whether there is anything to learn.
-// Where nothing is to be loaded, it tells nothing.
-func (p *Pool) learnNewLocked(t *file) {
-	if t.learnErr != nil || !t.file.Complete() || t.source.Entries() == 0 {
-		p.learnLocked(t)
-	}
 }
 
 // load brings the values in the index up to date with the file. It touches nothing but

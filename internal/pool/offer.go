@@ -64,17 +64,20 @@ func (p *Pool) Offer(limit fold.Limit, name func(base string) string) (files []*
 		return files, false // it looks for the same files, and breaks if they are gone
 	}
 	rest := p.restLocked()
-	for _, t := range p.files {
-		if t.state != dead || t.muted != nil || now.Sub(t.since) < rest {
-			continue
-		}
-		if !within(t) {
-			return files, more
-		}
-		if t.state == folding {
-			t.record = name(t.name.Base)
-			p.staged[t.record] = t
-			t.offered.Record = t.record
+	// Files in which nothing is come first: all that they do is to hold descriptors.
+	for _, empty := range []bool{true, false} {
+		for _, t := range p.files {
+			if t.state != dead || t.muted != nil || now.Sub(t.since) < rest || t.file.Empty() != empty {
+				continue
+			}
+			if !within(t) {
+				return files, more
+			}
+			if t.state == folding {
+				t.record = name(t.name.Base)
+				p.staged[t.record] = t
+				t.offered.Record = t.record
+			}
 		}
 	}
 	return files, more
@@ -106,7 +109,9 @@ func (p *Pool) orphanWaitsLocked(t *file, limit fold.Limit) bool {
 
 // gainedLocked reports whether a file counts anything now.
 func (p *Pool) gainedLocked(t *file) bool {
-	p.learnLocked(t)
+	if p.learnLocked(t, roundBytes); t.more {
+		return false
+	}
 	if err := errors.Join(t.learnErr, t.load()); err != nil {
 		p.noteLocked(t, err)
 		return false
@@ -132,7 +137,9 @@ func (p *Pool) offerableLocked(t *file) bool {
 			return false
 		}
 	}
-	p.learnNewLocked(t)
+	if p.learnNewLocked(t, sliceBytes); t.more {
+		return false // the next rounds learn the rest
+	}
 	err := t.learnErr
 	if err == nil && !t.loaded {
 		err = t.load()

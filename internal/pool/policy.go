@@ -88,7 +88,8 @@ func (p *Pool) learnAnewLocked(t *file) {
 	t.source = p.index.Add(spec)
 	p.index.SetAlive(t.source, lives)
 	t.entries, t.base, t.seen, t.loaded = 0, nil, nil, false
-	p.learnLocked(t)
+	t.learned = 0
+	p.learnLocked(t, 0) // all: a total that is read in part would fall
 	p.noteLocked(t, cmp.Or(t.learnErr, t.load()))
 }
 

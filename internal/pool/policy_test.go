@@ -498,6 +498,9 @@ func TestHostileLabels(t *testing.T) {
 	h.Tend(true)
 	check := func(workers int) {
 		t.Helper()
+		for h.learning() {
+			h.Tend(true)
+		}
 		good.set("good_total", float64(workers))
 		view := h.view()
 		if !strings.Contains(view, fmt.Sprintf("\ngood_total %d\n", workers)) || !strings.HasPrefix(view, fmt.Sprintf("also_good_total %d\n", workers)) {

@@ -199,7 +199,7 @@ func New(spec Spec, opts Options) *Pool {
 		opts.Metrics = NewMetrics(telemetry.NewSet())
 	}
 	if opts.Descriptors == nil {
-		opts.Descriptors = NewDescriptors()
+		opts.Descriptors = NewDescriptors(0)
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now
@@ -261,14 +261,14 @@ func (p *Pool) Tend(force bool) {
 	p.looks++
 	p.lookAtRoomLocked()
 	p.scanLocked(force)
+	p.retryLocked()
 	p.probeLocked()
 	p.replaceEmptiedLocked()
 	p.countWorkersLocked()
 	// So that no scrape has to wait for many new entries to be learned.
-	for t := range p.allLocked() {
-		if t.readable() {
-			p.learnNewLocked(t)
-		}
+	p.learnAllLocked()
+	if p.closed {
+		return
 	}
 	if p.lost {
 		p.loadLocked() // before what was removed is archived: its values may be in another file
@@ -342,9 +342,12 @@ const parallelEntries = 20_000
 func (p *Pool) loadLocked() {
 	p.loads = p.loads[:0]
 	entries := 0
+	left := int64(scrapeBytes)
 	for t := range p.allLocked() {
 		if t.readable() {
-			p.learnNewLocked(t)
+			if left > 0 {
+				left -= p.learnNewLocked(t, left)
+			}
 			p.loads = append(p.loads, t)
 			entries += t.source.Entries()
 		}
@@ -368,8 +371,8 @@ func (p *Pool) loadLocked() {
 		wg.Wait()
 	}
 	for _, t := range loads {
-		if t.loadErr == nil && t.file.Grown() {
-			p.learnLocked(t)
+		if t.loadErr == nil && t.file.Grown() && left > 0 {
+			left -= p.learnLocked(t, left)
 			t.loadErr = t.load()
 		}
 		p.noteLocked(t, cmp.Or(t.learnErr, t.loadErr))

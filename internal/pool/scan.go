@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -122,6 +123,12 @@ func (p *Pool) compareLocked(entries []watch.Dirent) (opening []*file) {
 		t.listing = p.listings
 		if t.file != nil || t.state == absorbed {
 			continue
+		}
+		if t.barren() {
+			if t.hint == e.Ino {
+				continue // retryLocked looks at it
+			}
+			t.retry, t.failure, t.failed = time.Time{}, "", nil // another file
 		}
 		t.hint = e.Ino
 		if t.nameErr != nil {
@@ -283,9 +290,15 @@ func (p *Pool) openAllLocked(opening []*file) {
 					p.setAliveLocked(t, answer.MayWrite())
 				}
 				t.asked = p.looks
-				p.learnLocked(t)
+				t.retry = time.Time{}
+				p.learnLocked(t, sliceBytes)
+				if t.learnErr != nil && t.entries == 0 {
+					p.closeBarrenLocked(t)
+				}
 			}
-			p.noteLocked(t, err)
+			if t.file != nil || !t.barren() {
+				p.noteLocked(t, err)
+			}
 			if done++; p.onProgress != nil && !p.listed {
 				p.onProgress(done, len(opening))
 			}
@@ -300,7 +313,7 @@ func (p *Pool) openAllLocked(opening []*file) {
 	work()
 	workers.Wait()
 	for i, t := range opening[room:] {
-		p.noteLocked(t, p.openLocked(t)) // where some could not be opened there is room for others
+		p.enterLocked(t) // where some could not be opened there is room for others
 		if p.onProgress != nil && !p.listed {
 			p.onProgress(room+i+1, len(opening))
 		}

@@ -1,0 +1,171 @@
+package pool
+
+import (
+	"slices"
+	"time"
+
+	"aggregatord/internal/store"
+)
+
+// To learn what is in a file takes time in proportion to its bytes, and somebody may have made it
+// large on purpose. So it is done in slices, between which scrapes get their turn, and a scrape
+// itself learns no more than a part: the rest follows with the next rounds.
+const (
+	// sliceBytes is how much is learned without letting anybody else in between.
+	sliceBytes = 256 << 10
+	// scrapeBytes is how much one scrape learns at most, of all files together.
+	scrapeBytes = 4 << 20
+	// roundBytes is how much one round learns at most of one file, once the pool is ready. Before,
+	// a round learns all: nobody is served until then.
+	roundBytes = 8 << 20
+)
+
+// retryAfter is how long a file of which nothing could be read stays closed.
+const retryAfter = 5 * time.Second
+
+// learnLocked tells the index of entries that appeared since the last time: of about limit bytes
+// at most, or of all if limit is 0. It returns how many bytes it were.
+func (p *Pool) learnLocked(t *file, limit int64) (walked int64) {
+	before := t.learned
+	t.more, t.learnErr = t.file.LearnSome(store.LearnOptions{MaxBytes: limit}, func(e store.Entry) {
+		entry := t.entries
+		if entry == 0 {
+			p.identifyLocked(t, e.Key)
+		}
+		t.entries++
+		t.learned = max(t.learned, int64(e.Slot)*8)
+		if e.Err != nil {
+			p.refusedLocked(t, e, e.Err)
+			return
+		}
+		if err := p.index.Learn(t.source, e.Key, e.Slot); err != nil {
+			p.refusedLocked(t, e, err)
+			return
+		}
+		t.loaded = false
+		if t.baseline != nil {
+			t.base = append(t.base, p.baselineAtLocked(t, e.Key, entry))
+		}
+	})
+	if !t.more {
+		t.source.Compact()
+		return t.learned - before
+	}
+	return max(t.learned-before, limit)
+}
+
+// learnNewLocked is learnLocked unless the next load tells whether there is anything to learn.
+// Where nothing is to be loaded, it tells nothing.
+func (p *Pool) learnNewLocked(t *file, limit int64) (walked int64) {
+	if t.learnErr != nil || t.more || !t.file.Complete() || t.source.Entries() == 0 {
+		return p.learnLocked(t, limit)
+	}
+	return 0
+}
+
+// learnAllLocked learns what is new in all files, in slices, and lets go of the lock between them.
+// Then it closes the files that yield nothing.
+func (p *Pool) learnAllLocked() {
+	files := slices.Collect(p.allLocked())
+	all := !p.ready.Load() || p.folder.ReadOnly()
+	for _, t := range files {
+		for left := int64(roundBytes); t.readable() && (all || left > 0); {
+			left -= p.learnNewLocked(t, sliceBytes)
+			if !t.more {
+				break
+			}
+			p.mu.Unlock()
+			p.mu.Lock()
+			if p.closed {
+				return
+			}
+		}
+	}
+	for _, t := range files {
+		p.closeBarrenLocked(t)
+	}
+	if p.deferred > 0 {
+		p.openDeferredLocked()
+	}
+}
+
+// barren reports whether the file was closed because it yields nothing.
+func (t *file) barren() bool { return !t.retry.IsZero() }
+
+// closeBarrenLocked closes a file of which nothing could be read: it only holds a descriptor. It is
+// looked at again after a while, or when the listing has another file of its name. Where descriptors
+// are short, this goes for files in which nothing is yet, too; those of the dead are folded soon.
+func (p *Pool) closeBarrenLocked(t *file) {
+	if t.place != named || !t.readable() || t.entries > 0 || t.file.Entries() > 0 || p.files[t.name.Base] != t {
+		return
+	}
+	short := p.deferred > 0 && (t.state != dead || p.folder.ReadOnly())
+	if t.learnErr == nil && !short {
+		return
+	}
+	if t.learnErr != nil {
+		p.noteLocked(t, t.learnErr)
+	}
+	t.retry = p.now().Add(retryAfter)
+	p.dropLocked(t)
+}
+
+// openDeferredLocked opens the files that had to wait for a descriptor, as far as there are some.
+func (p *Pool) openDeferredLocked() {
+	deferred := 0
+	for _, t := range p.files {
+		if t.file != nil || t.failure != reasonTooMany {
+			continue
+		}
+		if p.descriptors.Full() {
+			deferred++
+			continue
+		}
+		before := p.deferred
+		p.enterLocked(t)
+		deferred += p.deferred - before
+	}
+	if deferred == 0 {
+		p.logger.Info("all source files are open")
+	}
+	p.deferred = deferred
+}
+
+// enterLocked opens a file and looks whether anything can be read of it; if not, it is closed.
+func (p *Pool) enterLocked(t *file) {
+	was := t.retry
+	if err := p.openLocked(t); err != nil {
+		if !was.IsZero() {
+			t.retry = p.now().Add(retryAfter)
+		}
+		p.noteLocked(t, err)
+		return
+	}
+	t.retry = time.Time{}
+	p.learnLocked(t, sliceBytes)
+	if p.closeBarrenLocked(t); t.file == nil {
+		return
+	}
+	if p.descriptors.Used() > p.descriptors.Max() {
+		// It was looked at beyond the budget, and has to wait like any other.
+		p.dropLocked(t)
+		if t.entries > 0 {
+			p.deferred++
+			p.noteLocked(t, errTooManyAt(t.path))
+			return
+		}
+		t.retry = p.now().Add(retryAfter)
+		return
+	}
+	p.noteLocked(t, t.learnErr)
+}
+
+// retryLocked looks again at files of which nothing could be read a while ago.
+func (p *Pool) retryLocked() {
+	now := p.now()
+	for _, t := range p.files {
+		if t.file == nil && t.barren() && !now.Before(t.retry) {
+			p.enterLocked(t)
+		}
+	}
+}
