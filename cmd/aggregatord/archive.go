@@ -107,9 +107,10 @@ func newArchiveCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "archive",
 		Short: "Look at, check, export, thin out or reset the archive of dead workers",
-		Long: `The daemon keeps what dead workers counted in an archive, in the hidden directory
-.aggregatord of the one it watches. These commands look at it, and do so beside a running
-daemon, too. Only drop and reset change anything.`,
+		Long: `The daemon keeps what dead workers counted in an archive: the hidden file
+.aggregatord.archive in the directory that it watches, or archive.bolt in the directory
+that --archive.dir names. These commands read it, also while a daemon runs. Only drop and
+reset change anything.`,
 		Example: `  aggregatord archive stat --dir /dev/shm/myapp
   aggregatord archive verify --dir /dev/shm/myapp`,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -139,7 +140,7 @@ func keyOf(raw string) metric.Key {
 
 func newArchiveStatCmd() *cobra.Command {
 	var o archiveTarget
-	var asJSON bool
+	var format string
 	cmd := &cobra.Command{
 		Use:   "stat",
 		Short: "Print how much is in the archive, and since when",
@@ -147,9 +148,12 @@ func newArchiveStatCmd() *cobra.Command {
 so a histogram has one for each bucket. Staged files are those that a daemon is about to
 fold or to remove, or was when it was killed.`,
 		Example: `  aggregatord archive stat --dir /dev/shm/myapp
-  aggregatord archive stat --dir /dev/shm/myapp --json`,
+  aggregatord archive stat --dir /dev/shm/myapp --format json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if format != "text" && format != "json" {
+				return usagef("--format %q: use text or json", format)
+			}
 			spec, at, v, err := o.read((*archive.Place).Read)
 			if err != nil {
 				return err
@@ -159,7 +163,7 @@ fold or to remove, or was when it was killed.`,
 				return err
 			}
 			var out bytes.Buffer
-			if asJSON {
+			if format == "json" {
 				err = json.NewEncoder(&out).Encode(st)
 			} else {
 				st.print(&out)
@@ -172,7 +176,7 @@ fold or to remove, or was when it was killed.`,
 		},
 	}
 	o.addFlags(cmd.Flags())
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON object")
+	cmd.Flags().StringVar(&format, "format", "text", "`FORMAT`: text or json")
 	return cmd
 }
 
@@ -301,7 +305,7 @@ part of a name.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, pattern := range args {
 				if _, err := path.Match(pattern, ""); err != nil {
-					return usagef("%q is no name and no pattern of one: %w", pattern, err)
+					return usagef("%q is not a name or a pattern of names: %w", pattern, err)
 				}
 			}
 			_, _, v, err := o.read((*archive.Place).Read)
@@ -384,9 +388,9 @@ func newArchiveVerifyCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Check that the archive is whole",
-		Long: `Read all of the archive and check it: that each page of the file is used once and leads
-where it should, by ourselves and by bbolt, and the checksum of each value. The exit
-code is 1 if anything is wrong, or if there is no archive.`,
+		Long: `Read the whole archive and check its structure (each page of the file is used exactly
+once) and the checksum of each value. The exit code is 1 if anything is wrong, or if
+there is no archive.`,
 		Example: "  aggregatord archive verify --dir /dev/shm/myapp",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -411,10 +415,10 @@ func newArchiveResetCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "reset --yes",
 		Short: "Begin a new archive, and keep the old one under another name",
-		Long: `Put an empty archive in the place of the one that is there, which may be damaged: the
-totals start again from what the living workers have counted. The old one is kept under
-a name with the time. Files of dead workers that are not in the archive yet still count.
-No daemon may have the directory.`,
+		Long: `Replace the archive, which may be damaged, by an empty one: the totals start again from
+what the living workers have counted. The old archive is kept under a name with the time.
+Files of dead workers that are not in the archive yet still count. Stop the daemon of the
+directory first.`,
 		Example: "  aggregatord archive reset --dir /dev/shm/myapp --yes",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -423,7 +427,7 @@ No daemon may have the directory.`,
 				return err
 			}
 			if !yes {
-				return usagef("this takes all that dead workers counted out of the totals; say --yes if it is meant")
+				return usagef("this removes everything that dead workers counted from the totals; confirm with --yes")
 			}
 			// A daemon that cannot write its archive has let go of it, but not of the directory.
 			place := fold.NewPlace(spec.Path)
@@ -452,7 +456,7 @@ No daemon may have the directory.`,
 		},
 	}
 	o.addFlags(cmd.Flags())
-	cmd.Flags().BoolVar(&yes, "yes", false, "do it")
+	cmd.Flags().BoolVar(&yes, "yes", false, "confirm")
 	return cmd
 }
 
@@ -461,6 +465,9 @@ func resetArchive(at archivePlace, staged []string) (kept string, err error) {
 	if err != nil {
 		return "", err
 	}
-	defer place.Close() //nolint:errcheck // what was written is durable
+	defer place.Close()                                   //nolint:errcheck // what was written is durable
+	if _, err := place.TakeOver(time.Now()); err != nil { // an archive of an earlier version
+		return "", err
+	}
 	return place.Reset(staged, time.Now())
 }

@@ -35,6 +35,27 @@ func lockHolder(t *testing.T, dir string) *archive.Archive {
 	return a
 }
 
+// hiddenHolder is lockHolder for an archive in a watched directory.
+func hiddenHolder(t *testing.T, dir string) *archive.Archive {
+	t.Helper()
+	place, err := archive.OpenHiddenPlace(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := archive.New()
+	if err := a.AttachTo(place, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		a.Detach()    //nolint:errcheck // most tests have closed it
+		place.Close() //nolint:errcheck // nothing was written through it
+	})
+	return a
+}
+
+// hiddenPath is where the archive of a watched directory is.
+func hiddenPath(dir string) string { return filepath.Join(dir, archive.HiddenPrefix+"archive") }
+
 func detach(t *testing.T, a *archive.Archive) {
 	t.Helper()
 	if err := a.Detach(); err != nil {
@@ -67,11 +88,10 @@ func archiveFile(t *testing.T, b *archive.Batch, space archive.Space, name strin
 	}
 }
 
-// archived fills the archive of a directory with something of every kind and returns what
-// must be served of it.
-func archived(t *testing.T, dir string) samples {
+// archived fills an archive with something of every kind, closes it, and returns what must be
+// served of it.
+func archived(t *testing.T, a *archive.Archive) samples {
 	t.Helper()
-	a := lockHolder(t, dir)
 	defer detach(t, a)
 	for i := 1; i <= 2; i++ {
 		n, v := strconv.Itoa(i), float64(i)
@@ -120,27 +140,26 @@ func archived(t *testing.T, dir string) samples {
 func archivedDir(t *testing.T) (dir string, want samples) {
 	t.Helper()
 	dir = sourceDir(t)
-	return dir, archived(t, filepath.Join(dir, archive.HiddenDir))
+	return dir, archived(t, hiddenHolder(t, dir))
 }
 
 func TestArchiveStat(t *testing.T) {
 	dir, _ := archivedDir(t)
-	hidden := filepath.Join(dir, archive.HiddenDir)
-	if err := os.MkdirAll(filepath.Join(hidden, "staged"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"staged/counter_2.db.run-2", "staged/counter_3.db.run-3", "archive.bolt.damaged-20260101T000000Z", "archive.bolt.reset-20260101T000000Z", "notes"} {
-		if err := os.WriteFile(filepath.Join(hidden, name), nil, 0o600); err != nil {
+	path := hiddenPath(dir)
+	for _, name := range []string{
+		filepath.Join(dir, fold.FileName("counter_2.db.run-2")), filepath.Join(dir, fold.FileName("counter_3.db.run-3")),
+		path + ".damaged-20260101T000000Z", path + ".reset-20260101T000000Z", filepath.Join(dir, "notes"),
+	} {
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	path := filepath.Join(hidden, archive.FileName)
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var got archiveStat
-	if err := json.Unmarshal([]byte(must(t, "archive", "stat", "--dir", dir, "--json")), &got); err != nil {
+	if err := json.Unmarshal([]byte(must(t, "archive", "stat", "--dir", dir, "--format", "json")), &got); err != nil {
 		t.Fatal(err)
 	}
 	if age := time.Since(got.Created); age < 0 || age > time.Minute {
@@ -164,7 +183,7 @@ func TestArchiveStat(t *testing.T) {
 			{"summary", "", 0, 1, 2},
 		},
 		Staged:   []archiveStagedRow{{"counter_2.db.run-2", true}, {"counter_3.db.run-3", false}},
-		SetAside: []string{"archive.bolt.damaged-20260101T000000Z", "archive.bolt.reset-20260101T000000Z"},
+		SetAside: []string{".aggregatord.archive.damaged-20260101T000000Z", ".aggregatord.archive.reset-20260101T000000Z"},
 	}
 	if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
 		t.Errorf("got\n%+v\nwant\n%+v", got, want)
@@ -187,8 +206,8 @@ func TestArchiveStat(t *testing.T) {
              summary           1 families, 2 series
   staged     1 files to be folded, 1 folded and to be removed
   records    2 of folded files
-  set aside  archive.bolt.damaged-20260101T000000Z
-  set aside  archive.bolt.reset-20260101T000000Z
+  set aside  .aggregatord.archive.damaged-20260101T000000Z
+  set aside  .aggregatord.archive.reset-20260101T000000Z
 `
 	for name, value := range map[string]string{
 		"SIZE": strconv.FormatInt(info.Size(), 10), "CREATED": created.Local().Format(time.RFC3339), "LAST": foldedAt.Local().Format(time.RFC3339),
@@ -203,9 +222,9 @@ func TestArchiveStat(t *testing.T) {
 // TestArchiveStatNew: an archive into which nothing was folded.
 func TestArchiveStatNew(t *testing.T) {
 	dir := sourceDir(t)
-	detach(t, lockHolder(t, filepath.Join(dir, archive.HiddenDir)))
+	detach(t, hiddenHolder(t, dir))
 	contains(t, must(t, "archive", "stat", "--dir", dir), "last fold  never", "contents   0 families, 0 series")
-	contains(t, must(t, "archive", "stat", "--json", "--dir", dir), `"last_fold":null`, `"kinds":[]`, `"staged":[]`, `"set_aside":[]`)
+	contains(t, must(t, "archive", "stat", "--format", "json", "--dir", dir), `"last_fold":null`, `"kinds":[]`, `"staged":[]`, `"set_aside":[]`)
 	if out := must(t, "archive", "list", "--dir", dir); out != "" {
 		t.Errorf("it lists %q", out)
 	}
@@ -259,7 +278,7 @@ wait (summary)
 
 func TestArchiveVerify(t *testing.T) {
 	dir, _ := archivedDir(t)
-	path := filepath.Join(dir, archive.HiddenDir, archive.FileName)
+	path := hiddenPath(dir)
 	contains(t, must(t, "archive", "verify", "--dir", dir), path+" is whole: ", " bytes, 16 series, 2 records of folded files\n")
 	whole, err := os.ReadFile(path)
 	if err != nil {
@@ -308,7 +327,7 @@ func TestArchiveExport(t *testing.T) {
 
 	// An archive elsewhere, of a directory with a name, that is away.
 	elsewhere := t.TempDir()
-	archived(t, filepath.Join(elsewhere, "web"))
+	archived(t, lockHolder(t, filepath.Join(elsewhere, "web")))
 	args := []string{"--dir", "web=" + filepath.Join(dir, "away"), "--archive.dir", elsewhere}
 	contains(t, must(t, append([]string{"archive", "export"}, args...)...), `jobs_total{pool="web"} 2e+15`)
 	contains(t, must(t, append([]string{"archive", "stat"}, args...)...), filepath.Join(elsewhere, "web", archive.FileName))
@@ -317,15 +336,23 @@ func TestArchiveExport(t *testing.T) {
 // TestArchiveExportFiles writes source files and reads them as those of a pool.
 func TestArchiveExportFiles(t *testing.T) {
 	dir, want := archivedDir(t)
-	for width, count := range map[string]int{"wide": 9, "narrow": 8} {
-		t.Run(width, func(t *testing.T) {
+	for _, tc := range []struct {
+		dialect archive.Dialect
+		files   int
+		names   string
+	}{
+		{archive.Python, 9, `^((counter|histogram|summary|gauge_(sum|max|min|mostrecent))_archive|gauge_all_pod-[12])\.db$`},
+		{archive.PythonOld, 8, `^((counter|histogram|summary|gauge_(sum|max|min))_archive|gauge_all_pod-[12])\.db$`},
+		{archive.Postmates, 9, `^(counter|histogram|summary_archive|gauge_(sum_archive|max|min|latest)|gauge_all_pod-[12])\.db$`},
+	} {
+		t.Run(tc.dialect.Name, func(t *testing.T) {
 			to := filepath.Join(sourceDir(t), "new")
-			c := call(t, "archive", "export", "--dir", dir, "--to", to, "--width", width)
-			if c.code != 0 || c.stdout != fmt.Sprintf("%d source files written to %s\n", count, to) {
+			c := call(t, "archive", "export", "--dir", dir, "--to", to, "--dialect", tc.dialect.Name)
+			if c.code != 0 || c.stdout != fmt.Sprintf("%d source files written to %s\n", tc.files, to) {
 				t.Fatalf("%+v", c)
 			}
 			want := maps.Clone(want)
-			if width == "narrow" {
+			if tc.dialect.Writer.Width == store.Narrow {
 				delete(want, "rate")
 				contains(t, c.stderr, "mostrecent are left out")
 			} else if c.stderr != "" {
@@ -339,16 +366,21 @@ func TestArchiveExportFiles(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, f := range files {
-				if !regexp.MustCompile(`^((counter|histogram|summary|gauge_(sum|max|min|mostrecent))_archive|gauge_all_pod-[12])\.db$`).MatchString(f.Name()) {
+				if !regexp.MustCompile(tc.names).MatchString(f.Name()) {
 					t.Errorf("file %s", f.Name())
 				}
 				in, err := store.Inspect(filepath.Join(to, f.Name()), store.Limits{})
-				if err != nil || in.Damage != nil || in.Width != widths[width] {
+				if err != nil || in.Damage != nil || in.Width != tc.dialect.Writer.Width {
 					t.Errorf("%s: width %d, %v, %v", f.Name(), in.Width, in.Damage, err)
+				}
+				for _, e := range in.Entries {
+					if key, err := store.ParseKey(e.RawKey); err != nil || key.NoHelp != tc.dialect.NoHelp {
+						t.Errorf("%s: key %s, %v", f.Name(), e.RawKey, err)
+					}
 				}
 			}
 			// Never set is still that.
-			if width == "wide" {
+			if tc.dialect.Name == archive.Python.Name {
 				contains(t, must(t, "inspect", filepath.Join(to, "gauge_mostrecent_archive.db")), "unset  0\n")
 			}
 		})
@@ -367,7 +399,7 @@ func TestArchiveExportNarrow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, err := exportFiles(t.TempDir(), &totals, store.Narrow, logger)
+	files, err := exportFiles(t.TempDir(), &totals, archive.PythonOld, logger)
 	if err != nil || files != 0 {
 		t.Errorf("%d files, %v", files, err)
 	}
@@ -380,7 +412,7 @@ func TestArchiveExportNarrow(t *testing.T) {
 // and those that then are equal are one.
 func TestArchiveExportDialects(t *testing.T) {
 	dir := sourceDir(t)
-	a := lockHolder(t, filepath.Join(dir, archive.HiddenDir))
+	a := hiddenHolder(t, dir)
 	b := archive.NewBatch(foldedAt)
 	f := b.File(counters, nil, 0)
 	for _, raw := range []string{`["old", "old_total", ["a"], ["1"]]`, `["old", "old_total", {"a": "1"}]`, `["old","old_total",{"a":"1"},""]`, `["old", "old_total", {"a": "1"}, "Help."]`} {
@@ -393,12 +425,18 @@ func TestArchiveExportDialects(t *testing.T) {
 	detach(t, a)
 	to := filepath.Join(t.TempDir(), "new")
 	c := call(t, "archive", "export", "--dir", dir, "--to", to)
-	if c.code != 0 || strings.Count(c.stderr, "\n") != 1 || !strings.Contains(c.stderr, "not a key") {
+	odd := filepath.Join(to, "counter_archive-unreadable.db")
+	if c.code != 0 || strings.Count(c.stderr, "\n") != 1 || !strings.Contains(c.stderr, "not a key") || !strings.Contains(c.stderr, odd) {
 		t.Errorf("%+v", c)
 	}
-	entries := must(t, "inspect", filepath.Join(to, "counter_archive.db"))
-	contains(t, entries, "entries 2\n", `old_total{a="1"}  4.5`, `old_total{a="1"}  1.5`)
-	contains(t, must(t, "dump", "--dir", to), `old_total{a="1"} 6`)
+	contains(t, must(t, "inspect", filepath.Join(to, "counter_archive.db")), "entries 1\n", `old_total{a="1"}  6`)
+	in, err := store.Inspect(odd, store.Limits{})
+	if err != nil || len(in.Entries) != 1 || string(in.Entries[0].RawKey) != "not a key" || in.Entries[0].Value != 1 {
+		t.Errorf("unreadable: %+v, %v", in, err)
+	}
+	if c := call(t, "dump", "--dir", to); c.code != 0 || !strings.Contains(c.stdout, `old_total{a="1"} 6`) || !strings.Contains(c.stderr, odd) {
+		t.Errorf("%+v", c)
+	}
 	contains(t, must(t, "archive", "list", "--dir", dir, "not a key"), "not a key (counter)\n  not a key  1\n")
 	contains(t, must(t, "archive", "stat", "--dir", dir), "2 families, 5 series")
 }
@@ -426,7 +464,7 @@ print(json.dumps(found))
 	dir, want := archivedDir(t)
 	delete(want, "rate")
 	to := filepath.Join(t.TempDir(), "new")
-	call(t, "archive", "export", "--dir", dir, "--to", to, "--width", "narrow", "--log.level", "error")
+	call(t, "archive", "export", "--dir", dir, "--to", to, "--dialect", "python-old", "--log.level", "error")
 
 	// The application goes on beside it, with the pid of one of the dead.
 	bury := func(base string, e entry) {
@@ -492,8 +530,8 @@ func TestArchiveExportErrors(t *testing.T) {
 		"watched":         {[]string{"--to", dir}, []string{dir, "new or an empty directory"}},
 		"file":            {[]string{"--to", file}, []string{file, "not a directory"}},
 		"no_parent":       {[]string{"--to", filepath.Join(full, "a", "b")}, []string{"no such file or directory"}},
-		"width":           {[]string{"--to", full, "--width", "16"}, []string{"--width", `"16"`, "wide or narrow"}},
-		"width_without":   {[]string{"--width", "narrow"}, []string{"--width", "--to"}},
+		"dialect":         {[]string{"--to", full, "--dialect", "ruby"}, []string{"--dialect", `"ruby"`, "python-old", "postmates"}},
+		"dialect_alone":   {[]string{"--dialect", "postmates"}, []string{"--dialect", "--to"}},
 		"format_with_to":  {[]string{"--to", full, "--format", "json"}, []string{"--format", "--to"}},
 		"output_with_to":  {[]string{"--to", full, "-o", file}, []string{"--output", "--to"}},
 		"unknown_format":  {[]string{"--format", "xml"}, []string{"--format", `"xml"`}},
@@ -533,10 +571,10 @@ func TestArchiveReadOnly(t *testing.T) {
 	dir, _ := archivedDir(t)
 	for _, open := range []bool{false, true} {
 		if open {
-			lockHolder(t, filepath.Join(dir, archive.HiddenDir))
+			hiddenHolder(t, dir)
 		}
 		before := states(t, dir)
-		for _, args := range [][]string{{"stat"}, {"stat", "--json"}, {"list"}, {"verify"}, {"export"}, {"export", "--to", filepath.Join(t.TempDir(), "to")}} {
+		for _, args := range [][]string{{"stat"}, {"stat", "--format", "json"}, {"list"}, {"verify"}, {"export"}, {"export", "--to", filepath.Join(t.TempDir(), "to")}} {
 			if out := must(t, append(append([]string{"archive"}, args...), "--dir", dir)...); out == "" {
 				t.Errorf("%q prints nothing", args)
 			}
@@ -547,7 +585,6 @@ func TestArchiveReadOnly(t *testing.T) {
 
 func TestArchiveReset(t *testing.T) {
 	dir, want := archivedDir(t)
-	hidden := filepath.Join(dir, archive.HiddenDir)
 	staging := fold.NewPlace(dir)
 	if err := staging.Take(); err != nil {
 		t.Fatal(err)
@@ -565,7 +602,7 @@ func TestArchiveReset(t *testing.T) {
 	before := states(t, dir)
 	call(t, "archive", "reset", "--dir", dir).oneLine(t, exitUsage, "--yes")
 	unchanged(t, dir, before)
-	a := lockHolder(t, hidden)
+	a := hiddenHolder(t, dir)
 	before = states(t, dir)
 	call(t, "archive", "reset", "--dir", dir, "--yes").oneLine(t, exitFailure, "archive is in use", strconv.Itoa(os.Getpid()), "stop it first")
 	unchanged(t, dir, before)
@@ -578,7 +615,7 @@ func TestArchiveReset(t *testing.T) {
 	}
 
 	out := must(t, "archive", "reset", "--dir", dir, "--yes")
-	kept := regexp.MustCompile(`kept as (\S+/archive\.bolt\.reset-\d{8}T\d{6}Z)\n`).FindStringSubmatch(out)
+	kept := regexp.MustCompile(`kept as (\S+/\.aggregatord\.archive\.reset-\d{8}T\d{6}Z)\n`).FindStringSubmatch(out)
 	if kept == nil {
 		t.Fatalf("it says %q", out)
 	}
@@ -603,7 +640,7 @@ func TestArchiveReset(t *testing.T) {
 		t.Errorf("got\n%v\nwant\n%v", got, want)
 	}
 	// A damaged one can be reset, too.
-	if err := os.WriteFile(filepath.Join(hidden, archive.FileName), []byte("garbage"), 0o600); err != nil {
+	if err := os.WriteFile(hiddenPath(dir), []byte("garbage"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	must(t, "archive", "reset", "--dir", dir, "--yes")
@@ -622,7 +659,7 @@ func TestArchiveBesideDaemon(t *testing.T) {
 	s := startServe(t, "--dir", dir, "--web.listen-address", "127.0.0.1:0")
 	var st archiveStat
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if c := call(t, "archive", "stat", "--json", "--dir", dir); c.code == 0 {
+		if c := call(t, "archive", "stat", "--format", "json", "--dir", dir); c.code == 0 {
 			if err := json.Unmarshal([]byte(c.stdout), &st); err != nil {
 				t.Fatal(err)
 			}
@@ -674,4 +711,32 @@ func TestArchiveExportStaged(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	contains(t, c.stderr, "counter_3.db.run-3", "let a daemon run for a moment")
+}
+
+// TestArchiveFormer: the commands work on what an earlier version has left, which kept its archive
+// in a directory of its own.
+func TestArchiveFormer(t *testing.T) {
+	dir := sourceDir(t)
+	want := archived(t, lockHolder(t, filepath.Join(dir, archive.HiddenDir)))
+	before := states(t, dir)
+	contains(t, must(t, "archive", "stat", "--dir", dir), "10 families, 16 series")
+	contains(t, must(t, "archive", "verify", "--dir", dir), "is whole")
+	if got := parseText(t, must(t, "archive", "export", "--dir", dir)); !maps.Equal(got, want) {
+		t.Errorf("got\n%v\nwant\n%v", got, want)
+	}
+	unchanged(t, dir, before)
+	if out := must(t, "archive", "drop", "--dir", dir, "jobs", "--yes"); out != "1 series removed from the archive\n" {
+		t.Errorf("%q", out)
+	}
+	delete(want, "jobs_total")
+	if got := parseText(t, must(t, "dump", "--dir", dir)); !maps.Equal(got, want) {
+		t.Errorf("after drop: got\n%v\nwant\n%v", got, want)
+	}
+
+	other := sourceDir(t)
+	archived(t, lockHolder(t, filepath.Join(other, archive.HiddenDir)))
+	contains(t, must(t, "archive", "reset", "--dir", other, "--yes"), hiddenPath(other)+".reset-")
+	if got := parseText(t, must(t, "dump", "--dir", other)); len(got) != 0 {
+		t.Errorf("after reset: %v", got)
+	}
 }

@@ -26,19 +26,20 @@ func newArchiveDropCmd() *cobra.Command {
 	var o archiveDropOptions
 	cmd := &cobra.Command{
 		Use:   "drop NAME [SELECTOR] --yes",
-		Short: "Take a metric, or some of its series, out of the archive",
-		Long: `Take a metric, one of its samples, or only the series that a selector of labels names out
-of the archive, for good: what dead workers had counted of it goes out of the totals. All
-else stays. What living workers have counted stays, too.
+		Short: "Remove a metric, or some of its series, from the archive",
+		Long: `Remove a metric, one of its samples, or the series that a selector of labels matches from
+the archive, for good: the totals lose what dead workers had counted of it. Everything
+else stays, also what living workers have counted.
 
-Without --yes it only says what would go. With --url the daemon of that address does it,
-which --web.enable-lifecycle must allow; otherwise no daemon may have the directory.`,
+Without --yes it only prints what would be removed. With --url the running daemon does it,
+which must have been started with --web.enable-lifecycle. Otherwise stop the daemon of
+the directory first.`,
 		Example: `  aggregatord archive drop request_seconds_sum --dir /dev/shm/myapp --yes
   aggregatord archive drop request_seconds '{path="/old"}' --dir /dev/shm/myapp --yes
   aggregatord archive drop jobs_total --url http://localhost:9500 --yes`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) < 1 || len(args) > 2 {
-				return usagef("name a metric, and perhaps a selector of labels in braces")
+				return usagef("name a metric, and optionally a selector of labels in braces")
 			}
 			return nil
 		},
@@ -60,14 +61,14 @@ which --web.enable-lifecycle must allow; otherwise no daemon may have the direct
 	o.addFlags(cmd.Flags())
 	o.client.addFlags(cmd.Flags())
 	cmd.Flags().StringVar(&o.pool, "pool", "", "with --url: the `NAME` of the directory, where the daemon has several")
-	cmd.Flags().BoolVar(&o.yes, "yes", false, "do it")
+	cmd.Flags().BoolVar(&o.yes, "yes", false, "confirm")
 	return cmd
 }
 
 // ask has a daemon do it.
 func (o *archiveDropOptions) ask(cmd *cobra.Command, name, labels string) error {
 	if !o.yes {
-		return usagef("this takes %s out of the totals of dead workers; say --yes if it is meant", terminal.Printable(name+labels))
+		return usagef("this removes %s from the totals of dead workers; confirm with --yes", terminal.Printable(name+labels))
 	}
 	c, err := o.client.client()
 	if err != nil {
@@ -111,13 +112,13 @@ func (o *archiveDropOptions) drop(cmd *cobra.Command, match archive.Match) (err 
 		}
 	}
 	if n == 0 {
-		return fmt.Errorf("no series of the archive is meant by %q; aggregatord archive list prints all", match.Name)
+		return fmt.Errorf("no series of the archive matches %q; aggregatord archive list prints all", match.Name)
 	}
 	if !o.yes {
 		for _, line := range found {
 			fmt.Fprintf(cmd.ErrOrStderr(), "  %s\n", terminal.Printable(line))
 		}
-		return usagef("this takes %d series out of the totals of dead workers, of which the first are above; say --yes if it is meant", n)
+		return usagef("this removes %d series from the totals of dead workers, the first of them are printed above; confirm with --yes", n)
 	}
 	watched := fold.NewPlace(spec.Path)
 	defer watched.Close() //nolint:errcheck // nothing was written through it
@@ -128,12 +129,14 @@ func (o *archiveDropOptions) drop(cmd *cobra.Command, match archive.Match) (err 
 	if err == nil {
 		var place *archive.Place
 		if place, err = at.open(); err == nil {
-			defer place.Close() //nolint:errcheck // what was written is durable
-			err = a.AttachTo(place, nil)
+			defer place.Close()                                  //nolint:errcheck // what was written is durable
+			if _, err = place.TakeOver(time.Now()); err == nil { // an archive of an earlier version
+				err = a.AttachTo(place, nil)
+			}
 		}
 	}
 	if errors.Is(err, archive.ErrLocked) {
-		return fmt.Errorf("%w; stop it first, or name it by --%s", err, urlFlag)
+		return fmt.Errorf("%w; stop it first, or give its address by --%s", err, urlFlag)
 	}
 	if err != nil {
 		return err
@@ -148,8 +151,8 @@ func (o *archiveDropOptions) drop(cmd *cobra.Command, match archive.Match) (err 
 
 func (o *archiveDropOptions) say(cmd *cobra.Command, dropped int) error {
 	if dropped == 0 {
-		return errors.New("no series of the archive is meant")
+		return errors.New("no series of the archive matches; aggregatord archive list prints all")
 	}
-	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%d series taken out of the archive\n", dropped)
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%d series removed from the archive\n", dropped)
 	return err
 }

@@ -5,11 +5,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-
-	"aggregatord/internal/archive"
 )
 
 func TestArchiveDrop(t *testing.T) {
@@ -25,7 +22,7 @@ func TestArchiveDrop(t *testing.T) {
 		"three":          {args("a", "{}", "c"), exitUsage, []string{"name a metric"}},
 		"not_a_selector": {args("hits", "{", "--yes"), exitUsage, []string{"selector"}},
 		"nothing_meant":  {args("none", "--yes"), exitFailure, []string{`"none"`, "archive list"}},
-		"no_daemon":      {args("hits", "--url", "http://127.0.0.1:1", "--yes"), exitFailure, []string{"127.0.0.1:1", "is it running"}},
+		"no_daemon":      {args("hits", "--url", "http://127.0.0.1:1", "--yes"), exitFailure, []string{"127.0.0.1:1", "start it"}},
 		"daemon_not_yes": {args("hits", "--url", "http://127.0.0.1:1"), exitUsage, []string{"--yes"}},
 	} {
 		t.Run(name, func(t *testing.T) { call(t, tc.args...).oneLine(t, tc.exit, tc.want...) })
@@ -34,12 +31,12 @@ func TestArchiveDrop(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	unchanged(t, dir, before)
-	a := lockHolder(t, filepath.Join(dir, archive.HiddenDir))
+	a := hiddenHolder(t, dir)
 	call(t, args("hits", "--yes")...).oneLine(t, exitFailure, "archive is in use", fmt.Sprint("pid ", os.Getpid()), "--url")
 	detach(t, a)
 
 	all := must(t, "archive", "list", "--dir", dir)
-	if out := must(t, args("hits", `{path="/"}`, "--yes")...); out != "1 series taken out of the archive\n" {
+	if out := must(t, args("hits", `{path="/"}`, "--yes")...); out != "1 series removed from the archive\n" {
 		t.Errorf("%q", out)
 	}
 	left := must(t, "archive", "list", "--dir", dir)
@@ -69,7 +66,7 @@ func TestArchiveDropByDaemon(t *testing.T) {
 	args := func(name string) []string {
 		return []string{"archive", "drop", name, `{a="b"}`, "--pool", "web", "--url", server.URL, "--yes"}
 	}
-	if out := must(t, args("hits")...); out != "3 series taken out of the archive\n" {
+	if out := must(t, args("hits")...); out != "3 series removed from the archive\n" {
 		t.Errorf("%q", out)
 	}
 	call(t, args("none")...).oneLine(t, exitFailure, "no series")

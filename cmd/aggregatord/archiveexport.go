@@ -29,7 +29,8 @@ type archiveExportOptions struct {
 	output string
 	names  []string
 	to     string
-	width  string
+	// dialect is the name of one.
+	dialect string
 }
 
 func (o *archiveExportOptions) addFlags(f *pflag.FlagSet) {
@@ -38,7 +39,7 @@ func (o *archiveExportOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVarP(&o.output, "output", "o", "-", "`FILE` to write, replaced in one step; - is standard output")
 	f.StringArrayVar(&o.names, "name", nil, "only the metric or sample of this `NAME`; repeat it for several")
 	f.StringVar(&o.to, "to", "", "instead, write source files to `DIR`, which must be new or empty")
-	f.StringVar(&o.width, "width", "wide", "`LAYOUT` of these files: wide for prometheus_client 0.18 and later,\nnarrow for 0.16 and 0.17")
+	f.StringVar(&o.dialect, dialectFlag, archive.Python.Name, "`CLIENT` that reads these files: python for prometheus_client 0.18 and later,\npython-old for 0.16 and 0.17, postmates for the fork of Postmates")
 	o.log.addFlags(f)
 	o.log.level = "warn"
 	f.Lookup("log.level").DefValue = o.log.level
@@ -55,10 +56,11 @@ With --to it is written as source files instead, which the Python client's own c
 reads, so that nothing is lost when you leave aggregatord: stop the daemon, export, and
 copy the files to the directory of the application. Their names are no live worker's:
 counter_archive.db, gauge_max_archive.db and the like, and gauge_all_ID.db for each dead
-worker's gauges. Take the layout that the application's client writes, which aggregatord
-inspect tells; a narrow file has no room for the time that gauges in mode mostrecent
-need, so these are left out there. If stat shows staged files that are to be folded, let
-a daemon run for a moment before.`,
+worker's gauges; for the fork of Postmates the names of its own archive, counter.db and
+the like. Say by --dialect which client the application has: one does not read the files
+of the other. Those of python-old have no room for the time that gauges in mode
+mostrecent need, so these are left out there. If stat shows staged files that are to be
+folded, let a daemon run for a moment before.`,
 		Example: `  aggregatord archive export --dir /dev/shm/myapp --format openmetrics
   aggregatord archive export --dir /dev/shm/myapp --to /tmp/myapp-archive`,
 		Args: noArgs,
@@ -68,17 +70,28 @@ a daemon run for a moment before.`,
 	return cmd
 }
 
-// widths are the layouts by name.
-var widths = map[string]int{"wide": store.Wide, "narrow": store.Narrow}
+const dialectFlag = "dialect"
+
+// parseDialect finds a dialect by its name.
+func parseDialect(name string) (archive.Dialect, error) {
+	var names []string
+	for _, d := range archive.Dialects() {
+		if d.Name == name {
+			return d, nil
+		}
+		names = append(names, d.Name)
+	}
+	return archive.Dialect{}, usagef("--%s %q: use one of %s", dialectFlag, name, strings.Join(names, ", "))
+}
 
 func (o *archiveExportOptions) run(cmd *cobra.Command) error {
 	format, err := exposition.ParseFormat(o.format)
 	if err != nil {
 		return usageError{fmt.Errorf("--format: %w", err)}
 	}
-	width, ok := widths[o.width]
-	if !ok {
-		return usagef("--width %q: use wide or narrow", o.width)
+	dialect, err := parseDialect(o.dialect)
+	if err != nil {
+		return err
 	}
 	changed := func(names ...string) string {
 		i := slices.IndexFunc(names, cmd.Flags().Changed)
@@ -88,10 +101,10 @@ func (o *archiveExportOptions) run(cmd *cobra.Command) error {
 		return names[i]
 	}
 	if name := changed("format", "output", "name"); o.to != "" && name != "" {
-		return usagef("--%s is for an exposition; leave it away with --to", name)
+		return usagef("--%s is for printing metrics; leave it out with --to", name)
 	}
-	if o.to == "" && changed("width") != "" {
-		return usagef("--width is for source files; say --to DIR")
+	if o.to == "" && changed(dialectFlag) != "" {
+		return usagef("--%s is for source files; say --to DIR", dialectFlag)
 	}
 	progress := newProgress(cmd.ErrOrStderr())
 	logger, err := o.log.logger(progress)
@@ -109,7 +122,7 @@ func (o *archiveExportOptions) run(cmd *cobra.Command) error {
 			return err
 		}
 		end := progress.during("writing source files")
-		files, err := exportFiles(o.to, v.Totals(), width, logger)
+		files, err := exportFiles(o.to, v.Totals(), dialect, logger)
 		end()
 		if err != nil {
 			return err
@@ -166,44 +179,45 @@ func archiveSnapshot(poolName string, totals *archive.Totals, logger *zap.Logger
 
 // exportFiles writes the archive as source files to a directory, which is made if it is not
 // there, and durably so. On error none of them is left.
-func exportFiles(dir string, totals *archive.Totals, width int, logger *zap.Logger) (files int, err error) {
+func exportFiles(dir string, totals *archive.Totals, dialect archive.Dialect, logger *zap.Logger) (written int, err error) {
 	made, err := emptyDir(dir)
 	if err != nil {
 		return 0, err
 	}
+	files, timeless := totals.SourceFiles(dialect)
 	var paths []string
 	defer func() {
 		if err == nil {
 			return
 		}
 		for _, path := range paths {
-			err = errors.Join(err, os.Remove(path))
+			if e := os.Remove(path); !errors.Is(e, os.ErrNotExist) {
+				err = errors.Join(err, e)
+			}
 		}
 		if made {
 			err = errors.Join(err, os.Remove(dir))
 		}
 	}()
-	timed := 0
-	for space, table := range totals.Spaces() {
-		if space.Mode == metric.MostRecent && width == store.Narrow {
-			timed += table.Len()
-			continue
-		}
-		entries := respelled(space, table, logger)
-		if entries == nil {
-			continue
-		}
-		path := filepath.Join(dir, exportName(space))
+	for _, f := range files {
+		path := filepath.Join(dir, f.Name)
 		paths = append(paths, path)
-		if err := exportFile(path, entries, width); err != nil {
-			return 0, fmt.Errorf("export to %q: %w", path, err)
+		if err := f.Write(dir); err != nil {
+			return 0, err
+		}
+		if f.Unreadable {
+			logger.Warn("keys that aggregatord cannot read are exported as they are; remove the file if the client cannot read them either",
+				zap.String("path", path), zap.Int("keys", f.Entries()), zap.Strings("first", f.Keys(mostKeysNamed)))
 		}
 	}
-	if timed > 0 {
-		logger.Warn("gauges in mode mostrecent are left out: a narrow file has no room for their time", zap.Int("series", timed))
+	if timeless > 0 {
+		logger.Warn("gauges in mode mostrecent are left out: the files of this client have no room for their time", zap.Int("series", timeless))
 	}
 	return len(paths), archive.SyncDir(dir)
 }
+
+// mostKeysNamed is how many unreadable keys of a file are named.
+const mostKeysNamed = 10
 
 // emptyDir makes a directory, or checks that there is nothing in it.
 func emptyDir(dir string) (made bool, err error) {
@@ -224,65 +238,4 @@ func emptyDir(dir string) (made bool, err error) {
 		return false, usagef("--to %s: %w", dir, err)
 	}
 	return false, usagef("--to %s: there are files in it; name a new or an empty directory", dir)
-}
-
-// exportName is the name of the source file for a space: of a worker that no live one is.
-func exportName(s archive.Space) string {
-	name := s.Type.String()
-	if s.Type == metric.Gauge {
-		name += "_" + s.Mode.String()
-	}
-	worker := "archive"
-	if s.Worker != "" {
-		worker = s.Worker
-	}
-	return name + "_" + worker + store.Extension
-}
-
-// respelled returns a table's series with keys as clients write them today, whatever the
-// dialect that they came in, nil if there is none.
-func respelled(space archive.Space, table *archive.Table, logger *zap.Logger) *archive.Table {
-	var totals archive.Totals
-	for i := range table.Len() {
-		key, err := store.ParseKey([]byte(table.Key(i)))
-		if err != nil {
-			logger.Warn("archived series left out", zap.String("key", table.Key(i)), zap.Error(err))
-			continue
-		}
-		totals.Add(space, store.AppendKey(nil, key), table.Values()[i], table.Stamps()[i], table.LastFold())
-	}
-	return totals.Table(space)
-}
-
-func exportFile(path string, table *archive.Table, width int) (err error) {
-	w, err := store.OpenWriter(path, store.WriterOptions{Width: width})
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err = errors.Join(err, w.Close()); err == nil {
-			err = syncFile(path)
-		}
-	}()
-	for i := range table.Len() {
-		slot, err := w.Slot([]byte(table.Key(i)))
-		if err != nil {
-			return err
-		}
-		value, stamp := table.Value(i)
-		if table.Space().Mode == metric.MostRecent && stamp == 0 {
-			value = 0 // never set: as the client leaves it
-		}
-		w.Set(slot, value, stamp)
-	}
-	return nil
-}
-
-// syncFile makes a file's contents durable.
-func syncFile(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

@@ -20,14 +20,14 @@ type archiveOptions struct {
 func (o *archiveOptions) addFlags(f *pflag.FlagSet) {
 	o.addDirFlag(f)
 	f.BoolVar(&o.disable, "archive.disable", false, "only read: leave the files of dead workers where they are, and count them there")
-	durationVar(f, &o.rest, "archive.rest", pool.DefaultRest, "how long a worker must be dead before its files are archived, so that hooks of the\napplication that run at its death still find them; shorter where room is short")
-	durationVar(f, &o.gaugeRetention, "archive.gauge-retention", pool.DefaultGaugeRetention, "how long the gauges of a dead worker in mode all are served; 0 is for ever")
-	f.IntVar(&o.gaugeWorkers, "archive.gauge-workers", pool.DefaultGaugeWorkers, "of how many dead `WORKERS` they are served; 0 is any number")
+	durationVar(f, &o.rest, "archive.rest", pool.DefaultRest, "how long a worker must be dead before its files are archived, so that hooks of the\napplication that run at its death still find them; shorter when the file system is nearly full")
+	durationVar(f, &o.gaugeRetention, "archive.gauge-retention", pool.DefaultGaugeRetention, "how long the gauges of a dead worker in mode all are served; 0 means for ever")
+	f.IntVar(&o.gaugeWorkers, "archive.gauge-workers", pool.DefaultGaugeWorkers, "the gauges of at most this many dead `WORKERS` are served; 0 is no limit")
 }
 
 // addDirFlag adds the flag that read-only commands need, too.
 func (o *archiveOptions) addDirFlag(f *pflag.FlagSet) {
-	f.StringVar(&o.dir, "archive.dir", "", "`DIR` to keep the archive of dead workers in; with named directories, in DIR/NAME\n(default: .aggregatord in each directory)")
+	f.StringVar(&o.dir, "archive.dir", "", "`DIR` for the archive of dead workers; with named directories, DIR/NAME\n(default: hidden files in each directory)")
 }
 
 func (o *archiveOptions) validate() error {

@@ -8,8 +8,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"aggregatord/internal/archive"
 )
 
 // configFile writes a configuration file.
@@ -58,10 +56,10 @@ func TestConfigArchive(t *testing.T) {
 		flags   []string
 		archive string // where one must be; "" means none at all
 	}{
-		"file":          {"archive: {dir: ELSE/file}\n", nil, "ELSE/file"},
-		"flag":          {"archive: {dir: ELSE/file}\n", []string{"--archive.dir", "ELSE/flag"}, "ELSE/flag"},
+		"file":          {"archive: {dir: ELSE/file}\n", nil, "ELSE/file/archive.bolt"},
+		"flag":          {"archive: {dir: ELSE/file}\n", []string{"--archive.dir", "ELSE/flag"}, "ELSE/flag/archive.bolt"},
 		"file_disables": {"archive: {disable: true}\n", nil, ""},
-		"flag_enables":  {"archive: {disable: true, gauge_workers: 7, gauge_retention: 5m}\n", []string{"--archive.disable=false"}, "DIR/.aggregatord"},
+		"flag_enables":  {"archive: {disable: true, gauge_workers: 7, gauge_retention: 5m}\n", []string{"--archive.disable=false"}, "DIR/.aggregatord.archive"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, elsewhere := sourceDir(t), t.TempDir()
@@ -71,10 +69,10 @@ func TestConfigArchive(t *testing.T) {
 				args = append(args, expand(flag))
 			}
 			s := startServe(t, args...)
-			for _, place := range []string{"DIR/.aggregatord", "ELSE/file", "ELSE/flag"} {
-				_, err := os.Stat(filepath.Join(expand(place), archive.FileName))
+			for _, place := range []string{"DIR/.aggregatord.archive", "ELSE/file/archive.bolt", "ELSE/flag/archive.bolt"} {
+				_, err := os.Stat(expand(place))
 				if want := place == tc.archive; want != (err == nil) {
-					t.Errorf("an archive in %s: %v", place, err)
+					t.Errorf("an archive at %s: %v", place, err)
 				}
 			}
 			if code := s.end(); code != 0 {

@@ -110,7 +110,7 @@ func (o *webOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.socketMode, "web.socket-mode", fmt.Sprintf("%04o", daemon.DefaultSocketMode), "`MODE` of unix sockets, in octal")
 	f.BoolVar(&o.systemdSocket, "web.systemd-socket", false, "serve on the sockets that systemd passes, in place of addresses")
 	f.StringVar(&o.configFile, "web.config.file", "", "`FILE` that turns on TLS, passwords or a rate limit, in the format of the Prometheus exporters")
-	f.BoolVar(&o.lifecycle, "web.enable-lifecycle", false, "let a POST to /-/reload reload the configuration file")
+	f.BoolVar(&o.lifecycle, "web.enable-lifecycle", false, "let a POST to /-/reload reload the configuration file, and one to\n/api/v1/archive/drop remove series from the archive")
 	f.IntVar(&o.maxRequests, "web.max-requests", 40, "how many scrapes that select pools or names may be\nin the making; more get status 503; 0 is any number")
 	f.IntVar(&o.maxConns, "web.max-connections", 0, "how many clients may be connected; one more takes the place of an idle one;\n0 is 512, or less if few files may be open; -1 is any number")
 	f.StringSliceVar(&o.allowedHosts, "web.allowed-hosts", nil, "host `NAMES` by which the API may be asked for, beside addresses, localhost,\nthe names listened on and that of this machine; * is any")

@@ -115,7 +115,12 @@ func badData(format string, args ...any) error {
 // Answer returns the HTTP status and the JSON for a question: a path below /api/v1/, such as
 // "status", and its parameters.
 func (a *API) Answer(ctx context.Context, path string, query url.Values) (code int, body []byte) {
-	data, err := a.answer(ctx, path, query)
+	return a.reply(ctx, path, func() (any, error) { return a.answer(ctx, path, query) })
+}
+
+// reply makes JSON of what answer returns.
+func (a *API) reply(ctx context.Context, path string, answer func() (any, error)) (code int, body []byte) {
+	data, err := answer()
 	r := status.Response[any]{Status: "success", Data: data}
 	code = http.StatusOK
 	if err != nil {
@@ -161,14 +166,13 @@ var questions = map[string]question{
 }
 
 func (a *API) answer(ctx context.Context, path string, query url.Values) (any, error) {
-	question, ok := questions[path]
+	return a.answerOne(ctx, questions, path, query)
+}
+
+func (a *API) answerOne(ctx context.Context, all map[string]question, path string, query url.Values) (any, error) {
+	question, ok := all[path]
 	if !ok {
-		names := make([]string, 0, len(questions))
-		for name := range questions {
-			names = append(names, name)
-		}
-		slices.Sort(names)
-		return nil, failure{http.StatusNotFound, "not_found", fmt.Sprintf("nothing is known about %q; ask for one of %s", path, strings.Join(names, ", "))}
+		return nil, failure{http.StatusNotFound, "not_found", fmt.Sprintf("nothing is known about %q; ask for one of %s", path, strings.Join(namesOf(all), ", "))}
 	}
 	for name := range query {
 		if !slices.Contains(question.params, name) {

@@ -68,7 +68,8 @@ type Options struct {
 	ByFlag []string
 	// ReloadSignals asks for the file to be loaded again. May be nil.
 	ReloadSignals <-chan os.Signal
-	// EnableLifecycle lets a POST to /-/reload do the same.
+	// EnableLifecycle lets a POST to /-/reload do the same, and one to /api/v1/archive/drop remove
+	// series from the archive.
 	EnableLifecycle bool
 	// SystemdNotify tells systemd, or whoever set $NOTIFY_SOCKET, when the daemon is ready,
 	// when it stops and, if systemd has a watchdog, that it lives.
@@ -220,7 +221,11 @@ func Run(ctx context.Context, opts Options) error {
 	if opts.EnableLifecycle {
 		web.Reload = func() error { return reloader.reload("request") }
 	}
-	web.API = newAPI(gatherer, reloader, outputs)
+	questions := newAPI(gatherer, reloader, outputs)
+	web.API = questions
+	if opts.EnableLifecycle {
+		web.Change = questions.Change
+	}
 	web.OnQuestion = func(code int) { m.questions.With(strconv.Itoa(code)).Inc() }
 	web.OnConnectionClosed = func(why serve.Closed) { m.closed.With(string(why)).Inc() }
 	server := serve.New(web)

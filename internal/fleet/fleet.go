@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"aggregatord/internal/archive"
 	"aggregatord/internal/merge"
 	"aggregatord/internal/policy"
 	"aggregatord/internal/pool"
@@ -252,6 +253,29 @@ func (f *Fleet) Pool(name string) *pool.Pool {
 		return m.Pool
 	}
 	return nil
+}
+
+// DropArchived removes archived series of a pool for good: see pool.Pool.DropArchived. The name may
+// be empty where there is only one pool. The error wraps ErrNoPool where there is none of that name,
+// and ErrName where one is needed. It returns when the archive is written, whatever becomes of ctx
+// meanwhile.
+func (f *Fleet) DropArchived(ctx context.Context, name string, m archive.Match) (dropped int, err error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	all := f.all()
+	if name == "" && len(all) == 1 {
+		return all[0].DropArchived(m)
+	}
+	names := f.Names()
+	if name == "" {
+		return 0, fmt.Errorf("%w: there are several pools; name one of %s", ErrName, strings.Join(names, ", "))
+	}
+	p := f.Pool(name)
+	if p == nil {
+		return 0, fmt.Errorf("%w: %q; there are %s", ErrNoPool, name, strings.Join(names, ", "))
+	}
+	return p.DropArchived(m)
 }
 
 // Ready reports whether all files of all pools were read once.

@@ -539,6 +539,24 @@ func (f *Folder) unchanged(record string, name store.SourceName, file *store.Fil
 	return c.Equal(), nil
 }
 
+// Drop takes the archived series that match says out of the archive, for readers in one step, and
+// durably. It returns how many. Where the error is not archive.ErrDetached, memory has changed, and
+// the next commit writes it.
+func (f *Folder) Drop(match func(s archive.Space, raw string) bool) (dropped int, err error) {
+	if f.opts.ReadOnly || !f.archive.Attached() {
+		return 0, archive.ErrDetached
+	}
+	dropped = f.archive.DropSeries(match, f.pool.Change)
+	if dropped == 0 {
+		return 0, nil
+	}
+	if c := f.commit(nil, f.opts.Now()); c.Err != nil {
+		f.failed(c, 0)
+		return dropped, c.Err
+	}
+	return dropped, nil
+}
+
 // Close gives up the archive and the directory. Nothing in it is needed for correctness.
 func (f *Folder) Close() error {
 	if f.view != nil {

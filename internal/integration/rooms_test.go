@@ -111,7 +111,7 @@ var rooms = map[string]struct {
 		not: []string{"os", "net/http"},
 	},
 	"internal/api": {
-		may: []string{"internal/fleet", "internal/pool", "internal/store", "internal/watch", "internal/view", "internal/metric", "internal/selector", "internal/status", "internal/nearest"},
+		may: []string{"internal/archive", "internal/fleet", "internal/pool", "internal/store", "internal/watch", "internal/view", "internal/metric", "internal/selector", "internal/status", "internal/nearest"},
 		why: "it answers questions from what pool tells; connections and browsers are serve's",
 		not: []string{"os"},
 	},
@@ -126,7 +126,7 @@ var rooms = map[string]struct {
 		not: []string{"net/http"},
 	},
 	"internal/fleet": {
-		may: []string{"internal/merge", "internal/metric", "internal/policy", "internal/pool", "internal/relabel", "internal/telemetry", "internal/view", "internal/watch"},
+		may: []string{"internal/archive", "internal/merge", "internal/metric", "internal/policy", "internal/pool", "internal/relabel", "internal/telemetry", "internal/view", "internal/watch"},
 		why: "it has the pools and joins their views; what is in a directory is a pool's business",
 		not: []string{"net/http", "os"},
 	},

@@ -3,6 +3,7 @@ package pool
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"io/fs"
 	"runtime"
 	"strings"
@@ -286,6 +287,31 @@ func (p *Pool) Fold() (more bool) {
 	p.turn.Lock()
 	defer p.turn.Unlock()
 	return p.folder.Fold()
+}
+
+// DropArchived removes the archived series that m matches, in memory and durably, and returns how
+// many. What living workers have counted stays. The error wraps archive.ErrDetached where the
+// archive is not open. It waits for a fold that is under way.
+func (p *Pool) DropArchived(m archive.Match) (dropped int, err error) {
+	p.turn.Lock()
+	defer p.turn.Unlock()
+	if p.isClosed() {
+		return 0, ErrClosed
+	}
+	dropped, err = p.folder.Drop(m.Matches)
+	if dropped > 0 {
+		p.logger.Info("series were dropped from the archive by request", zap.String("name", m.Name), zap.Int("series", dropped))
+	}
+	if err != nil {
+		return dropped, fmt.Errorf("drop archived series of directory %q: %w", p.spec.Path, err)
+	}
+	return dropped, nil
+}
+
+func (p *Pool) isClosed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closed
 }
 
 // Ready reports whether all files were read once.

@@ -79,6 +79,10 @@ func (s *Server) api(w *response, r *http.Request) {
 		sendJSONError(w, http.StatusNotFound, "not_found", notPrometheus+s.opts.TelemetryPath)
 		return
 	}
+	if ok && slices.Contains(changePaths, path) {
+		s.change(w, r, path)
+		return
+	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		sendJSONError(w, http.StatusMethodNotAllowed, "bad_data", "method not allowed, use GET or HEAD")
@@ -96,6 +100,35 @@ func (s *Server) api(w *response, r *http.Request) {
 	if code, body := s.ask(w, r, path, query); body != nil {
 		s.sendDocument(w, r, code, "application/json; charset=utf-8", body)
 	}
+}
+
+// changePaths are the paths below apiPrefix at which something is changed, by POST.
+var changePaths = []string{"archive/drop"}
+
+// maxForm is how long the form of a change may be.
+const maxForm = 64 << 10
+
+// change does what a request asks for that changes something.
+func (s *Server) change(w *response, r *http.Request, path string) {
+	switch {
+	case s.opts.Change == nil:
+		sendJSONError(w, http.StatusForbidden, "forbidden", "changes by request are not enabled; start the daemon with --web.enable-lifecycle")
+		return
+	case r.Method != http.MethodPost:
+		w.Header().Set("Allow", "POST")
+		sendJSONError(w, http.StatusMethodNotAllowed, "bad_data", "method not allowed, use POST")
+		return
+	case crossOrigin.Check(r) != nil:
+		sendJSONError(w, http.StatusForbidden, "forbidden", "a page of another site asks for this")
+		return
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+	if err := r.ParseForm(); err != nil {
+		sendJSONError(w, http.StatusBadRequest, "bad_data", "the form cannot be read")
+		return
+	}
+	code, body := s.opts.Change(r.Context(), path, r.Form)
+	s.sendDocument(w, r, code, "application/json; charset=utf-8", body)
 }
 
 // ask has a question answered when its turn comes. Without a body the request is answered, or

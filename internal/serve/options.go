@@ -3,6 +3,7 @@ package serve
 import (
 	"context"
 	"errors"
+	"net/url"
 	"strings"
 	"time"
 
@@ -64,6 +65,9 @@ type Options struct {
 	AllowedHosts []string
 	// API answers what is asked below /api/v1/. Default: nothing is there.
 	API API
+	// Change does what is posted to the paths of the API at which something is changed, as API.Answer answers. Default: such requests get
+	// status 403.
+	Change func(ctx context.Context, path string, form url.Values) (code int, body []byte)
 	// OnQuestion is called after each request to the API with the status that was sent, 0 if
 	// the client had gone. Default: nothing.
 	OnQuestion func(code int)
