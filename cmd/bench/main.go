@@ -34,8 +34,13 @@ type options struct {
 	markdown       bool
 	layout         string
 	daemon, python string
-	dir            string
+	// args are for the daemon of every shape.
+	args string
+	dir  string
 }
+
+// processDisable keeps the daemon from looking at the benchmark as a worker of every pool.
+const processDisable = "--process.disable"
 
 func (o *options) addFlags(f *flag.FlagSet) {
 	f.StringVar(&o.shapes, "shapes", "small,medium,dead", "`NAMES` of shapes, separated by commas: small, medium, large, dead, pools, wide, archive, deaths; with tiny- in front, or tiny, to try it out")
@@ -49,6 +54,7 @@ func (o *options) addFlags(f *flag.FlagSet) {
 	f.BoolVar(&o.markdown, "markdown", false, "print Markdown")
 	f.StringVar(&o.layout, "layout", py16.name, "`LAYOUT` of the source files that the daemon reads: py16 or py8")
 	f.StringVar(&o.daemon, "daemon", "bin/aggregatord", "the daemon's `PROGRAM`, as make build leaves it")
+	f.StringVar(&o.args, "daemon-args", processDisable, "further `ARGUMENTS` of the daemon, separated by spaces; here one process plays all workers, so there are no processes to watch")
 	f.StringVar(&o.python, "python", "/usr/bin/python3", "Python `PROGRAM` with prometheus_client")
 	f.StringVar(&o.dir, "dir", "", "`DIR` to make the directories in (default: /dev/shm, or else where temporary files are)")
 	o.idleScrape = 15 * time.Second

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -93,7 +94,7 @@ func (b *bench) serve(ctx context.Context, d *directory) (*server, *scraper, err
 
 // serveArgs starts a daemon and scrapes it for the first time.
 func (b *bench) serveArgs(ctx context.Context, args ...string) (*server, *scraper, error) {
-	daemon, err := startDaemon(ctx, b.opts.daemon, args...)
+	daemon, err := startDaemon(ctx, b.opts.daemon, append(args, strings.Fields(b.opts.args)...)...)
 	if err != nil {
 		return nil, nil, err
 	}
