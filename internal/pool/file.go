@@ -201,6 +201,7 @@ func (p *Pool) adoptLocked(t *file, f *store.File) error {
 		Created: f.Created().UnixNano(), ParseKey: store.ParseKey,
 	})
 	p.open[f.Identity()] = t
+	p.learning = true
 	return nil
 }
 
@@ -241,7 +242,7 @@ func (p *Pool) dropLocked(t *file) {
 
 // learnLocked tells the index of entries that appeared since the last time.
 func (p *Pool) learnLocked(t *file) {
-	t.learnErr = t.file.Learn(func(e store.Entry) {
+	_, t.learnErr = t.file.LearnSome(store.LearnOptions{Guesses: p.guessesLocked(t)}, func(e store.Entry) {
 		entry := t.entries
 		if entry == 0 {
 			p.identifyLocked(t, e.Key)
@@ -251,7 +252,11 @@ func (p *Pool) learnLocked(t *file) {
 			p.refusedLocked(t, e, e.Err)
 			return
 		}
-		if err := p.index.Learn(t.source, e.Key, e.Slot); err != nil {
+		tag := e.Tag
+		if p.index.Freed() != p.guessed {
+			tag = nil // the cells that tags tell of may be others' now
+		}
+		if err := p.index.LearnTagged(t.source, e.Key, e.Slot, tag); err != nil {
 			p.refusedLocked(t, e, err)
 			return
 		}
@@ -261,6 +266,31 @@ func (p *Pool) learnLocked(t *file) {
 		}
 	})
 	t.source.Compact()
+}
+
+// guessKey is which files have one list of guesses: those whose equal keys are equal series.
+type guessKey struct {
+	typ  metric.Type
+	mode metric.Mode
+}
+
+// guessesLocked returns what a file most likely holds, nil unless many files are being opened. In
+// mode all, each worker has series of its own.
+func (p *Pool) guessesLocked(t *file) *store.Guesses {
+	if p.guesses == nil || t.name.Mode.Base() == metric.All {
+		return nil
+	}
+	if now := p.index.Freed(); now != p.guessed {
+		clear(p.guesses)
+		p.guessed = now
+	}
+	key := guessKey{t.name.Type, t.name.Mode}
+	g := p.guesses[key]
+	if g == nil {
+		g = &store.Guesses{}
+		p.guesses[key] = g
+	}
+	return g
 }
 
 // identifyLocked gives the file the ID that its first key shows to be the worker's.

@@ -162,7 +162,16 @@ type Pool struct {
 	// there are records by identity.
 	forget, identities bool
 
-	gauges   map[fileGauge]bool // that updateMetricsLocked has set
+	gauges   map[fileGauge]telemetry.Gauge // that updateMetricsLocked has set
+	own      *ownGauges                    // nil before they are set first
+	ownRoom  *ownRoom                      // the same
+	// awaits says that a file of the dead was there at the last probe, and learning that one was
+	// opened since files were last asked for new entries, or had some.
+	awaits, learning bool
+	// guesses are what files of one kind most likely hold, while many are opened; guessed is how
+	// many cells the index had freed when they began.
+	guesses map[guessKey]*store.Guesses
+	guessed uint64
 	changed  bool               // since then
 	refusals map[refusal]bool   // that were told
 	// rival is when another archiver was last seen to merge a file, zero if none is at work, heirs
@@ -213,7 +222,7 @@ func New(spec Spec, opts Options) *Pool {
 		partsEvery: time.Second,
 		prober:     watch.NewProber(spec.Path), lister: watch.NewDir(spec.Path),
 		files: map[string]*file{}, staged: map[string]*file{}, open: map[store.Identity]*file{}, asked: map[string]bool{},
-		shown: map[archive.Space]*shown{}, gauges: map[fileGauge]bool{}, refusals: map[refusal]bool{}, reported: map[merge.Conflict]bool{}, heirs: map[string]bool{},
+		shown: map[archive.Space]*shown{}, gauges: map[fileGauge]telemetry.Gauge{}, refusals: map[refusal]bool{}, reported: map[merge.Conflict]bool{}, heirs: map[string]bool{},
 	}
 	if opts.Archive != nil {
 		p.archiving = opts.Archive.withDefaults()
@@ -258,15 +267,25 @@ func (p *Pool) Tend(force bool) {
 		return
 	}
 	p.looks++
-	p.lookAtRoomLocked()
+	// Room matters at once where it is short or somebody waits to be archived.
+	every := p.rounds%askAllEvery == 0
+	if every || p.short || p.awaits || !p.room.known {
+		p.lookAtRoomLocked()
+	}
 	p.scanLocked(force)
 	p.probeLocked()
 	p.replaceEmptiedLocked()
 	p.countWorkersLocked()
-	// So that no scrape has to wait for many new entries to be learned.
-	for t := range p.allLocked() {
-		if t.readable() {
-			p.learnNewLocked(t)
+	// So that no scrape has to wait for many new entries to be learned. A pool that had none lately
+	// is looked at more seldom: a scrape learns what is new in any case.
+	if every || force || p.learning {
+		p.learning = false
+		for t := range p.allLocked() {
+			if t.readable() {
+				before := t.entries
+				p.learnNewLocked(t)
+				p.learning = p.learning || t.entries != before
+			}
 		}
 	}
 	if p.lost {

@@ -247,6 +247,8 @@ func (p *Pool) openAllLocked(opening []*file) {
 		}
 		return
 	}
+	p.guesses, p.guessed = map[guessKey]*store.Guesses{}, p.index.Freed()
+	defer func() { p.guesses = nil }()
 	room := min(len(opening), p.descriptors.Room())
 	// Do not defer when descriptors are short: folding the dead frees them.
 	mayAskLater := !p.folder.ReadOnly() && !p.listed && len(opening) >= unaskedFiles && room == len(opening)
