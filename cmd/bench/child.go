@@ -113,10 +113,9 @@ func (s *server) stop() error {
 	return nil
 }
 
-// startDaemon runs the daemon, with its archive, on a directory.
-func startDaemon(ctx context.Context, program, dir string) (*server, error) {
-	cmd := exec.Command(program, "serve", "--dir", dir, "--web.listen-address", "127.0.0.1:0", "--log.format", "json",
-		"--web.self-metrics", "full")
+// startDaemon runs the daemon, with its archive and these arguments.
+func startDaemon(ctx context.Context, program string, args ...string) (*server, error) {
+	cmd := exec.Command(program, append([]string{"serve", "--web.listen-address", "127.0.0.1:0", "--log.format", "json"}, args...)...)
 	out, err := cmd.StderrPipe()
 	if err != nil {
 		return nil, err

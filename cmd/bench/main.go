@@ -34,11 +34,16 @@ type options struct {
 	markdown       bool
 	layout         string
 	daemon, python string
-	dir            string
+	// args are for the daemon of every shape.
+	args string
+	dir  string
 }
 
+// processDisable keeps the daemon from looking at the benchmark as a worker of every pool.
+const processDisable = "--process.disable"
+
 func (o *options) addFlags(f *flag.FlagSet) {
-	f.StringVar(&o.shapes, "shapes", "small,medium,dead", "`NAMES` of shapes, separated by commas: small, medium, large, dead; tiny and tiny-dead to try it out")
+	f.StringVar(&o.shapes, "shapes", "small,medium,dead", "`NAMES` of shapes, separated by commas: small, medium, large, dead, pools, wide, archive, deaths; with tiny- in front, or tiny, to try it out")
 	f.BoolVar(&o.large, "large", false, "add the shape large, which needs 3 GiB and some minutes")
 	f.IntVar(&o.rounds, "rounds", 21, "how often each thing is measured, in turns")
 	f.IntVar(&o.scrapes, "scrapes", 1000, "after how many scrapes memory is looked at; small shapes get ten times as many more")
@@ -49,6 +54,7 @@ func (o *options) addFlags(f *flag.FlagSet) {
 	f.BoolVar(&o.markdown, "markdown", false, "print Markdown")
 	f.StringVar(&o.layout, "layout", py16.name, "`LAYOUT` of the source files that the daemon reads: py16 or py8")
 	f.StringVar(&o.daemon, "daemon", "bin/aggregatord", "the daemon's `PROGRAM`, as make build leaves it")
+	f.StringVar(&o.args, "daemon-args", processDisable, "further `ARGUMENTS` of the daemon, separated by spaces; here one process plays all workers, so there are no processes to watch")
 	f.StringVar(&o.python, "python", "/usr/bin/python3", "Python `PROGRAM` with prometheus_client")
 	f.StringVar(&o.dir, "dir", "", "`DIR` to make the directories in (default: /dev/shm, or else where temporary files are)")
 	o.idleScrape = 15 * time.Second
@@ -56,7 +62,7 @@ func (o *options) addFlags(f *flag.FlagSet) {
 
 func (o *options) finish() error {
 	if o.quick {
-		o.shapes, o.rounds, o.scrapes, o.coldRounds = "tiny,tiny-dead", 3, 50, 1
+		o.shapes, o.rounds, o.scrapes, o.coldRounds = "tiny,tiny-dead,tiny-pools,tiny-wide,tiny-archive,tiny-deaths", 3, 50, 1
 		o.idle, o.idleScrape, o.churn = 500*time.Millisecond, 250*time.Millisecond, 3*time.Second
 	}
 	if o.large {
@@ -125,7 +131,7 @@ func run(ctx context.Context, o options, progress io.Writer) (r *report, err err
 	need := int64(0)
 	for _, sh := range list {
 		// Twice an entry of 200 bytes, because of Python's copy, and a page for each file.
-		need = max(need, int64(sh.entries())*2*230+int64(sh.workers)*int64(kinds)*2*4096)
+		need = max(need, int64(sh.entries())*2*230+int64(sh.files())*2*4096)
 	}
 	if b.base, err = baseDir(o.dir, need); err != nil {
 		return nil, err
@@ -136,12 +142,21 @@ func run(ctx context.Context, o options, progress io.Writer) (r *report, err err
 	}
 	b.report.note("load average before: %s", load())
 	for _, sh := range list {
-		if sh.dead {
+		alive := false
+		switch {
+		case sh.dead:
 			err = b.cold(ctx, sh)
-		} else {
+		case sh.pools > 0:
+			err = b.pools(ctx, sh)
+		case sh.archived:
+			err = b.archive(ctx, sh)
+		case sh.deaths > 0:
+			err = b.deaths(ctx, sh)
+		default:
+			alive = true
 			err = b.steady(ctx, sh)
 		}
-		if err == nil && !sh.dead && b.opts.churn > 0 && sh.entries() <= smallEntries {
+		if err == nil && alive && b.opts.churn > 0 && sh.entries() <= smallEntries {
 			err = b.churn(ctx, sh)
 		}
 		if err != nil {

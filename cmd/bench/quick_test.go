@@ -35,7 +35,7 @@ func TestQuick(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	var progress strings.Builder
-	r, err := run(ctx, options{quick: true, layout: py16.name, daemon: daemon, python: "/usr/bin/python3", dir: base}, &progress)
+	r, err := run(ctx, options{quick: true, layout: py16.name, daemon: daemon, python: "/usr/bin/python3", args: processDisable, dir: base}, &progress)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, progress.String())
 	}

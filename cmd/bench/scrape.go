@@ -19,6 +19,7 @@ type scraper struct {
 	client http.Client
 	url    string
 	body   []byte
+	last   time.Duration // how long the last scrape took
 }
 
 func newScraper(url string) *scraper {
@@ -73,6 +74,7 @@ func (s *scraper) scrape(ctx context.Context, packed bool) (time.Duration, error
 		}
 	}
 	took := time.Since(start)
+	s.last = took
 	if resp.StatusCode != http.StatusOK {
 		return took, statusError(resp.StatusCode)
 	}

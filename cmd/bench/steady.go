@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -88,7 +89,12 @@ func (b *bench) steady(ctx context.Context, sh shape) (err error) {
 
 // serve starts a daemon on a directory and scrapes it for the first time.
 func (b *bench) serve(ctx context.Context, d *directory) (*server, *scraper, error) {
-	daemon, err := startDaemon(ctx, b.opts.daemon, d.path)
+	return b.serveArgs(ctx, "--dir", d.path, "--web.self-metrics", "full")
+}
+
+// serveArgs starts a daemon and scrapes it for the first time.
+func (b *bench) serveArgs(ctx context.Context, args ...string) (*server, *scraper, error) {
+	daemon, err := startDaemon(ctx, b.opts.daemon, append(args, strings.Fields(b.opts.args)...)...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -382,7 +388,6 @@ func (b *bench) idle(ctx context.Context, sh shape, s *scraper, pid int) error {
 		return err
 	}
 	share := (cpuTime(pid) - before) / time.Since(start).Seconds()
-	percent := func(v float64) string { return digits(100*v) + " %" }
 	what := fmt.Sprintf("one core's share, %d scrapes in %v", scrapes, b.opts.idle)
 	b.report.number(sh.String(), what, percent(share), "")
 	b.report.atMost(sh.String(), "idle: "+what, "< 0.5 %", share, percent, .005)

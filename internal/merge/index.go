@@ -178,6 +178,7 @@ type Index struct {
 	pins   []int32
 	active []int32
 	free   []uint32
+	freed  uint64 // how many cells ever were
 	// unpinned counts the cells with no pins that are not swept up yet.
 	unpinned int
 
@@ -308,6 +309,35 @@ func (x *Index) LearnAt(s *Source, raw []byte, slot uint32, created int64) error
 	if !ok {
 		return x.learnNew(s, raw, hash, slot, created)
 	}
+	x.learnKnown(s, raw, slot, cell, created)
+	return nil
+}
+
+// LearnTagged is Learn for a caller who keeps a number with each raw key, for sources of one type
+// and mode other than the modes all: 0 at first. Where it is another one, it stands for the key's
+// hash and look-up. The numbers are good until Freed changes. tag may be nil.
+func (x *Index) LearnTagged(s *Source, raw []byte, slot uint32, tag *uint32) error {
+	if tag == nil {
+		return x.Learn(s, raw, slot)
+	}
+	cell := *tag
+	if cell == sink {
+		hash := hashBytes(raw)
+		var ok bool
+		if cell, ok = s.space.cells.find(hash, raw); !ok {
+			return x.learnNew(s, raw, hash, slot, s.spec.Created)
+		}
+		*tag = cell
+	}
+	x.learnKnown(s, raw, slot, cell, s.spec.Created)
+	return nil
+}
+
+// Freed counts the cells that were freed: see LearnTagged.
+func (x *Index) Freed() uint64 { return x.freed }
+
+// learnKnown is LearnAt for a key that leads to a cell.
+func (x *Index) learnKnown(s *Source, raw []byte, slot, cell uint32, created int64) {
 	d := &x.desc[cell]
 	g := d.node.group
 	if g.last != s || s.folded && created > g.folded {
@@ -318,7 +348,6 @@ func (x *Index) LearnAt(s *Source, raw []byte, slot uint32, created int64) error
 	}
 	x.pin(s, cell)
 	s.append(slot, cell)
-	return nil
 }
 
 func (s *Source) append(slot, cell uint32) {
@@ -708,6 +737,7 @@ func (x *Index) freeCell(c uint32) {
 		x.holding--
 	}
 	x.desc[c] = cellDesc{}
+	x.freed++
 	delete(x.styleAt, c)
 	x.free = append(x.free, c)
 	x.unpinned--

@@ -209,6 +209,7 @@ func (p *Pool) adoptLocked(t *file, f *store.File) error {
 		Created: f.Created().UnixNano(), ParseKey: store.ParseKey,
 	})
 	p.open[f.Identity()] = t
+	p.growing = true
 	return nil
 }
 
@@ -245,6 +246,31 @@ func (p *Pool) closeLocked(t *file) {
 func (p *Pool) dropLocked(t *file) {
 	p.index.Remove(t.source)
 	p.closeLocked(t)
+}
+
+// guessKey is which files have one list of guesses: those whose equal keys are equal series.
+type guessKey struct {
+	typ  metric.Type
+	mode metric.Mode
+}
+
+// guessesLocked returns what a file most likely holds, nil unless many files are being opened. In
+// mode all, each worker has series of its own.
+func (p *Pool) guessesLocked(t *file) *store.Guesses {
+	if p.guesses == nil || t.name.Mode.Base() == metric.All {
+		return nil
+	}
+	if now := p.index.Freed(); now != p.guessed {
+		clear(p.guesses)
+		p.guessed = now
+	}
+	key := guessKey{t.name.Type, t.name.Mode}
+	g := p.guesses[key]
+	if g == nil {
+		g = &store.Guesses{}
+		p.guesses[key] = g
+	}
+	return g
 }
 
 // identifyLocked gives the file the ID that its first key shows to be the worker's.

@@ -13,6 +13,9 @@ import (
 const (
 	// sliceBytes is how much is learned without letting anybody else in between.
 	sliceBytes = 256 << 10
+	// firstBytes takes the place of sliceBytes as long as nobody is served: most files are learned
+	// at one go, while what files of their kind hold is at hand.
+	firstBytes = 16 << 20
 	// scrapeBytes is how much one scrape learns at most, of all files together.
 	scrapeBytes = 4 << 20
 	// roundBytes is how much one round learns at most of one file, once the pool is ready. Before,
@@ -27,7 +30,7 @@ const retryAfter = 5 * time.Second
 // at most, or of all if limit is 0. It returns how many bytes it were.
 func (p *Pool) learnLocked(t *file, limit int64) (walked int64) {
 	before := t.learned
-	t.more, t.learnErr = t.file.LearnSome(store.LearnOptions{MaxBytes: limit}, func(e store.Entry) {
+	t.more, t.learnErr = t.file.LearnSome(store.LearnOptions{MaxBytes: limit, Guesses: p.guessesLocked(t)}, func(e store.Entry) {
 		entry := t.entries
 		if entry == 0 {
 			p.identifyLocked(t, e.Key)
@@ -38,7 +41,11 @@ func (p *Pool) learnLocked(t *file, limit int64) (walked int64) {
 			p.refusedLocked(t, e, e.Err)
 			return
 		}
-		if err := p.index.Learn(t.source, e.Key, e.Slot); err != nil {
+		tag := e.Tag
+		if p.index.Freed() != p.guessed {
+			tag = nil // the cells that tags tell of may be others' now
+		}
+		if err := p.index.LearnTagged(t.source, e.Key, e.Slot, tag); err != nil {
 			p.refusedLocked(t, e, err)
 			return
 		}
@@ -68,7 +75,9 @@ func (p *Pool) learnNewLocked(t *file, limit int64) (walked int64) {
 func (p *Pool) learnAllLocked() {
 	files := slices.Collect(p.allLocked())
 	all := !p.ready.Load() || p.folder.ReadOnly()
+	p.growing = false
 	for _, t := range files {
+		before := t.entries
 		for left := int64(roundBytes); t.readable() && (all || left > 0); {
 			left -= p.learnNewLocked(t, sliceBytes)
 			if !t.more {
@@ -80,6 +89,7 @@ func (p *Pool) learnAllLocked() {
 				return
 			}
 		}
+		p.growing = p.growing || t.more || t.entries != before
 	}
 	for _, t := range files {
 		p.closeBarrenLocked(t)

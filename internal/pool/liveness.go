@@ -27,6 +27,7 @@ func (p *Pool) probeLiveLocked() {
 func (p *Pool) probeLocked() {
 	all := p.rounds%askAllEvery == 0
 	clear(p.asked)
+	p.awaits = false
 	for t := range p.allLocked() {
 		switch {
 		case !t.readable():
@@ -46,6 +47,7 @@ func (p *Pool) probeLocked() {
 				p.asked[t.name.ID] = true
 			}
 		}
+		p.awaits = p.awaits || t.state == dead
 	}
 	for t := range p.allLocked() {
 		// Where one file tells that a worker is dead, its others are asked now.

@@ -123,32 +123,78 @@ func (p *Pool) updateMetricsLocked() {
 		}
 	}
 	for g, n := range files {
-		m.files.With(pool, g.state, g.dialect).Set(float64(n))
-		p.gauges[g] = true
+		gauge, ok := p.gauges[g]
+		if !ok {
+			gauge = m.files.With(pool, g.state, g.dialect)
+			p.gauges[g] = gauge
+		}
+		gauge.Set(float64(n))
 	}
+	if p.own == nil {
+		p.own = m.gaugesOf(pool, !p.folder.ReadOnly())
+	}
+	own := p.own
 	for method := range watch.Method(watch.Methods) {
-		m.liveness.With(pool, method.String()).Set(float64(methods[method]))
+		own.liveness[method].Set(float64(methods[method]))
 	}
 	alive := p.aliveLocked()
-	m.workers.With(pool, "alive").Set(float64(alive))
-	m.workers.With(pool, "dead").Set(float64(len(p.workers) - alive))
-	m.entries.With(pool).Set(float64(entries))
-	m.directoryUp.With(pool).Set(boolean(p.scanErr == nil && p.listed))
+	own.alive.Set(float64(alive))
+	own.dead.Set(float64(len(p.workers) - alive))
+	own.entries.Set(float64(entries))
+	own.directoryUp.Set(boolean(p.scanErr == nil && p.listed))
 	if p.room.known {
-		m.directoryBytes.With(pool, "free").Set(float64(p.room.freeBytes))
-		m.directoryBytes.With(pool, "total").Set(float64(p.room.totalBytes))
-		m.directoryInodes.With(pool, "free").Set(float64(p.room.freeNodes))
-		m.directoryInodes.With(pool, "total").Set(float64(p.room.totalNodes))
+		if p.ownRoom == nil {
+			p.ownRoom = m.roomOf(pool)
+		}
+		p.ownRoom.freeBytes.Set(float64(p.room.freeBytes))
+		p.ownRoom.totalBytes.Set(float64(p.room.totalBytes))
+		p.ownRoom.freeNodes.Set(float64(p.room.freeNodes))
+		p.ownRoom.totalNodes.Set(float64(p.room.totalNodes))
 	}
 	a, at := p.folder.Archive(), p.folder.State()
-	m.archiveSeries.With(pool).Set(float64(a.Totals().Series()))
-	m.archiveUnsaved.With(pool).Set(float64(a.Unsaved()))
-	m.archiveBytes.With(pool).Set(float64(at.Bytes))
+	own.archiveSeries.Set(float64(a.Totals().Series()))
+	own.archiveUnsaved.Set(float64(a.Unsaved()))
+	own.archiveBytes.Set(float64(at.Bytes))
 	if !p.folder.ReadOnly() {
-		m.archiveUp.With(pool).Set(boolean(at.Open && at.Err == nil))
+		own.archiveUp.Set(boolean(at.Open && at.Err == nil))
 	}
-	m.awaiting.With(pool).Set(float64(awaiting))
-	m.removing.With(pool).Set(float64(p.folder.RemovingFiles()))
+	own.awaiting.Set(float64(awaiting))
+	own.removing.Set(float64(p.folder.RemovingFiles()))
+}
+
+// ownGauges are a pool's children of the gauges: to look them up takes longer than to set them.
+type ownGauges struct {
+	liveness                                               [watch.Methods]telemetry.Gauge
+	alive, dead, entries, directoryUp                      telemetry.Gauge
+	archiveSeries, archiveUnsaved, archiveBytes, archiveUp telemetry.Gauge
+	awaiting, removing                                     telemetry.Gauge
+}
+
+func (m *Metrics) gaugesOf(pool string, archives bool) *ownGauges {
+	own := &ownGauges{
+		alive: m.workers.With(pool, "alive"), dead: m.workers.With(pool, "dead"), entries: m.entries.With(pool),
+		directoryUp:   m.directoryUp.With(pool),
+		archiveSeries: m.archiveSeries.With(pool), archiveUnsaved: m.archiveUnsaved.With(pool),
+		archiveBytes: m.archiveBytes.With(pool),
+		awaiting: m.awaiting.With(pool), removing: m.removing.With(pool),
+	}
+	if archives {
+		own.archiveUp = m.archiveUp.With(pool)
+	}
+	for method := range watch.Method(watch.Methods) {
+		own.liveness[method] = m.liveness.With(pool, method.String())
+	}
+	return own
+}
+
+// ownRoom is ownGauges for what is not known of every file system.
+type ownRoom struct{ freeBytes, totalBytes, freeNodes, totalNodes telemetry.Gauge }
+
+func (m *Metrics) roomOf(pool string) *ownRoom {
+	return &ownRoom{
+		m.directoryBytes.With(pool, "free"), m.directoryBytes.With(pool, "total"),
+		m.directoryInodes.With(pool, "free"), m.directoryInodes.With(pool, "total"),
+	}
 }
 
 func boolean(b bool) float64 {

@@ -164,9 +164,18 @@ type Pool struct {
 	// there are records by identity.
 	forget, identities bool
 
-	gauges   map[fileGauge]bool // that updateMetricsLocked has set
-	changed  bool               // since then
-	refusals map[refusal]bool   // that were told
+	gauges  map[fileGauge]telemetry.Gauge // that updateMetricsLocked has set
+	own     *ownGauges                    // nil before they are set first
+	ownRoom *ownRoom                      // the same
+	// awaits says that a file of the dead was there at the last probe, and growing that one was
+	// opened since files were last asked for new entries, or had some.
+	awaits, growing bool
+	// guesses are what files of one kind most likely hold, while many are opened; guessed is how
+	// many cells the index had freed when they began.
+	guesses  map[guessKey]*store.Guesses
+	guessed  uint64
+	changed  bool             // since then
+	refusals map[refusal]bool // that were told
 	// rival is when another archiver was last seen to merge a file, zero if none is at work, heirs
 	// the names of the files that it merges into. lost says that a dead worker's file was removed by
 	// somebody else since the last load.
@@ -215,7 +224,7 @@ func New(spec Spec, opts Options) *Pool {
 		partsEvery: time.Second,
 		prober:     watch.NewProber(spec.Path), lister: watch.NewDir(spec.Path),
 		files: map[string]*file{}, staged: map[string]*file{}, open: map[store.Identity]*file{}, asked: map[string]bool{},
-		shown: map[archive.Space]*shown{}, gauges: map[fileGauge]bool{}, refusals: map[refusal]bool{}, reported: map[merge.Conflict]bool{}, heirs: map[string]bool{},
+		shown: map[archive.Space]*shown{}, gauges: map[fileGauge]telemetry.Gauge{}, refusals: map[refusal]bool{}, reported: map[merge.Conflict]bool{}, heirs: map[string]bool{},
 	}
 	if opts.Archive != nil {
 		p.archiving = opts.Archive.withDefaults()
@@ -260,16 +269,23 @@ func (p *Pool) Tend(force bool) {
 		return
 	}
 	p.looks++
-	p.lookAtRoomLocked()
+	// Room matters at once where it is short or somebody waits to be archived.
+	every := p.rounds%askAllEvery == 0
+	if every || p.short || p.awaits || !p.room.known {
+		p.lookAtRoomLocked()
+	}
 	p.scanLocked(force)
 	p.retryLocked()
 	p.probeLocked()
 	p.replaceEmptiedLocked()
 	p.countWorkersLocked()
-	// So that no scrape has to wait for many new entries to be learned.
-	p.learnAllLocked()
-	if p.closed {
-		return
+	// So that no scrape has to wait for many new entries to be learned. A pool that had none lately
+	// is looked at more seldom: a scrape learns what is new in any case.
+	if every || force || p.growing {
+		p.learnAllLocked()
+		if p.closed {
+			return
+		}
 	}
 	if p.lost {
 		p.loadLocked() // before what was removed is archived: its values may be in another file

@@ -254,6 +254,8 @@ func (p *Pool) openAllLocked(opening []*file) {
 		}
 		return
 	}
+	p.guesses, p.guessed = map[guessKey]*store.Guesses{}, p.index.Freed()
+	defer func() { p.guesses = nil }()
 	room := min(len(opening), p.descriptors.Room())
 	// Do not defer when descriptors are short: folding the dead frees them.
 	mayAskLater := !p.folder.ReadOnly() && !p.listed && len(opening) >= unaskedFiles && room == len(opening)
@@ -291,7 +293,11 @@ func (p *Pool) openAllLocked(opening []*file) {
 				}
 				t.asked = p.looks
 				t.retry = time.Time{}
-				p.learnLocked(t, sliceBytes)
+				slice := int64(sliceBytes)
+				if !p.ready.Load() {
+					slice = firstBytes
+				}
+				p.learnLocked(t, slice)
 				if t.learnErr != nil && t.entries == 0 {
 					p.closeBarrenLocked(t)
 				}

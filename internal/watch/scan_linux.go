@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io/fs"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -23,13 +24,15 @@ const (
 	direntName   = 19
 )
 
+// records are buffers for getdents records. All directories share them: each would keep 192 KiB.
+var records = sync.Pool{New: func() any { return new([]byte) }}
+
 // dirPlatform is what a Dir needs on Linux: everything that would otherwise be allocated
 // by each Scan.
 type dirPlatform struct {
 	cpath   []byte // the path with a NUL
 	stx     unix.Statx_t
 	noStatx bool
-	raw     []byte // getdents records of the reading under way
 }
 
 func newDirPlatform(path string) dirPlatform {
@@ -100,14 +103,18 @@ func (d *Dir) read() (stamp dirStamp, began int64, err error) {
 	}
 	began = time.Now().UnixNano()
 
-	d.raw = d.raw[:0]
+	// The names of what is found are borrowed from raw until adopt has copied them.
+	buf := records.Get().(*[]byte)
+	defer records.Put(buf)
+	raw := (*buf)[:0]
+	defer func() { *buf = raw }()
 	for {
-		if cap(d.raw)-len(d.raw) < getdentsRoom {
-			grown := make([]byte, len(d.raw), 2*cap(d.raw)+getdentsRoom)
-			copy(grown, d.raw)
-			d.raw = grown
+		if cap(raw)-len(raw) < getdentsRoom {
+			grown := make([]byte, len(raw), 2*cap(raw)+getdentsRoom)
+			copy(grown, raw)
+			raw = grown
 		}
-		n, err := unix.Getdents(d.fd, d.raw[len(d.raw):cap(d.raw)])
+		n, err := unix.Getdents(d.fd, raw[len(raw):cap(raw)])
 		if err == unix.EINTR {
 			continue
 		}
@@ -117,9 +124,9 @@ func (d *Dir) read() (stamp dirStamp, began int64, err error) {
 		if n == 0 {
 			break
 		}
-		d.raw = d.raw[:len(d.raw)+n]
+		raw = raw[:len(raw)+n]
 	}
-	found, err := appendDirents(d.spare[:0], d.raw)
+	found, err := appendDirents(d.spare[:0], raw)
 	if err != nil {
 		return stamp, began, &fs.PathError{Op: "list directory", Path: d.path, Err: err}
 	}
