@@ -56,7 +56,14 @@ func (o *inspectOptions) run(w io.Writer, paths []string) error {
 	}
 	var out bytes.Buffer
 	var errs []error
+	unread := 0
 	for i, path := range paths {
+		if client := store.UnreadClient(filepath.Base(path)); client != "" {
+			if unread++; unread == 1 {
+				errs = append(errs, fmt.Errorf("%q is a file of %s, which is not read yet", path, client))
+			}
+			continue
+		}
 		in, err := store.Inspect(path, store.Limits{})
 		if err != nil {
 			errs = append(errs, err)
@@ -75,7 +82,17 @@ func (o *inspectOptions) run(w io.Writer, paths []string) error {
 			return errors.Join(append(errs, err)...)
 		}
 	}
+	if unread > 1 {
+		errs = append(errs, fmt.Errorf("%s of that client", moreFiles(unread-1)))
+	}
 	return errors.Join(errs...)
+}
+
+func moreFiles(n int) string {
+	if n == 1 {
+		return "1 more file is"
+	}
+	return fmt.Sprintf("%d more files are", n)
 }
 
 // unreadableKeys is the error of a file with entries whose key cannot be read, and nil for

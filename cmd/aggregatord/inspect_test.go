@@ -243,6 +243,13 @@ func TestInspectOthers(t *testing.T) {
 		c.stdout = ""
 		c.oneLine(t, exitFailure, path, "damaged at byte 0")
 	})
+	t.Run("client_that_is_not_read", func(t *testing.T) {
+		c := call(t, "inspect", file("metric_a___1.bin", good), file("metric_b___1.bin", good))
+		contains(t, c.stderr, "metric_a___1.bin", "client_ruby (DirectFileStore), which is not read yet", "1 more file")
+		if c.stdout != "" || strings.Contains(c.stderr, "damaged") {
+			t.Errorf("prints %q and %q", c.stdout, c.stderr)
+		}
+	})
 	t.Run("no_bytes", func(t *testing.T) {
 		path := file("counter_10.db", nil)
 		contains(t, must(t, "inspect", path), "size    0 bytes, 0 used", "entries 0")

@@ -204,6 +204,8 @@ func (e *examination) workers(there bool) {
 	switch {
 	case e.opts.PID != 0:
 		e.named(same)
+	case len(named) == 0 && len(e.writers) == 0 && e.unreadOnly():
+		// The files say who writes here: files() names the client.
 	case len(named) == 0 && len(e.writers) == 0:
 		advice := "Set PROMETHEUS_MULTIPROC_DIR=" + e.opts.Dir + " in the environment of the server, and restart it."
 		if len(servers) > 0 {
@@ -324,6 +326,20 @@ func enumerate(names []string) string {
 	return strings.Join(names, ", ")
 }
 
+// unreadOnly reports whether the directory has files of a client that is not read yet, and no
+// source files.
+func (e *examination) unreadOnly() bool {
+	entries, _ := os.ReadDir(e.opts.Dir) // files() tells the error
+	unread := false
+	for _, d := range entries {
+		if _, err := store.ParseName(d.Name()); err == nil {
+			return false
+		}
+		unread = unread || store.UnreadClient(d.Name()) != ""
+	}
+	return unread
+}
+
 // files looks at what was written.
 func (e *examination) files() {
 	entries, err := os.ReadDir(e.opts.Dir)
@@ -332,12 +348,16 @@ func (e *examination) files() {
 		return
 	}
 	var sources, entriesRead, helpless, empty int
-	var foreign, damaged, forbidden []string
+	var foreign, unread, damaged, forbidden []string
 	for _, d := range entries {
 		if strings.HasPrefix(d.Name(), ".") {
 			continue
 		}
 		name, err := store.ParseName(d.Name())
+		if err != nil && store.UnreadClient(d.Name()) != "" {
+			unread = append(unread, d.Name())
+			continue
+		}
 		if err != nil {
 			foreign = append(foreign, d.Name())
 			continue
@@ -365,7 +385,13 @@ func (e *examination) files() {
 			}
 		}
 	}
+	if len(unread) > 0 {
+		e.add(Warning, "client", fmt.Sprintf("%s %s written by %s, which is not read yet. The first: %q.",
+			plural(len(unread), "file"), verb(len(unread), "was", "were"), store.UnreadClient(unread[0]), unread[0]),
+			"Its metrics are not served. Go on serving them by the application, or write them by prometheus-client-mmap, which is read.")
+	}
 	switch {
+	case sources == 0 && len(unread) > 0: // told
 	case sources == 0 && len(e.writers) == 0:
 		e.add(Warning, "files", "There are no source files: no worker has made a metric here, or all of them are archived.", "Call the application once, then look again.")
 	case sources == 0:
@@ -387,9 +413,6 @@ func (e *examination) files() {
 	}
 	if len(foreign) > 0 {
 		advice := "They are left alone. If the directory is the right one, nothing is to be done."
-		if slices.ContainsFunc(foreign, func(n string) bool { return strings.HasSuffix(n, ".bin") }) {
-			advice = "Files of the Ruby client's DirectFileStore are not read."
-		}
 		e.add(Warning, "files", fmt.Sprintf("%s %s no source file, the first: %q.", plural(len(foreign), "file"), verb(len(foreign), "is", "are"), foreign[0]), advice)
 	}
 }

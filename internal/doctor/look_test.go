@@ -127,3 +127,28 @@ func TestCompare(t *testing.T) {
 		})
 	}
 }
+
+// TestUnreadClient: a directory of a client that is not read says so, once, and not that a
+// variable of another client is missing.
+func TestUnreadClient(t *testing.T) {
+	dir := t.TempDir()
+	for _, base := range []string{"metric_a___1.bin", "metric_b___1.bin"} {
+		if err := os.WriteFile(filepath.Join(dir, base), make([]byte, 64), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e := &examination{opts: Options{Dir: dir}}
+	if !e.unreadOnly() {
+		t.Error("the directory is not known as one of a client that is not read")
+	}
+	e.files()
+	if len(e.findings) != 1 || !strings.Contains(e.findings[0].Found, "2 files were written by client_ruby (DirectFileStore), which is not read yet") {
+		t.Errorf("findings %+v", e.findings)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "counter_1.db"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if e.unreadOnly() {
+		t.Error("there is a source file")
+	}
+}

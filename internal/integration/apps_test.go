@@ -300,43 +300,51 @@ func TestWorkersBeforeDaemon(t *testing.T) {
 	})
 }
 
-// TestDisagreement has two generations of an application declare one name with two types,
-// as after a deployment that leaves old workers running. The newer one wins, and the
+// TestDisagreement has two generations of an application declare one sample name with two
+// types, as after a deployment that leaves old workers running. The newer one wins, and the
 // exposition stays valid.
 func TestDisagreement(t *testing.T) {
 	t.Parallel()
 	dir := sourceDir(t)
 	d := serve(t, "--dir", dir)
 	startWorkers(t, dir, program{
-		Metrics: []declared{{Name: "thing", Type: "gauge", Help: "Old.", Mode: "max"}, {Name: "fine", Type: "counter", Help: "Count."}},
-		Workers: []worker{{Steps: []step{{Metric: "thing", Op: "set", Value: "1"}, {Metric: "fine", Op: "inc", Value: "1"}}}},
+		Metrics: []declared{
+			{Name: "thing_total", Type: "gauge", Help: "Old.", Mode: "max"}, {Name: "fine", Type: "counter", Help: "Count."},
+		},
+		Workers: []worker{{Steps: []step{
+			{Metric: "thing_total", Op: "set", Value: "1"}, {Metric: "fine", Op: "inc", Value: "1"},
+		}}},
 	})
-	if got := d.mustText().value("thing", "thing"); got != 1 {
+	if got := d.mustText().value("thing_total", "thing_total"); got != 1 {
 		t.Errorf("the gauge is %v before anybody disagrees, want 1", got)
 	}
 	startWorkers(t, dir, program{
-		Metrics: []declared{{Name: "thing", Type: "counter", Help: "New."}, {Name: "fine", Type: "counter", Help: "Count."}},
-		Workers: []worker{{Steps: []step{{Metric: "thing", Op: "inc", Value: "2"}, {Metric: "fine", Op: "inc", Value: "2"}}}},
+		Metrics: []declared{
+			{Name: "thing", Type: "counter", Help: "New."}, {Name: "fine", Type: "counter", Help: "Count."},
+		},
+		Workers: []worker{{Steps: []step{
+			{Metric: "thing", Op: "inc", Value: "2"}, {Metric: "fine", Op: "inc", Value: "2"},
+		}}},
 	})
-	for _, scrape := range []func() (view, error){d.text, d.protobuf, d.openMetrics} {
+	for format, scrape := range map[string]func() (view, error){"text": d.text, "protobuf": d.protobuf, "OpenMetrics": d.openMetrics} {
 		v, err := scrape()
 		if err != nil {
-			t.Error(err)
+			t.Errorf("%s: %v", format, err)
 			continue
 		}
-		if f := v["thing"]; f == nil || f.Type != "counter" || f.Help != "New." || len(f.Samples) != 1 || f.Samples["thing_total"] != 2 {
-			t.Errorf("the family two generations disagree on is %+v, want the newer one's", f)
+		if f := v["thing"]; f == nil || f.Type != "counter" || f.Help != "New." || len(f.Samples) != 1 || f.Samples["thing_total"] != 2 || v["thing_total"] != nil {
+			t.Errorf("%s: the name two generations disagree on is %+v, want the newer one's", format, f)
 		}
 		if got := v.value("fine", "fine_total"); got != 3 {
-			t.Errorf("the counter they agree on is %v, want 3", got)
+			t.Errorf("%s: the counter they agree on is %v, want 3", format, got)
 		}
 		if v["aggregatord_conflicts"] == nil || v.value("aggregatord_conflicts", "aggregatord_conflicts") == 0 {
-			t.Errorf("the disagreement is not counted: %+v", v["aggregatord_conflicts"])
+			t.Errorf("%s: the disagreement is not counted: %+v", format, v["aggregatord_conflicts"])
 		}
 	}
 	named := false
 	for _, entry := range d.logs() {
-		named = named || (entry["level"] == "warn" && entry["family"] == "thing")
+		named = named || (entry["level"] == "warn" && entry["family"] == "thing_total")
 	}
 	if !named {
 		t.Error("the log does not name the family")

@@ -202,10 +202,11 @@ func TestSnapshot(t *testing.T) {
 		{
 			"a gauge's own pid",
 			[]file{
-				{kind: "gauge max", id: "1", entries: []entry{{"g g _ pid=9 z=1", 5, 0}}},
+				{kind: "gauge max", id: "1", entries: []entry{{"g g _ pid=9 z=1", 5, 0}, {"g g _ pid=8 z=1", 4, 0}}},
+				{kind: "gauge max", id: "2", entries: []entry{{"g g _ pid=9 z=1", 7, 0}}},
 				{kind: "gauge all", id: "1", entries: []entry{{"h h _ pid=9 z=1", 6, 0}}},
 			},
-			lines("# g gauge max Multiprocess metric", "g z=1 5", "# h gauge all Multiprocess metric", "h exported_pid=9 pid=1 z=1 6"),
+			lines("# g gauge max Multiprocess metric", "g pid=8 z=1 4", "g pid=9 z=1 7", "# h gauge all Multiprocess metric", "h exported_pid=9 pid=1 z=1 6"),
 		},
 		{"a counter's own pid", []file{{kind: "counter", id: "1", entries: []entry{{"c c_total H pid=9", 5, 0}}}}, lines("# c counter H", "c_total pid=9 5")},
 		{"histograms with different buckets", []file{

@@ -184,7 +184,7 @@ func TestOwnPID(t *testing.T) {
 		t.Errorf("named %q, which has no pid of ours", x.OwnPID())
 	}
 	add(t, x, file{kind: "gauge liveall", id: "1", entries: []entry{{"b b H pid=7", 1, 0}, {"b b H pid=8", 2, 0}}})
-	want := lines("# a gauge max H", "a 1", "# b gauge liveall H", "b exported_pid=7 pid=1 1", "b exported_pid=8 pid=1 2")
+	want := lines("# a gauge max H", "a pid=7 1", "# b gauge liveall H", "b exported_pid=7 pid=1 1", "b exported_pid=8 pid=1 2")
 	if got := dump(x); got != want || x.OwnPID() != "b" {
 		t.Errorf("got:\n%swant:\n%s, named %q", got, want, x.OwnPID())
 	}

@@ -332,10 +332,10 @@ func (x *Index) rulingOf(fam *family, name string, typ metric.Type) *Ruling {
 // relabel makes the labels that are served of those that a worker wrote. The error is that of
 // a limit on labels, for a series that is not known.
 //
-// What it does with pid follows prometheus_client's multiprocess.py, so that no series
-// changes identity on the day a user switches: a gauge loses a label pid of its own and, in
-// the modes that serve one series per process, gets the process's ID for it. There its own
-// becomes exported_pid, because series that differ in nothing else would become one.
+// In the modes that serve one series per process a gauge gets the process's ID as pid. A label
+// pid of its own becomes exported_pid there, and stays as it is in the other modes: series that
+// differ in nothing else would become one. (prometheus_client's multiprocess.py removes it in
+// both, and serves one of them.)
 func (x *Index) relabel(id *identity, spec *SourceSpec, mode metric.Mode, r *Ruling) error {
 	if r.Labels != nil {
 		id.labels = r.Labels(id.labels)
@@ -347,12 +347,8 @@ func (x *Index) relabel(id *identity, spec *SourceSpec, mode metric.Mode, r *Rul
 				x.ownPID = id.family
 			}
 		}
-	}
-	if spec.Type == metric.Gauge {
 		id.labels, _, _ = takeLabel(id.labels, "pid")
-		if mode.Base() == metric.All {
-			id.labels = withLabel(id.labels, metric.Label{Name: "pid", Value: spec.ID})
-		}
+		id.labels = withLabel(id.labels, metric.Label{Name: "pid", Value: spec.ID})
 	}
 	return x.checkLabels(id)
 }

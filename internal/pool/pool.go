@@ -138,6 +138,14 @@ type Pool struct {
 	// deferred is how many files could not be opened for want of descriptors.
 	deferred int
 	foreign  int
+	// unread counts the foreign files of a client whose files are not read yet, and names it and
+	// the first of them. unreadTold says that the log has named it.
+	unread struct {
+		files         int
+		client, first string
+	}
+	unreadTold bool
+
 	listings uint64 // how many there were
 	scanErr  error
 	listed   bool            // at least once

@@ -133,3 +133,27 @@ func TestRubyWorkerID(t *testing.T) {
 		t.Errorf("the workers are %v", workers)
 	}
 }
+
+// Files of the other Ruby client are not read yet: the log names it, once.
+func TestUnreadClient(t *testing.T) {
+	dir := tmpfs(t)
+	put := func(base string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, base), make([]byte, 64), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("notes.bin")
+	put("metric_a_total___1.bin")
+	put("metric_b_total___1.bin")
+	h := collect(t, Spec{Path: dir})
+	put("metric_a_total___2.bin")
+	h.Tend(true)
+	told := h.logs.FilterMessage("files of a client that is not read yet; its metrics are not served").All()
+	if len(told) != 1 {
+		t.Fatalf("told %d times, want once", len(told))
+	}
+	if got := told[0].ContextMap(); got["client"] != "client_ruby (DirectFileStore)" || got["files"] != int64(2) {
+		t.Errorf("told %v", got)
+	}
+}

@@ -50,6 +50,11 @@ func (p *Pool) scanLocked(force bool) {
 	} else if p.deferred == 0 && before > 0 {
 		p.logger.Info("all source files are open")
 	}
+	if p.unread.files > 0 && !p.unreadTold {
+		p.logger.Warn("files of a client that is not read yet; its metrics are not served",
+			zap.String("client", p.unread.client), zap.String("first", p.unread.first), zap.Int("files", p.unread.files))
+		p.unreadTold = true
+	}
 	if !p.listed {
 		p.logger.Info("first scan done", zap.Int("files", len(p.files)), zap.Int("foreign", p.foreign))
 		p.listed = true
@@ -89,7 +94,7 @@ func (p *Pool) compareLocked(entries []watch.Dirent) (opening []*file) {
 		p.files = make(map[string]*file, len(entries))
 	}
 	p.listings++
-	p.foreign = 0
+	p.foreign, p.unread.files = 0, 0
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name, ownPrefix) {
 			if record, ok := fold.RecordOf(e.Name); ok {
@@ -111,7 +116,7 @@ func (p *Pool) compareLocked(entries []watch.Dirent) (opening []*file) {
 		if t == nil {
 			name, err := store.ParseName(e.Name)
 			if errors.Is(err, store.ErrForeign) {
-				p.foreign++
+				p.foreignLocked(e.Name)
 				continue
 			}
 			name.Base = e.Name
@@ -152,6 +157,17 @@ func (p *Pool) compareLocked(entries []watch.Dirent) (opening []*file) {
 	}
 	p.forgetRemovedLocked()
 	return opening
+}
+
+// foreignLocked takes note of a file that is no source file.
+func (p *Pool) foreignLocked(base string) {
+	p.foreign++
+	if client := store.UnreadClient(base); client != "" {
+		if p.unread.files == 0 {
+			p.unread.client, p.unread.first = client, base
+		}
+		p.unread.files++
+	}
 }
 
 // compareStagedLocked is compareLocked for a staged file.

@@ -87,3 +87,18 @@ func ParseName(base string) (SourceName, error) {
 	}
 	return SourceName{Base: base, Type: t, Mode: mode, ID: id}, nil
 }
+
+// UnreadClient names the client that gives such names to its files, if that is one whose files
+// are not read yet. For any other name it is empty. It does not allocate.
+//
+//	metric_FAMILY___PID.bin   client_ruby: lib/prometheus/client/data_stores/direct_file_store.rb
+func UnreadClient(base string) string {
+	stem, ok := strings.CutSuffix(base, ".bin")
+	if !ok || !strings.HasPrefix(stem, "metric_") {
+		return ""
+	}
+	if at := strings.LastIndex(stem, "___"); at < len("metric_") || at+len("___") == len(stem) {
+		return ""
+	}
+	return "client_ruby (DirectFileStore)"
+}

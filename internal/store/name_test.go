@@ -143,3 +143,23 @@ func FuzzParseName(f *testing.F) {
 		}
 	})
 }
+
+func TestUnreadClient(t *testing.T) {
+	const ruby = "client_ruby (DirectFileStore)"
+	for base, want := range map[string]string{
+		"metric_http_requests_total___123.bin": ruby,
+		"metric_a____worker_1.bin":             ruby,
+		"metric_a___.bin":                      "",
+		"metric____1.bin":                      ruby, // a family named _
+		"metric___1.bin":                       "",
+		"metric_a_1.bin":                       "",
+		"metric_a___1.db":                      "",
+		"counter_1.db":                         "",
+		"other___1.bin":                        "",
+		"":                                     "",
+	} {
+		if got := UnreadClient(base); got != want {
+			t.Errorf("%q is of %q, want %q", base, got, want)
+		}
+	}
+}
