@@ -117,7 +117,7 @@ func (o *demoOptions) run(cmd *cobra.Command) (err error) {
 	if o.web.listen, err = freeAddresses(o.web.listen); err != nil {
 		return err
 	}
-	o.settings = settings(cmd.Flags(), nil)
+	o.settings = settings(cmd.Flags(), nil, nil)
 	dir := o.dir
 	if dir == "" {
 		if dir, err = os.MkdirTemp(memoryDir(), "aggregatord-demo-"); err != nil {

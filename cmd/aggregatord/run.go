@@ -147,7 +147,7 @@ func (o *runOptions) run(cmd *cobra.Command, args []string) (err error) {
 	}
 	o.web.apply(&opts)
 	opts.LogStats = log.stats
-	opts.Settings = settings(cmd.Flags(), opts.Fleet.Pools)
+	opts.Settings = settings(cmd.Flags(), opts.Fleet.Pools, nil)
 	served := make(chan error, 1)
 	// Ends soon after stop.
 	go func() { served <- runDaemon(ctx, opts) }()

@@ -19,6 +19,7 @@ import (
 
 	"aggregatord/internal/buildinfo"
 	"aggregatord/internal/daemon"
+	"aggregatord/internal/discover"
 	"aggregatord/internal/doctor"
 	"aggregatord/internal/fleet"
 	"aggregatord/internal/output"
@@ -98,6 +99,7 @@ type webOptions struct {
 	anyPath       bool
 	selfMetrics   string
 	forkMetrics   bool
+	externalURL   string
 }
 
 // selfMetrics are the values of --web.self-metrics.
@@ -113,6 +115,7 @@ func (o *webOptions) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.lifecycle, "web.enable-lifecycle", false, "let a POST to /-/reload reload the configuration file, and one to\n/api/v1/archive/drop remove series from the archive")
 	f.IntVar(&o.maxRequests, "web.max-requests", 40, "how many scrapes that select pools or names may be\nin the making; more get status 503; 0 is any number")
 	f.IntVar(&o.maxConns, "web.max-connections", 0, "how many clients may be connected; one more takes the place of an idle one;\n0 is 512, or less if few files may be open; -1 is any number")
+	f.StringVar(&o.externalURL, "web.external-url", "", "`URL` by which others reach the daemon, for the targets at /-/sd\n(default: the host that the request names)")
 	f.StringSliceVar(&o.allowedHosts, "web.allowed-hosts", nil, "host `NAMES` by which the API may be asked for, beside addresses, localhost,\nthe names listened on and that of this machine; * is any")
 	f.BoolVar(&o.anyPath, "web.any-path", false, "serve the metrics at every path that nothing else is at")
 	f.StringVar(&o.selfMetrics, "web.self-metrics", "with", "which of the daemon's own metrics are served: with (the important ones, with the\nothers), full (all of them), separate (at /-/metrics only) or off")
@@ -145,6 +148,11 @@ func (o *webOptions) validate() error {
 	}
 	if _, ok := selfMetrics[o.selfMetrics]; !ok {
 		return usagef("--web.self-metrics %q: use with, full, separate or off", o.selfMetrics)
+	}
+	if o.externalURL != "" {
+		if _, err := serve.ParseExternalURL(o.externalURL); err != nil {
+			return usagef("--web.external-url: %w", err)
+		}
 	}
 	for _, host := range o.allowedHosts {
 		if host == "" || strings.ContainsAny(host, "/ ") {
@@ -181,6 +189,9 @@ func (o *webOptions) apply(opts *daemon.Options) {
 	opts.Web.MaxConnections = o.maxConns
 	opts.Web.AllowedHosts = o.allowedHosts
 	opts.Web.AnyPath = o.anyPath
+	if o.externalURL != "" {
+		opts.Web.ExternalURL, _ = serve.ParseExternalURL(o.externalURL)
+	}
 	opts.SelfMetrics = selfMetrics[o.selfMetrics]
 	opts.ForkMetrics = o.forkMetrics
 }
@@ -199,6 +210,7 @@ type serveOptions struct {
 	config      configOptions
 	archive     archiveOptions
 	process     processOptions
+	discover    discoverOptions
 	web         webOptions
 	push        exitPushOptions
 	waitWorkers time.Duration
@@ -210,6 +222,7 @@ func (o *serveOptions) addFlags(f *pflag.FlagSet) {
 	o.config.addFlags(f)
 	o.archive.addFlags(f)
 	o.process.addFlags(f)
+	o.discover.addFlags(f)
 	o.web.addFlags(f)
 	f.DurationVar(&o.waitWorkers, "shutdown.wait-workers", 0, "how long to go on serving and sending when told to stop, as long as workers are alive")
 	o.push.addFlags(f, output.DefaultExitTimeout)
@@ -239,7 +252,8 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	if err := o.config.load(cmd.Flags(), &o.dirs, &o.archive); err != nil {
 		return err
 	}
-	dirs, err := o.dirs.watchable()
+	o.dirs.discovers = o.discover.on(o.config.loaded)
+	dirs, patterns, err := o.dirs.watchable()
 	if err != nil {
 		return err
 	}
@@ -250,7 +264,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer log.close()
-	if err := errors.Join(o.web.validate(), o.archive.validate(), o.process.validate(), o.push.validate()); err != nil {
+	if err := errors.Join(o.web.validate(), o.archive.validate(), o.process.validate(), o.discover.validate(), o.push.validate()); err != nil {
 		return err
 	}
 	if o.waitWorkers < 0 {
@@ -268,15 +282,16 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 		WaitWorkers:   o.waitWorkers, OutputExitTimeout: o.push.timeout,
 		Logger: log.logger,
 	}
+	o.discover.apply(&opts, patterns)
 	o.web.apply(&opts)
 	opts.LogStats = log.stats
 	opts.Fleet.Pool.OnProgress = progress.files
-	opts.Settings = settings(cmd.Flags(), dirs)
+	opts.Settings = settings(cmd.Flags(), dirs, patterns)
 	return runDaemon(cmd.Context(), opts)
 }
 
 // settings lists what the flags say, for who asks the daemon what is in force.
-func settings(flags *pflag.FlagSet, dirs []pool.Spec) []status.Setting {
+func settings(flags *pflag.FlagSet, dirs []pool.Spec, patterns []discover.Pattern) []status.Setting {
 	var all []status.Setting
 	flags.VisitAll(func(f *pflag.Flag) {
 		switch f.Name {
@@ -284,6 +299,9 @@ func settings(flags *pflag.FlagSet, dirs []pool.Spec) []status.Setting {
 		case "dir":
 			for _, d := range dirs { // of the environment, too
 				all = append(all, status.Setting{Name: "--dir", Value: d.String()})
+			}
+			for _, p := range patterns {
+				all = append(all, status.Setting{Name: "--dir", Value: strings.TrimPrefix(p.Name+"="+p.Glob, "=")})
 			}
 		default:
 			value := f.Value.String()

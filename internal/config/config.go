@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/prometheus/model/relabel"
 	"go.yaml.in/yaml/v4"
 
+	"aggregatord/internal/discover"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/output"
 	"aggregatord/internal/policy"
@@ -56,6 +57,8 @@ type Config struct {
 	Outputs []Output `yaml:"outputs,omitempty"`
 	// Process are other processes whose metrics are served as those of pools are.
 	Process []Process `yaml:"process,omitempty"`
+	// Discovery finds pools that come and go.
+	Discovery []Discovery `yaml:"discovery,omitempty"`
 
 	file    string
 	hash    string
@@ -111,6 +114,13 @@ type Pool struct {
 	Name string `yaml:"name,omitempty"`
 	// Dir is the directory. A relative one starts at the working directory of the daemon.
 	Dir string `yaml:"dir,omitempty"`
+	// Glob is a path with stars, in place of Dir: each directory that it leads to is a pool. Name
+	// and the values of Labels may have $1, which is what the first * stands for, and so on.
+	Glob string `yaml:"glob,omitempty"`
+	// Recursive makes pools of the directories with source files below those of Glob, too, down
+	// to Depth.
+	Recursive bool `yaml:"recursive,omitempty"`
+	Depth     *int `yaml:"depth,omitempty"`
 	// Labels are put on every series of the pool.
 	Labels map[string]string `yaml:"labels,omitempty"`
 	// Metrics are rules for this pool, before those for all.
@@ -119,6 +129,41 @@ type Pool struct {
 	// the address of the stats socket of its uWSGI: a path, or host:port.
 	GunicornControl string `yaml:"gunicorn_control,omitempty"`
 	UWSGIStats      string `yaml:"uwsgi_stats,omitempty"`
+}
+
+// settings is the name under which the policy knows the pool, or those that the pattern matches.
+func (p *Pool) settings() string { return cmp.Or(p.Glob, p.Name) }
+
+// Pattern returns what finds the pools of an entry with Glob.
+func (p *Pool) Pattern() discover.Pattern {
+	return discover.Pattern{Glob: p.Glob, Name: p.Name, Labels: p.Labels, Recursive: p.Recursive, Depth: orZero(p.Depth)}
+}
+
+// A Discovery is one way to find pools. It has one of its keys.
+type Discovery struct {
+	// Processes finds the directories that running processes write to.
+	Processes *Processes `yaml:"processes,omitempty"`
+	// Kubelet finds the volumes of the node's pods.
+	Kubelet *Kubelet `yaml:"kubelet,omitempty"`
+}
+
+// Processes says which processes are looked at: those that match all that is given. Each value
+// is a pattern with * for any text.
+type Processes struct {
+	Path    string `yaml:"path,omitempty"`
+	User    string `yaml:"user,omitempty"`
+	Unit    string `yaml:"unit,omitempty"`
+	Command string `yaml:"command,omitempty"`
+}
+
+// Kubelet says where the pods of a node are.
+type Kubelet struct {
+	// Root is the kubelet's directory, and Logs that of the pods' logs, whose names tell the
+	// namespaces and names of pods.
+	Root string `yaml:"root,omitempty"`
+	Logs string `yaml:"logs,omitempty"`
+	// Volume is the name of the volumes; without it those with source files.
+	Volume string `yaml:"volume,omitempty"`
 }
 
 // A Process is a process that is no worker.
@@ -141,6 +186,7 @@ type Info struct {
 // Limits bound what one worker's mistake can cost. One that is nil has its default; see
 // policy.Limits.
 type Limits struct {
+	Pools            *int  `yaml:"pools,omitempty"`
 	SeriesPerPool    *int  `yaml:"series_per_pool,omitempty"`
 	SeriesPerFamily  *int  `yaml:"series_per_family,omitempty"`
 	FamiliesPerPool  *int  `yaml:"families_per_pool,omitempty"`
@@ -298,10 +344,28 @@ func (c *Config) check(d *decoder) {
 	names := map[string]bool{}
 	for i, p := range c.Pools {
 		key := fmt.Sprintf("pools[%d]", i)
+		if p.Glob != "" {
+			pattern := p.Pattern()
+			switch err := pattern.Check(); {
+			case p.Dir != "":
+				fail(key, "has dir and glob; write one of them")
+			case names[p.Glob]:
+				fail(key+".glob", "%q is that of an earlier entry; write each once", p.Glob)
+			case p.GunicornControl != "" || p.UWSGIStats != "":
+				fail(key, "has a glob, and one socket cannot be that of several pools; remove gunicorn_control and uwsgi_stats")
+			case err != nil:
+				fail(key+".glob", "%v", err)
+			}
+			names[p.Glob] = true
+			checkRules(d, key+".metrics", p.Metrics)
+			continue
+		}
 		switch {
+		case p.Recursive || p.Depth != nil:
+			fail(key, "has recursive or depth without glob; write glob in place of dir")
 		case p.Dir == "":
 			fail(key, "has no dir; name the directory with the source files")
-		case p.Name == "" && len(c.Pools) > 1:
+		case p.Name == "" && (len(c.Pools) > 1 || len(c.Discovery) > 0):
 			fail(key, "has no name; with several pools each needs one")
 		case names[p.Name]:
 			fail(key+".name", "%q is the name of an earlier pool; give each its own", p.Name)
@@ -310,6 +374,15 @@ func (c *Config) check(d *decoder) {
 		}
 		names[p.Name] = true
 		checkRules(d, key+".metrics", p.Metrics)
+	}
+	for i, in := range c.Discovery {
+		key := fmt.Sprintf("discovery[%d]", i)
+		switch {
+		case (in.Processes == nil) == (in.Kubelet == nil):
+			fail(key, "write one of processes and kubelet")
+		case in.Kubelet != nil && in.Kubelet.Root == "":
+			fail(key+".kubelet", "has no root; name the kubelet's directory, such as /var/lib/kubelet")
+		}
 	}
 	namespaces := map[string]bool{}
 	for i, p := range c.Process {
@@ -331,7 +404,7 @@ func (c *Config) check(d *decoder) {
 		fail("archive.dir", "is empty; name a directory, or leave the key out")
 	}
 	for key, limit := range map[string]int64{
-		"series_per_pool": orOne(c.Limits.SeriesPerPool), "series_per_family": orOne(c.Limits.SeriesPerFamily),
+		"pools": orOne(c.Limits.Pools), "series_per_pool": orOne(c.Limits.SeriesPerPool), "series_per_family": orOne(c.Limits.SeriesPerFamily),
 		"families_per_pool": orOne(c.Limits.FamiliesPerPool),
 		"labels_per_series": orOne(c.Limits.LabelsPerSeries), "label_name_length": orOne(c.Limits.LabelNameLength),
 		"label_value_length": orOne(c.Limits.LabelValueLength), "file_size": orOne(c.Limits.FileSize), "key_length": orOne(c.Limits.KeyLength),
@@ -391,7 +464,7 @@ func (d *decoder) place(complaint error, pools []Pool) {
 	below := func(key, name string) string { return strings.Trim(key+"."+name, ".") }
 	if e.InPool {
 		for i, p := range pools {
-			if p.Name == e.Pool {
+			if p.settings() == e.Pool {
 				key = below(fmt.Sprintf("pools[%d]", i), e.Path)
 			}
 		}
@@ -430,7 +503,7 @@ func (c *Config) spec(d *decoder) policy.Spec {
 		spec.Rules = append(spec.Rules, presets[name].policyRules(name)...)
 	}
 	for _, p := range c.Pools {
-		spec.Pools[p.Name] = policy.PoolSpec{Labels: p.Labels, Rules: rulesOf(p.Metrics)}
+		spec.Pools[p.settings()] = policy.PoolSpec{Labels: p.Labels, Pattern: p.Glob != "", Rules: rulesOf(p.Metrics)}
 	}
 	for _, i := range c.Info {
 		spec.Info = append(spec.Info, policy.InfoSeries{Name: i.Name, Help: i.Help, Labels: i.Labels})

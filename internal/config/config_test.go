@@ -52,6 +52,8 @@ metric_relabel_configs:
     target_label: shard
     action: hashmod
 pools:
+  - {name: other, dir: /other, gunicorn_control: /c, uwsgi_stats: /s}
+  - {glob: /run/apps/*/metrics, name: app-$1, recursive: true, depth: 2}
   - name: web
     dir: /dev/shm/web
     labels: {team: shop}
@@ -70,7 +72,13 @@ info:
   - name: shop_build_info
     help: Which build this is.
     labels: {version: 1.10}
+process:
+  - {namespace: x, pid_file: /p}
+discovery:
+  - processes: {path: "/tmp/*", user: www-data, unit: "*.service", command: gunicorn}
+  - kubelet: {root: /var/lib/kubelet, logs: /var/log/pods, volume: metrics}
 limits:
+  pools: 7
   series_per_pool: 1000
   series_per_family: 100
   families_per_pool: 50
@@ -143,8 +151,10 @@ func TestParse(t *testing.T) {
 			{Match: "door", Shape: view.StateSet},
 		},
 		Pools: map[string]policy.PoolSpec{
-			"web":  {Labels: map[string]string{"team": "shop"}, Rules: []policy.Rule{{Match: "level", GaugeMode: metric.MostRecent}}},
-			"jobs": {},
+			"other":               {},
+			"/run/apps/*/metrics": {Pattern: true},
+			"web":                 {Labels: map[string]string{"team": "shop"}, Rules: []policy.Rule{{Match: "level", GaugeMode: metric.MostRecent}}},
+			"jobs":                {},
 		},
 		ExternalLabels: map[string]string{"region": "eu"},
 		Info:           []policy.InfoSeries{{Name: "shop_build_info", Help: "Which build this is.", Labels: map[string]string{"version": "1.10"}}},
@@ -213,7 +223,7 @@ func TestErrors(t *testing.T) {
 		"key_twice":           {"limits: {file_size: 1MiB}\nlimits: {}\n", []string{"a.yml:2:1: limits: is given twice, first in line 1; leave one of them out"}},
 		"label_twice":         {"external_labels:\n  a: b\n  a: c\n", []string{"a.yml:3:3: external_labels.a: is given twice, first in line 2; leave one of them out"}},
 		"merge_key":           {"limits:\n  <<: {}\n", []string{"a.yml:2:3: limits.<<: merge keys are not known here; write the keys out"}},
-		"list_for_keys":       {"limits: [1]\n", []string{"a.yml:1:9: limits: wants keys with values (series_per_pool, series_per_family, families_per_pool, labels_per_series, label_name_length, label_value_length, file_size, key_length), not a list"}},
+		"list_for_keys":       {"limits: [1]\n", []string{"a.yml:1:9: limits: wants keys with values (pools, series_per_pool, series_per_family, families_per_pool, labels_per_series, label_name_length, label_value_length, file_size, key_length), not a list"}},
 		"keys_for_list":       {"metrics: {match: a}\n", []string{"a.yml:1:10: metrics: wants a list, not keys with values"}},
 		"text_for_list":       {"metrics:\n  - match: a\n    drop_labels: user\n", []string{`a.yml:3:18: metrics[0].drop_labels: wants a list, not "user"`}},
 		"text_for_labels":     {"external_labels: eu\n", []string{`a.yml:1:18: external_labels: wants names with values, not "eu"`}},

@@ -112,7 +112,7 @@ func TestExample(t *testing.T) {
 			t.Errorf("alone: %v", err)
 		}
 	}
-	if len(c.Pools) != 2 || len(c.Metrics) < 5 || len(c.Presets) != len(presets) {
+	if len(c.Pools) != 3 || len(c.Metrics) < 5 || len(c.Presets) != len(presets) {
 		t.Errorf("uncommented it says\n%s", c.YAML())
 	}
 }

@@ -7,6 +7,7 @@
 //	reload loop  Run         its context is done    Fleet.SetPolicy, Outputs.Apply, and the log
 //	outputs      Run         its context is done    nothing: see package output
 //	observer     Run         its context is done    Observer.All, which scrapes ask for
+//	finder       Run         its context is done    Fleet.Add and Fleet.Remove
 //	HTTP server  Run         Shutdown returns       http.Server
 //
 // Nothing in the order of stopping is needed for correctness; a tidy stop is only quick
@@ -28,6 +29,7 @@ import (
 	"go.uber.org/zap"
 
 	"aggregatord/internal/config"
+	"aggregatord/internal/discover"
 	"aggregatord/internal/exposition"
 	"aggregatord/internal/fleet"
 	"aggregatord/internal/output"
@@ -106,6 +108,9 @@ type Options struct {
 	// Processes says how the processes of the pools are watched; its Pools, Logger and Metrics
 	// are Run's to fill. Nil: they are not.
 	Processes *process.Options
+	// Discovery finds pools that come and go; its Static, Add, Remove, OnNew, Set and Logger are
+	// Run's to fill. Nil: there are only those of Fleet.
+	Discovery *discover.Options
 }
 
 // DefaultListenAddress is where the metrics are served unless told otherwise.
@@ -143,6 +148,7 @@ func Run(ctx context.Context, opts Options) error {
 	set := telemetry.NewSet()
 	m := newMetrics(set)
 	manager := newManager(opts)
+	opts.Fleet.Growing = opts.Discovery != nil
 	opts.Fleet.Logger, opts.Fleet.Set, opts.Fleet.Policy = log, set, opts.Config.Policy()
 	opts.Fleet.Reserve = descriptorsBeside(opts.Web)
 	start := newFirstScan(log)
@@ -171,6 +177,8 @@ func Run(ctx context.Context, opts Options) error {
 	if err := pools.Open(); err != nil {
 		return errors.Join(err, pools.Close())
 	}
+	finder := newFinder(opts, pools, outputs, set)
+	defer closeFinder(finder, log)
 	set.OnSnapshot(func() {
 		pools.UpdateMetrics()
 		m.update(pools)
@@ -196,19 +204,23 @@ func Run(ctx context.Context, opts Options) error {
 	loops.Go(func() { reloader.run(inner) })
 	loops.Go(func() { outputs.Run(inner) })
 	ctx = afterWorkers(ctx, pools, opts)
+	if finder != nil {
+		loops.Go(func() { finder.Run(inner) })
+	}
 	observer := newObserver(opts, pools, set)
 	if observer != nil {
 		loops.Go(func() { observer.Run(inner) })
 	}
 
 	web := opts.Web
-	gatherer := gatherer{pools, set, opts.SelfMetrics, observer}
+	gatherer := gatherer{pools, set, opts.SelfMetrics, observer, finder}
 	web.Gatherer = gatherer
 	web.NoSelfMetrics = opts.SelfMetrics == SelfOff
 	web.AllowedHosts = append(ownNames(opts), web.AllowedHosts...)
 	web.Encoder = &exposition.Encoder{OnReport: m.reporter(log)}
 	web.TelemetryPath = opts.TelemetryPath
 	web.Ready = pools.Ready
+	web.PoolReady, web.Targets = gatherer.poolReady, gatherer.targets
 	web.Logger = log
 	web.Observe = func(i serve.ScrapeInfo) {
 		m.observe(i)
@@ -298,6 +310,8 @@ type gatherer struct {
 	self  SelfMetrics
 	// processes may be nil.
 	processes *process.Observer
+	// finder may be nil.
+	finder *discover.Finder
 }
 
 // Gather implements serve.Gatherer.
@@ -309,7 +323,9 @@ func (g gatherer) Gather(ctx context.Context, r serve.Request) ([]*view.Snapshot
 	workers, err := g.pools.View(ctx, sel)
 	switch {
 	case errors.Is(err, fleet.ErrNoPool):
-		return nil, fmt.Errorf("%w: %w", serve.ErrNoPool, err)
+		return nil, g.noPool(r.Pools, err)
+	case errors.Is(err, fleet.ErrComing):
+		return nil, fmt.Errorf("%w: %w", serve.ErrPoolNotReady, err)
 	case err != nil:
 		return nil, err
 	}

@@ -86,7 +86,7 @@ func (r *reloader) loaded(c *config.Config) {
 		served[spec.Name] = true
 	}
 	for _, p := range c.Pools {
-		if !served[p.Name] {
+		if !served[p.Name] && p.Glob == "" {
 			r.logger.Warn("the configuration speaks of a pool that is not served", zap.String("config", c.File()), zap.String("pool", p.Name))
 		}
 	}
@@ -240,14 +240,33 @@ func restartKeys(from, to *config.Config, byFlag []string) []string {
 	return changed
 }
 
+// orZero is what p points to, or nothing.
+func orZero[T any](p *T) (zero T) {
+	if p == nil {
+		return zero
+	}
+	return *p
+}
+
 // fixedOf returns what only a start reads, by key.
 func fixedOf(c *config.Config) map[string]string {
 	fixed := map[string]string{}
 	for _, p := range c.Pools {
+		if p.Glob != "" {
+			// Labels and names are made when a pool is found.
+			fixed["pools"] += fmt.Sprintln(p.Pattern())
+			continue
+		}
 		fixed["pools="+p.Name] = p.Dir + "\n" + p.GunicornControl + "\n" + p.UWSGIStats
 	}
 	for _, p := range c.Process {
 		fixed["process"] += p.Namespace + "\n" + p.PidFile + "\n"
+	}
+	for _, d := range c.Discovery {
+		fixed["discovery"] += fmt.Sprintln(orZero(d.Processes), orZero(d.Kubelet))
+	}
+	if v := c.Limits.Pools; v != nil {
+		fixed["limits.pools"] = strconv.Itoa(*v)
 	}
 	if v := c.Archive.Dir; v != nil {
 		fixed["archive.dir"] = *v

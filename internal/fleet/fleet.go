@@ -26,6 +26,9 @@ import (
 type Options struct {
 	// Pools are there from the start. If there are several, each has a name.
 	Pools []pool.Spec
+	// Growing says that pools will be added, so that there need be none at the start, and that
+	// each must have a name.
+	Growing bool
 	// Pool holds what all pools have in common; its Policy, Metrics, Descriptors and Logger are
 	// the fleet's to fill. ArchiveDir there is the directory above those of the pools' archives.
 	Pool pool.Options
@@ -61,6 +64,9 @@ type Fleet struct {
 	policy   *policy.Policy
 	info     *view.Snapshot // what the policy says of constant series, nil for nothing
 
+	// adding is held while a pool is added, and taken before mu.
+	adding sync.Mutex
+
 	// mu guards what follows.
 	mu sync.Mutex
 	// members are sorted by name. The slice is never changed: a new one takes its place.
@@ -82,6 +88,10 @@ type member struct {
 	done     chan struct{} // closed when its loop has ended; nil before it was started
 }
 
+// isComing reports whether a pool that came late has files that were not read yet. A part of
+// them would look like counters that fell.
+func (m *member) isComing() bool { return m.Spec().Late && !m.Ready() }
+
 // Errors of Add.
 var (
 	// ErrClosed says that the fleet is closed.
@@ -90,6 +100,8 @@ var (
 	ErrName = errors.New("pool name")
 	// ErrNoPool says that there is no pool of a name.
 	ErrNoPool = errors.New("no such pool")
+	// ErrComing says that not all files of a pool have been read yet.
+	ErrComing = errors.New("not all files of the pool have been read yet")
 )
 
 // New returns a fleet of the pools that the options name. It starts nothing, and has not
@@ -114,12 +126,12 @@ func New(opts Options) (*Fleet, error) {
 	opts.Pool.Descriptors, opts.Pool.Share = pool.NewDescriptors(opts.Reserve), merge.NewShare()
 	f := &Fleet{opts: opts, logger: opts.Logger, metrics: newMetrics(opts.Set), joints: map[string]*joint{}}
 	f.adoptPolicy(opts.Policy)
-	if len(opts.Pools) == 0 {
+	if len(opts.Pools) == 0 && !opts.Growing {
 		return nil, errors.New("no directory given")
 	}
 	for _, spec := range opts.Pools {
-		if spec.Name == "" && len(opts.Pools) > 1 {
-			return nil, fmt.Errorf("directory %q has no name: with several directories each needs one, as in --dir web=%s", spec.Path, spec.Path)
+		if spec.Name == "" && (len(opts.Pools) > 1 || opts.Growing) {
+			return nil, fmt.Errorf("directory %q has no name: with several directories, or a pattern, each needs one, as in --dir web=%s", spec.Path, spec.Path)
 		}
 		if f.find(spec.Name) != nil {
 			return nil, fmt.Errorf("two directories have the name %q", spec.Name)
@@ -137,7 +149,7 @@ func (f *Fleet) newMember(spec pool.Spec) *member {
 	}
 	m := &member{Pool: pool.New(spec, opts)}
 	m.notifier = watch.NewNotifier(watch.NotifierOptions{OnFallback: func(err error) {
-		f.logger.Warn("inotify is unavailable; looking at the directory every second", zap.String("dir", spec.Path), zap.Error(err))
+		f.logger.Warn("inotify is unavailable; looking at the directory every second", zap.String("dir", spec.Dir()), zap.Error(err))
 	}})
 	return m
 }
@@ -185,23 +197,39 @@ func (f *Fleet) Open() error {
 func (f *Fleet) Add(spec pool.Spec) error {
 	f.policyMu.RLock() // no policy may pass by while the pool is in none of both
 	defer f.policyMu.RUnlock()
+	f.adding.Lock()
+	defer f.adding.Unlock()
+	if err := f.refuses(spec); err != nil {
+		return err
+	}
+	// Without the lock that views take: to open may mean to wait for another process.
+	m := f.newMember(spec)
+	if err := m.Open(); err != nil {
+		return errors.Join(err, m.Close())
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return errors.Join(ErrClosed, m.Close())
+	}
+	f.insert(m)
+	if f.running != nil {
+		f.startLocked(m)
+	}
+	return nil
+}
+
+// refuses tells why a pool cannot be added.
+func (f *Fleet) refuses(spec pool.Spec) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
 	case f.closed:
 		return ErrClosed
 	case spec.Name == "":
-		return fmt.Errorf("%w: directory %q has none", ErrName, spec.Path)
+		return fmt.Errorf("%w: directory %q has none", ErrName, spec.Dir())
 	case f.find(spec.Name) != nil:
-		return fmt.Errorf("%w: %q is that of %q already", ErrName, spec.Name, f.find(spec.Name).Spec().Path)
-	}
-	m := f.newMember(spec)
-	if err := m.Open(); err != nil {
-		return errors.Join(err, m.Close())
-	}
-	f.insert(m)
-	if f.running != nil {
-		f.startLocked(m)
+		return fmt.Errorf("%w: %q is that of %q already", ErrName, spec.Name, f.find(spec.Name).Spec().Dir())
 	}
 	return nil
 }
@@ -278,9 +306,9 @@ func (f *Fleet) DropArchived(ctx context.Context, name string, m archive.Match) 
 	return p.DropArchived(m)
 }
 
-// Ready reports whether all files of all pools were read once.
+// Ready reports whether all files of all pools that were there at the start were read once.
 func (f *Fleet) Ready() bool {
-	return !slices.ContainsFunc(f.all(), func(m *member) bool { return !m.Ready() })
+	return !slices.ContainsFunc(f.all(), func(m *member) bool { return !m.Ready() && !m.Spec().Late })
 }
 
 // SetPolicy puts another policy in force, nil for none: every view that is taken after it has

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strings"
 	"sync"
@@ -175,7 +176,7 @@ func TestParseSpec(t *testing.T) {
 	for in, want := range map[string]pool.Spec{
 		"/a": {Path: "/a"}, "web=/a": {Name: "web", Path: "/a"}, "web=a=b": {Name: "web", Path: "a=b"}, "/a=b": {Path: "/a=b"}, "./x=y": {Path: "./x=y"},
 	} {
-		if got, err := ParseSpec(in); err != nil || got != want {
+		if got, err := ParseSpec(in); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: got %v, %v, want %v", in, got, err, want)
 		}
 	}

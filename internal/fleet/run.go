@@ -53,7 +53,7 @@ func (f *Fleet) tend(ctx context.Context, m *member) {
 		watching.Go(func() { f.watch(ctx, m, wake) })
 	}
 	defer f.events.Add(-1)
-	start, log := time.Now(), f.logger.With(zap.String("dir", m.Spec().Path))
+	start, log := time.Now(), f.logger.With(zap.String("dir", m.Spec().Dir()))
 	m.Tend(true)
 	for !m.Ready() && ctx.Err() == nil && m.Fold() {
 		// More files than may be open: the dead have to make room first.
@@ -116,7 +116,7 @@ func (f *Fleet) watch(ctx context.Context, m *member, wake chan<- struct{}) {
 		}
 	})
 	if err != nil && ctx.Err() == nil {
-		f.logger.Error("file system events ended; looking at the directory every second", zap.String("dir", m.Spec().Path), zap.Error(err))
+		f.logger.Error("file system events ended; looking at the directory every second", zap.String("dir", m.Spec().Dir()), zap.Error(err))
 	}
 }
 

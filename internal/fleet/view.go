@@ -71,13 +71,19 @@ func (f *Fleet) jointOf(sel Selection) *joint {
 func (f *Fleet) selected(sel Selection) ([]*member, error) {
 	all := f.all()
 	if sel.Pools == nil {
-		return all, nil
+		if !slices.ContainsFunc(all, (*member).isComing) {
+			return all, nil
+		}
+		return slices.DeleteFunc(slices.Clone(all), (*member).isComing), nil
 	}
 	var some []*member
 	for _, name := range sel.Pools {
 		i, ok := slices.BinarySearchFunc(all, name, compareMember)
 		if !ok {
 			return nil, fmt.Errorf("%w: %q", ErrNoPool, name)
+		}
+		if all[i].isComing() {
+			return nil, fmt.Errorf("%w: %q", ErrComing, name)
 		}
 		if !slices.Contains(some, all[i]) {
 			some = append(some, all[i])
@@ -88,7 +94,7 @@ func (f *Fleet) selected(sel Selection) ([]*member, error) {
 
 // View reads what the files of the selected pools hold now, and returns it joined. Pools are
 // read side by side, and a view of one pool costs that pool alone. The caller must Release the
-// snapshot. The error wraps ErrNoPool, is ErrClosed, or that
+// snapshot. The error wraps ErrNoPool or ErrComing, is ErrClosed, or that
 // of ctx.
 func (f *Fleet) View(ctx context.Context, sel Selection) (*view.Snapshot, error) {
 	f.policyMu.RLock()
@@ -172,14 +178,38 @@ func (f *Fleet) parts(sel Selection, members []*member, snaps []*view.Snapshot) 
 		if s == nil {
 			continue
 		}
-		part := view.Part{Snapshot: s, Name: members[i].Spec().Name}
-		part.Target, part.External = f.policy.Labels(part.Name)
+		spec := members[i].Spec()
+		part := view.Part{Snapshot: s, Name: spec.Name}
+		part.Target, part.External = f.labels(spec)
 		if sel.Bare {
 			part.Target = nil
 		}
 		parts = append(parts, part)
 	}
 	return parts
+}
+
+// labels returns the labels of a pool's series: those that tell it apart, and the external ones.
+func (f *Fleet) labels(spec pool.Spec) (target, external []metric.Label) {
+	target, external = f.policy.Labels(spec.Name, spec.RuledBy())
+	if len(spec.Labels) > 0 {
+		target = slices.Clone(target)
+		for _, l := range spec.Labels {
+			if !slices.ContainsFunc(target, func(has metric.Label) bool { return has.Name == l.Name }) {
+				target = append(target, l)
+			}
+		}
+		metric.SortLabels(target)
+	}
+	return target, external
+}
+
+// TargetLabels returns the labels that tell a pool apart, its name among them.
+func (f *Fleet) TargetLabels(spec pool.Spec) []metric.Label {
+	f.policyMu.RLock()
+	defer f.policyMu.RUnlock()
+	target, _ := f.labels(spec)
+	return target
 }
 
 // configuration is the name of the part with the series of the configuration. No pool's name

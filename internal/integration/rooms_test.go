@@ -130,6 +130,11 @@ var rooms = map[string]struct {
 		why: "it has the pools and joins their views; what is in a directory is a pool's business",
 		not: []string{"net/http", "os"},
 	},
+	"internal/discover": {
+		may: []string{"internal/metric", "internal/pool", "internal/store", "internal/telemetry"},
+		why: "it finds directories and says which are pools; the fleet has the pools",
+		not: []string{"net/http"},
+	},
 	"internal/buildinfo": {
 		why: "it tells what the linker recorded", onlyStandard: true,
 		not: []string{"net/http"},
@@ -160,7 +165,7 @@ var rooms = map[string]struct {
 		why: "it makes views for tests", onlyStandard: true,
 	},
 	"internal/config": {
-		may: []string{"internal/policy", "internal/output", "internal/view", "internal/metric", "internal/nearest"},
+		may: []string{"internal/discover", "internal/policy", "internal/output", "internal/view", "internal/metric", "internal/nearest"},
 		why: "it reads the file of settings; whoever needs a setting is given it",
 		not: []string{"net/http"},
 	},

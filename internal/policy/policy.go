@@ -70,6 +70,9 @@ func Compile(spec Spec) (*Policy, error) {
 		if i := slices.IndexFunc(labels, func(l metric.Label) bool { return l.Name == "pool" }); i >= 0 && name != "" {
 			at.wrong("labels", "the label %q has the pool's name already; choose another", "pool")
 		}
+		if in.Pattern {
+			labels = nil
+		}
 		p.pools[name] = poolOf(labels, slices.Concat(compileRules(at.at("metrics"), in.Rules), global))
 	}
 	seen := map[string]bool{}

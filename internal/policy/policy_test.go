@@ -162,10 +162,10 @@ func TestRuling(t *testing.T) {
 		t.Errorf("ruling %+v", r)
 	}
 	env, pool := metric.Label{Name: "env", Value: "prod"}, metric.Label{Name: "pool", Value: "web"}
-	if target, external := p.Labels("web"); !slices.Equal(target, []metric.Label{env, pool}) || len(external) != 2 || external[0].Name != "a" {
+	if target, external := p.Labels("web", "web"); !slices.Equal(target, []metric.Label{env, pool}) || len(external) != 2 || external[0].Name != "a" {
 		t.Errorf("labels %v, %v", target, external)
 	}
-	if target, external := p.Labels(""); target != nil || len(external) != 2 {
+	if target, external := p.Labels("", ""); target != nil || len(external) != 2 {
 		t.Errorf("labels of a pool without a name: %v, %v", target, external)
 	}
 	if r := p.For("web", "sizes", metric.Gauge); r.Unit != "" || r.Help != "Size." {

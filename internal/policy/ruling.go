@@ -52,17 +52,18 @@ func (p *Policy) Says(pool string) bool {
 	return len(own.rules) > 0
 }
 
-// Labels returns what is added to each series of a pool: the labels of a target, which a series'
-// own of the name give way to, the pool's name among them; and the external ones, which give way
-// to a series' own. Nobody may change them.
-func (p *Policy) Labels(pool string) (target, external []metric.Label) {
+// Labels returns what is added to each series of a pool, given by its name and by the one that
+// its settings have: the labels of a target, which a series' own of the name give way to, the
+// pool's name among them; and the external ones, which give way to a series' own. Nobody may
+// change them.
+func (p *Policy) Labels(pool, settings string) (target, external []metric.Label) {
 	if pool != "" {
 		target = []metric.Label{{Name: "pool", Value: pool}}
 	}
 	if p == nil {
 		return target, nil
 	}
-	if own := p.pools[pool]; own != nil && len(own.labels) > 0 {
+	if own := p.pools[settings]; own != nil && len(own.labels) > 0 {
 		target = slices.Concat(target, own.labels)
 		metric.SortLabels(target)
 	}

@@ -33,6 +33,9 @@ type PoolSpec struct {
 	// Labels are added to each of its series. One that a worker has written itself becomes
 	// exported_NAME, as with the labels of a Prometheus target.
 	Labels map[string]string
+	// Pattern says that these are the settings of all pools that a pattern matches. Each of them
+	// has labels of its own; those here are only checked.
+	Pattern bool
 	// Rules come before those for all pools.
 	Rules []Rule
 }

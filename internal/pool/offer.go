@@ -170,7 +170,7 @@ func (p *Pool) offerLocked(t *file) *fold.File {
 			return err != nil
 		}
 	}
-	if p.policy.Says(p.spec.Name) {
+	if p.policy.Says(p.spec.RuledBy()) {
 		// The fold asks without the lock: what may change under it is copied.
 		stamps := make([]float64, len(f.Slots))
 		for k := range stamps {

@@ -65,7 +65,7 @@ func (p *Pool) adoptPolicyLocked(to *policy.Policy) {
 	opts.MaxLabelName = cmp.Or(limits.LabelNameLength, opts.MaxLabelName)
 	opts.MaxLabelValue = cmp.Or(limits.LabelValueLength, opts.MaxLabelValue)
 	if to != nil {
-		opts.Rules = func(family string, typ metric.Type) *merge.Ruling { return &to.For(p.spec.Name, family, typ).Ruling }
+		opts.Rules = func(family string, typ metric.Type) *merge.Ruling { return &to.For(p.spec.RuledBy(), family, typ).Ruling }
 	}
 	p.index = merge.NewIndex(opts)
 	p.index.SetTime(unixSeconds(p.now()))
@@ -160,14 +160,14 @@ func (p *Pool) relearnLocked(t *file, old *merge.Index) {
 // policy does not change during a fold.
 func (p *Pool) spaceOf(t *file, raw []byte) (key []byte, s archive.Space, keep bool) {
 	s, keep = archive.SpaceOf(t.name.Type, t.name.Mode, t.name.ID)
-	if !p.policy.Says(p.spec.Name) {
+	if !p.policy.Says(p.spec.RuledBy()) {
 		return raw, s, keep
 	}
 	parsed, err := store.ParseKey(raw)
 	if err != nil {
 		return raw, s, keep
 	}
-	r := p.policy.For(p.spec.Name, merge.FamilyOf(parsed, t.name.Type), t.name.Type)
+	r := p.policy.For(p.spec.RuledBy(), merge.FamilyOf(parsed, t.name.Type), t.name.Type)
 	mode := t.name.Mode
 	if t.name.Type == metric.Gauge {
 		mode = cmp.Or(r.Mode, mode)
@@ -207,14 +207,14 @@ func (p *Pool) retentionLocked(s archive.Space, raw string) time.Duration {
 	if p.folder.ReadOnly() {
 		general = 0
 	}
-	if !p.policy.Says(p.spec.Name) {
+	if !p.policy.Says(p.spec.RuledBy()) {
 		return general
 	}
 	key, err := store.ParseKey([]byte(raw))
 	if err != nil {
 		return general
 	}
-	return cmp.Or(p.policy.For(p.spec.Name, merge.FamilyOf(key, s.Type), s.Type).Retention, general)
+	return cmp.Or(p.policy.For(p.spec.RuledBy(), merge.FamilyOf(key, s.Type), s.Type).Retention, general)
 }
 
 // maxRefusedFamilies is how many families of a pool are counted and logged by name when a limit

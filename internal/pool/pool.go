@@ -17,6 +17,7 @@ import (
 	"aggregatord/internal/archive"
 	"aggregatord/internal/fold"
 	"aggregatord/internal/merge"
+	"aggregatord/internal/metric"
 	"aggregatord/internal/policy"
 	"aggregatord/internal/store"
 	"aggregatord/internal/telemetry"
@@ -28,12 +29,30 @@ import (
 type Spec struct {
 	// Name tells it from other pools; empty where there is only one.
 	Name string
-	// Path is the directory.
+	// Path is the directory. It may be that of a descriptor, in /proc/self/fd, which must stay
+	// open as long as the pool does.
 	Path string
+	// Origin is the path that people know the directory by. Default: Path.
+	Origin string
+	// Settings is the name under which the policy knows the pool. Default: Name. Pools that one
+	// pattern matches share it.
+	Settings string
+	// Labels are added to those that tell the pool apart. They are sorted, and nobody changes
+	// them.
+	Labels []metric.Label
+	// Late says that the pool came while others were served: until its files are read once, it is
+	// left out of the view of all pools, which does not wait for it.
+	Late bool
 }
 
+// RuledBy returns the name under which the policy knows the pool.
+func (s Spec) RuledBy() string { return cmp.Or(s.Settings, s.Name) }
+
+// Dir returns the path that people know the directory by.
+func (s Spec) Dir() string { return cmp.Or(s.Origin, s.Path) }
+
 // String is for logs.
-func (s Spec) String() string { return strings.TrimPrefix(s.Name+"="+s.Path, "=") }
+func (s Spec) String() string { return strings.TrimPrefix(s.Name+"="+s.Dir(), "=") }
 
 // Options of a Pool.
 type Options struct {
@@ -222,7 +241,7 @@ func New(spec Spec, opts Options) *Pool {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	logger := opts.Logger.With(zap.String("dir", spec.Path))
+	logger := opts.Logger.With(zap.String("dir", spec.Dir()))
 	if spec.Name != "" {
 		logger = logger.With(zap.String("pool", spec.Name))
 	}

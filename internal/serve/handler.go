@@ -47,19 +47,17 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		if allowed(w, r) {
 			sendLine(w, http.StatusOK, "aggregatord is healthy")
 		}
-	case "/-/ready":
-		if !allowed(w, r) {
-			return
-		}
-		if why := s.notReady(); why != "" {
-			sendLine(w, http.StatusServiceUnavailable, why)
-			return
-		}
-		sendLine(w, http.StatusOK, "aggregatord is ready")
+	case readyPath:
+		s.ready(w, r, r.URL.Query().Get("pool"))
+	case targetsPath:
+		s.targets(w, r)
 	case "/-/reload":
 		s.reload(w, r)
 	default:
+		pool, isReady := strings.CutSuffix(strings.TrimPrefix(path, poolsPath), readyPath)
 		switch {
+		case isReady && pool != "" && strings.HasPrefix(path, poolsPath):
+			s.ready(w, r, pool)
 		case strings.HasPrefix(path, "/api/"):
 			s.api(w, r)
 		case strings.HasPrefix(path, assetsPrefix):
@@ -99,6 +97,9 @@ func (s *Server) scrapeAt(r *http.Request) (request Request, ok bool) {
 		if name, found = strings.CutSuffix(strings.TrimSuffix(name, "/"), poolMetrics); found && name != "" {
 			return Request{Pools: []string{name}, BarePools: true}, true
 		}
+	}
+	if strings.HasPrefix(path, poolsPath) && strings.HasSuffix(path, readyPath) {
+		return request, false
 	}
 	if !s.opts.AnyPath || strings.HasPrefix(path, "/api/") || strings.HasPrefix(path, assetsPrefix) || strings.HasPrefix(path, "/-/") {
 		return request, false
@@ -220,6 +221,9 @@ func (s *Server) scrape(w *response, r *http.Request, request Request, info *Scr
 		return fmt.Errorf("scrape took longer than the %v it had: %w", patience, ctx.Err())
 	case errors.Is(err, ErrNoPool):
 		refuse(NoPool, http.StatusNotFound, err.Error())
+		return nil
+	case errors.Is(err, ErrPoolNotReady):
+		refuse(NotReady, http.StatusServiceUnavailable, err.Error())
 		return nil
 	case err != nil:
 		refuse(Failed, http.StatusInternalServerError, "gathering failed: "+err.Error())

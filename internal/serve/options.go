@@ -40,6 +40,10 @@ type Request struct {
 // 404 and the error's text.
 var ErrNoPool = errors.New("no such pool")
 
+// ErrPoolNotReady is wrapped by an error that names a pool that was not read wholly yet. The
+// scrape gets status 503 and the error's text.
+var ErrPoolNotReady = errors.New("pool is not ready")
+
 // Options of a Server. The zero value of every field is usable.
 type Options struct {
 	// Gatherer provides what is served. Without one, scrapes are empty.
@@ -53,6 +57,13 @@ type Options struct {
 	// totals over a part of the files would look like counters that fell. It is asked at
 	// each request and must be cheap. Default: always.
 	Ready func() bool
+	// PoolReady tells why one pool cannot be scraped; the error wraps ErrNoPool if there is no such
+	// pool. Default: each can.
+	PoolReady func(pool string) error
+	// Targets lists the pools for Prometheus' service discovery at /-/sd. Default: nothing is there.
+	Targets func() []Target
+	// ExternalURL is where the targets are told to be. Default: the host that the request names.
+	ExternalURL *url.URL
 	// AnyPath serves the metrics at every path that nothing else is at, for scrapers that were
 	// set up for an exporter that does so.
 	AnyPath bool

@@ -1,0 +1,82 @@
+package daemon
+
+import (
+	"fmt"
+
+	"go.uber.org/zap"
+
+	"aggregatord/internal/discover"
+	"aggregatord/internal/fleet"
+	"aggregatord/internal/output"
+	"aggregatord/internal/serve"
+	"aggregatord/internal/telemetry"
+)
+
+// newFinder returns what finds pools that come and go, which has looked once, or nil if nothing
+// should be looked for.
+func newFinder(opts Options, pools *fleet.Fleet, outputs *output.Outputs, set *telemetry.Set) *discover.Finder {
+	if opts.Discovery == nil {
+		return nil
+	}
+	o := *opts.Discovery
+	o.Static, o.Set, o.Logger = opts.Fleet.Pools, set, opts.Logger.With(zap.String("room", "discover"))
+	o.Add, o.Remove = pools.Add, pools.Remove
+	// What the workers of a new pool have counted until now is not new.
+	o.OnNew = outputs.Unsure
+	f := discover.New(o)
+	f.Round()
+	return f
+}
+
+// closeFinder gives up what the finder holds.
+func closeFinder(f *discover.Finder, log *zap.Logger) {
+	if f == nil {
+		return
+	}
+	if err := f.Close(); err != nil {
+		log.Warn("discovery did not end cleanly", zap.Error(err))
+	}
+}
+
+// noPool is the error for pools that are not served.
+func (g gatherer) noPool(names []string, err error) error {
+	if g.finder != nil {
+		for _, name := range names {
+			if why, ok := g.finder.Gone(name); ok {
+				return fmt.Errorf("%w: %q was removed: %s", serve.ErrNoPool, name, why)
+			}
+		}
+	}
+	return fmt.Errorf("%w: %w", serve.ErrNoPool, err)
+}
+
+// poolReady tells why a pool cannot be scraped.
+func (g gatherer) poolReady(name string) error {
+	p := g.pools.Pool(name)
+	switch {
+	case p == nil:
+		return g.noPool([]string{name}, fmt.Errorf("%w: %q", fleet.ErrNoPool, name))
+	case !p.Ready():
+		return fmt.Errorf("%w: %q", fleet.ErrComing, name)
+	}
+	return nil
+}
+
+// targets lists the pools for Prometheus.
+func (g gatherer) targets() []serve.Target {
+	var all []serve.Target
+	for _, p := range g.pools.Pools() {
+		spec := p.Spec()
+		t := serve.Target{Pool: spec.Name, Labels: map[string]string{"__meta_aggregatord_dir": spec.Dir()}}
+		for _, l := range g.pools.TargetLabels(spec) {
+			t.Labels[l.Name] = l.Value
+		}
+		if g.finder != nil {
+			for name, value := range g.finder.Meta(spec.Name) {
+				t.Labels[name] = value
+			}
+		}
+		all = append(all, t)
+	}
+	return all
+}

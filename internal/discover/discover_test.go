@@ -1,0 +1,202 @@
+package discover
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"aggregatord/internal/pool"
+	"aggregatord/internal/telemetry"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func mkdir(t *testing.T, parts ...string) string {
+	t.Helper()
+	path := filepath.Join(parts...)
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func touch(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, "counter_1.db"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func list(found []Found) (all []string) {
+	for _, f := range found {
+		text := f.Spec.Name
+		for _, l := range f.Spec.Labels {
+			text += " " + l.Name + "=" + l.Value
+		}
+		all = append(all, text)
+	}
+	return all
+}
+
+func TestPatterns(t *testing.T) {
+	root := t.TempDir()
+	for _, app := range []string{"blog", "shop", ".hidden"} {
+		touch(t, mkdir(t, root, app, "metrics"))
+		touch(t, mkdir(t, root, app, "metrics", "group", "deep"))
+	}
+	mkdir(t, root, "empty")
+	outside := mkdir(t, t.TempDir(), "metrics")
+	if err := os.Symlink(filepath.Dir(outside), filepath.Join(root, "thief")); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name    string
+		pattern Pattern
+		want    []string
+	}{
+		{"named", Pattern{Glob: "/*/metrics", Name: "jobs-$1", Labels: map[string]string{"app": "$1"}}, []string{"jobs-blog app=blog", "jobs-shop app=shop"}},
+		{"unnamed", Pattern{Glob: "/*/metrics"}, []string{"blog", "shop"}},
+		{"two stars", Pattern{Glob: "/b*/m*"}, []string{"log-etrics"}},
+		{"recursive", Pattern{Glob: "/sho?", Name: "s", Recursive: true, Labels: map[string]string{"path": "$path"}}, []string{"s-metrics path=metrics", "s-metrics-group-deep path=metrics/group/deep"}},
+		{"shallow", Pattern{Glob: "/sho?", Name: "s", Recursive: true, Depth: 1}, []string{"s-metrics"}},
+		{"nothing yet", Pattern{Glob: "/later/*"}, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			test.pattern.Glob = root + test.pattern.Glob
+			if err := test.pattern.Check(); err != nil {
+				t.Fatal(err)
+			}
+			found, errs := NewPattern(test.pattern).Find()
+			if got := list(found); !slices.Equal(got, test.want) {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+			refused := len(errs) == 1 && strings.Contains(errs[0].Error(), "leads out of")
+			if wanted := strings.HasPrefix(test.pattern.Glob, root+"/*"); refused != wanted || (!wanted && len(errs) > 0) {
+				t.Errorf("errors %v", errs)
+			}
+		})
+	}
+}
+
+func TestParsePattern(t *testing.T) {
+	for _, in := range [][2]string{{"a-*-*", "/x/*"}, {"", "/x/?"}, {"$2", "/x/*"}, {"$app", "/x/*"}, {"a", "/x/**"}} {
+		if _, err := ParsePattern(in[0], in[1]); err == nil {
+			t.Errorf("%q: accepted", in)
+		}
+	}
+	if p, err := ParsePattern("jobs-*", "/x/*"); err != nil || p.Name != "jobs-${1}" {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+// steps is a source that finds what a test says.
+type steps struct{ found []Found }
+
+func (s *steps) Find() ([]Found, []error) { return s.found, nil }
+func (s *steps) Close() error             { return nil }
+
+// TestFinder: pools come, go, come back, make room and take each other's names.
+func TestFinder(t *testing.T) {
+	source, set, now := &steps{}, telemetry.NewSet(), time.Unix(1000, 0)
+	have := map[string]string{}
+	broken := ""
+	f := New(Options{
+		Sources: []Source{source}, Static: []pool.Spec{{Name: "static", Path: "/nowhere"}}, MaxPools: 3, Retention: time.Minute, Set: set,
+		Now: func() time.Time { return now },
+		Add: func(s pool.Spec) error {
+			if s.Name == broken {
+				return errors.New("locked")
+			}
+			have[s.Name] = s.Path
+			return nil
+		},
+		Remove: func(name string) error { delete(have, name); return nil },
+	})
+	at := func(name, path string, ino uint64) Found {
+		return Found{Spec: pool.Spec{Name: name, Path: path}, ID: path, Node: Node{1, ino}}
+	}
+	a, b, c := at("a", "/a", 1), at("b", "/b", 2), at("c", "/c", 3)
+	for _, step := range []struct {
+		name     string
+		pass     time.Duration
+		broken   string
+		found    []Found
+		want     string
+		problems int
+	}{
+		{"two come", 0, "", []Found{a, b}, "map[a:/a b:/b]", 0},
+		{"no room", 0, "", []Found{a, b, c}, "map[a:/a b:/b]", 0},
+		{"one goes", 0, "", []Found{a}, "map[a:/a b:/b]", 0},
+		{"it is back", 50 * time.Second, "", []Found{a, b}, "map[a:/a b:/b]", 0},
+		{"it goes again", 0, "", []Found{a}, "map[a:/a b:/b]", 0},
+		{"retention ends", time.Minute, "", []Found{a}, "map[a:/a]", 0},
+		{"a static name", 0, "", []Found{a, at("static", "/s", 4)}, "map[a:/a]", 1},
+		{"one name twice", 0, "", []Found{at("a", "/0", 5), a}, "map[a:/a]", 1},
+		{"one directory twice", 0, "", []Found{a, at("z", "/link", 1)}, "map[a:/a]", 0},
+		{"a bad name", 0, "", []Found{a, at("..", "/x", 6)}, "map[a:/a]", 1},
+		{"another directory", 0, "", []Found{at("a", "/new", 7)}, "map[]", 0},
+		{"takes the name", 0, "", []Found{at("a", "/new", 7)}, "map[a:/new]", 0},
+		{"cannot be added", 0, "b", []Found{at("a", "/new", 7), b}, "map[a:/new]", 1},
+		{"waits", 0, "", []Found{at("a", "/new", 7), b}, "map[a:/new]", 1},
+		{"is added", time.Second, "", []Found{at("a", "/new", 7), b}, "map[a:/new b:/b]", 0},
+		{"the vanished make room", 0, "", []Found{b, c}, "map[b:/b]", 0},
+		{"for the new", 0, "", []Found{b, c}, "map[b:/b c:/c]", 0},
+	} {
+		now = now.Add(step.pass)
+		source.found, broken = step.found, step.broken
+		f.Round()
+		f.removals.Wait()
+		if got := fmt.Sprint(have); got != step.want || len(f.problems) != step.problems {
+			t.Fatalf("%s: got %s and problems %v, want %s and %d", step.name, got, f.problems, step.want, step.problems)
+		}
+	}
+	if why, ok := f.Gone("a"); !ok || !strings.Contains(why, "no room") {
+		t.Errorf("a: %q", why)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestKubelet(t *testing.T) {
+	root, logs := t.TempDir(), t.TempDir()
+	volumes := filepath.Join("volumes", "kubernetes.io~empty-dir")
+	for _, uid := range []string{"11111111-aaaa", "22222222-bbbb"} {
+		touch(t, mkdir(t, root, "pods", uid, volumes, "metrics"))
+		mkdir(t, root, "pods", uid, volumes, "cache")
+		mkdir(t, logs, "prod_web-0_"+uid)
+	}
+	s := NewKubelet(Kubelet{Root: root, Logs: logs})
+	found, errs := s.Find()
+	want := []string{
+		"prod_web-0_metrics_11111111 namespace=prod pod=web-0 uid=11111111-aaaa volume=metrics",
+		"prod_web-0_metrics_22222222 namespace=prod pod=web-0 uid=22222222-bbbb volume=metrics",
+	}
+	if got := list(found); !slices.Equal(got, want) || len(errs) > 0 {
+		t.Errorf("got %q, %v", got, errs)
+	}
+	if err := os.RemoveAll(filepath.Join(root, "pods", "11111111-aaaa")); err != nil {
+		t.Fatal(err)
+	}
+	if found, _ := s.Find(); len(found) != 1 {
+		t.Errorf("got %q", list(found))
+	}
+}
+
+func TestLike(t *testing.T) {
+	for in, want := range map[[2]string]bool{
+		{"", "x"}: true, {"x", "x"}: true, {"x", "xy"}: false, {"x*", "xy"}: true, {"*.service", "a.service"}: true,
+		{"a*b*c", "a1b2c"}: true, {"a*b*c", "a1c"}: false, {"*", ""}: true,
+	} {
+		if got := like(in[0], in[1]); got != want {
+			t.Errorf("%q: %v", in, got)
+		}
+	}
+}

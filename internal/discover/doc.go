@@ -1,0 +1,12 @@
+// Package discover finds pools that come and go: directories that a pattern matches, those that
+// running processes write to, and the volumes of a Kubernetes node's pods. A Source says what is
+// there now; a Finder compares that with what is served, and has pools added and removed.
+//
+//	goroutine    started by  ends when            speaks through
+//	Finder.Run   daemon.Run  its context is done  Options.Add and Options.Remove
+//	a removal    the finder  the pool is closed   Finder.Run waits for it at its end
+//
+// The invariant of the room: no pool is served twice, and no directory that a process has named
+// is opened unless that process may change it itself. What a source cannot use costs only itself,
+// and is told once when it begins and once when it ends.
+package discover

@@ -1,0 +1,465 @@
+package discover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"go.uber.org/zap"
+
+	"aggregatord/internal/metric"
+	"aggregatord/internal/pool"
+	"aggregatord/internal/telemetry"
+)
+
+// A Node tells directories apart, by whatever path they were found. The zero value is unknown.
+type Node struct{ Dev, Ino uint64 }
+
+// Found is a directory that a source has found.
+type Found struct {
+	// Spec has the pool's name, labels, path and settings.
+	Spec pool.Spec
+	// ID differs if another directory has taken the place of the one of the same name, so that
+	// the pool is to be made anew. A pool copes by itself with a path that leads elsewhere.
+	ID string
+	// Node is the directory.
+	Node Node
+	// Open returns a descriptor of the directory, by which the pool is reached as long as it is
+	// served. Nil: Spec.Path leads to it.
+	Open func() (*os.File, error)
+	// Meta is told to who asks for targets, beside the labels.
+	Meta map[string]string
+}
+
+// A Source finds directories. It is used by one goroutine.
+type Source interface {
+	// Find returns the directories that are there now, in an order that does not depend on
+	// chance, and one error for each thing that could not be used. It must be cheap.
+	Find() ([]Found, []error)
+	// Close gives up what the source holds.
+	Close() error
+}
+
+// Options of a Finder. Zero fields mean the defaults given.
+type Options struct {
+	// Sources are asked in this order: of two directories with one name the first is served.
+	Sources []Source
+	// Static are the pools that are always there. Their names are taken, and what is in their
+	// directories is not served again.
+	Static []pool.Spec
+	// Add and Remove change what is served.
+	Add    func(pool.Spec) error
+	Remove func(name string) error
+	// OnNew is called in each round that has added a pool. Default: nothing.
+	OnNew func()
+	// Retention is how long a pool is served after its source has found it for the last time.
+	// Default: DefaultRetention.
+	Retention time.Duration
+	// MaxPools is how many pools there may be, with the static ones. Default: DefaultMaxPools.
+	MaxPools int
+	// Interval is how often sources are asked. Default: 1 s.
+	Interval time.Duration
+	// Set is where the finder's metrics go. Default: a set of its own.
+	Set *telemetry.Set
+	// Logger may be nil.
+	Logger *zap.Logger
+	// Now is the clock. Default: time.Now.
+	Now func() time.Time
+}
+
+// Defaults of Options.
+const (
+	DefaultRetention = 5 * time.Minute
+	DefaultMaxPools  = 1000
+)
+
+const (
+	// maxGone is how many pools are remembered that are not served any more.
+	maxGone = 1000
+	// maxName bounds a pool's name, which becomes a path and the name of a directory.
+	maxName = 200
+	// maxWait is the longest time between two attempts to add a pool.
+	maxWait = time.Minute
+)
+
+// A Finder keeps what is served like what its sources find.
+type Finder struct {
+	opts    Options
+	logger  *zap.Logger
+	metrics *metrics
+
+	// mu guards what follows.
+	mu       sync.Mutex
+	pools    map[string]*served
+	leaving  map[string]bool // that are being removed
+	gone     map[string]gone
+	problems map[string]bool
+	failed   map[string]failure // pools that could not be added, by name
+	leftOut  bool               // there are more pools than there may be
+	rounds   int
+
+	removals sync.WaitGroup
+}
+
+// served is one pool that the finder has added.
+type served struct {
+	Found
+	dir      *os.File  // nil if Spec.Path leads to it
+	vanished time.Time // zero while its source finds it
+}
+
+// gone is a pool that is not served any more.
+type gone struct {
+	at  time.Time
+	why string
+}
+
+// failure is why a pool could not be added, and when that is tried again.
+type failure struct {
+	err  error
+	wait time.Duration
+	next time.Time
+}
+
+type metrics struct {
+	served, vanished, leftOut, problems, seconds telemetry.Gauge
+	added, removed                               telemetry.Counter
+}
+
+// New returns a Finder. It starts nothing, and has asked no source yet.
+func New(opts Options) *Finder {
+	if opts.Retention == 0 {
+		opts.Retention = DefaultRetention
+	}
+	if opts.MaxPools == 0 {
+		opts.MaxPools = DefaultMaxPools
+	}
+	if opts.Interval == 0 {
+		opts.Interval = time.Second
+	}
+	if opts.Set == nil {
+		opts.Set = telemetry.NewSet()
+	}
+	if opts.Logger == nil {
+		opts.Logger = zap.NewNop()
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	if opts.OnNew == nil {
+		opts.OnNew = func() {}
+	}
+	return &Finder{
+		opts: opts, logger: opts.Logger, pools: map[string]*served{}, leaving: map[string]bool{}, gone: map[string]gone{},
+		problems: map[string]bool{}, failed: map[string]failure{},
+		metrics: &metrics{
+			served:   opts.Set.Gauge("aggregatord_discovery_pools", "Discovered pools that are served."),
+			vanished: opts.Set.Gauge("aggregatord_discovery_vanished_pools", "Discovered pools that are served until their retention ends, because their directory or last process is gone."),
+			leftOut:  opts.Set.Gauge("aggregatord_discovery_left_out_pools", "Discovered pools that are not served because there are more than limits.pools."),
+			problems: opts.Set.Gauge("aggregatord_discovery_problems", "Things that discovery could not use when it looked last; the log names them."),
+			seconds:  opts.Set.Gauge("aggregatord_discovery_round_seconds", "Time that the last look for pools took."),
+			added:    opts.Set.Counter("aggregatord_discovery_added_pools_total", "Pools that discovery added."),
+			removed:  opts.Set.Counter("aggregatord_discovery_removed_pools_total", "Pools that discovery removed."),
+		},
+	}
+}
+
+// Run looks for pools until ctx is done.
+func (f *Finder) Run(ctx context.Context) {
+	ticker := time.NewTicker(f.opts.Interval)
+	defer ticker.Stop()
+	defer f.removals.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			f.Round()
+		}
+	}
+}
+
+// Round asks all sources once, and adds and removes pools.
+func (f *Finder) Round() {
+	start := time.Now()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := f.opts.Now()
+	problems := map[string]bool{}
+	wanted := f.wantedLocked(problems)
+	f.retireLocked(wanted, now)
+	added := f.addLocked(wanted, now, problems)
+	f.tellLocked(problems)
+	f.rounds++
+	f.metrics.seconds.Set(time.Since(start).Seconds())
+	vanished := 0
+	for _, s := range f.pools {
+		if !s.vanished.IsZero() {
+			vanished++
+		}
+	}
+	f.metrics.served.Set(float64(len(f.pools)))
+	f.metrics.vanished.Set(float64(vanished))
+	if added {
+		f.opts.OnNew()
+	}
+}
+
+// wantedLocked asks the sources. The result is in the order of the sources; no name and no
+// directory is in it twice.
+func (f *Finder) wantedLocked(problems map[string]bool) []Found {
+	names, nodes := map[string]string{}, map[Node]bool{}
+	for _, s := range f.opts.Static {
+		names[s.Name] = s.Path
+		if n, err := NodeOf(s.Path); err == nil {
+			nodes[n] = true
+		}
+	}
+	var wanted []Found
+	for _, source := range f.opts.Sources {
+		found, errs := source.Find()
+		for _, err := range errs {
+			problems[err.Error()] = true
+		}
+		// The one that is served comes first, so that no newcomer takes its name.
+		slices.SortStableFunc(found, func(a, b Found) int { return f.rankLocked(a) - f.rankLocked(b) })
+		for _, p := range found {
+			name := p.Spec.Name
+			if err := checkName(name); err != nil {
+				problems[fmt.Sprintf("directory %q: %v", p.Spec.Dir(), err)] = true
+				continue
+			}
+			if p.Node != (Node{}) && nodes[p.Node] {
+				continue // served already
+			}
+			if other, ok := names[name]; ok {
+				problems[fmt.Sprintf("directories %q and %q have the same pool name %q; only the first is served; "+
+					"give the pattern a name with a * for each * of the path", other, p.Spec.Dir(), name)] = true
+				continue
+			}
+			names[name], nodes[p.Node] = p.Spec.Dir(), true
+			wanted = append(wanted, p)
+		}
+	}
+	return wanted
+}
+
+func (f *Finder) rankLocked(p Found) int {
+	if s := f.pools[p.Spec.Name]; s != nil && s.ID == p.ID {
+		return 0
+	}
+	return 1
+}
+
+func checkName(name string) error {
+	switch {
+	case name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") || !utf8.ValidString(name):
+		return fmt.Errorf("%q cannot be the name of a pool; rename the directory", name)
+	case len(name) > maxName:
+		return fmt.Errorf("the pool name %.40q... has %d bytes, more than %d; rename the directory", name, len(name), maxName)
+	}
+	return nil
+}
+
+// retireLocked removes pools that are not wanted any more.
+func (f *Finder) retireLocked(wanted []Found, now time.Time) {
+	ids := map[string]string{}
+	for _, p := range wanted {
+		ids[p.Spec.Name] = p.ID
+	}
+	for name, s := range f.pools {
+		id, ok := ids[name]
+		switch {
+		case ok && id == s.ID:
+			if !s.vanished.IsZero() {
+				f.logger.Info("pool is back", zap.String("pool", name), zap.String("dir", s.Spec.Dir()))
+				s.vanished = time.Time{}
+			}
+		case ok:
+			f.removeLocked(name, "another directory has taken its name")
+		case s.vanished.IsZero():
+			s.vanished = now
+			f.logger.Info("pool is gone; what it left is served until its retention ends", zap.String("pool", name), zap.String("dir", s.Spec.Dir()), zap.Duration("retention", f.opts.Retention))
+		case now.Sub(s.vanished) >= f.opts.Retention:
+			f.removeLocked(name, "its directory or its last process is gone since "+s.vanished.UTC().Format(time.RFC3339))
+		}
+	}
+}
+
+// removeLocked begins to remove a pool. A pool that hangs must not keep others from being found,
+// so nothing waits for it.
+func (f *Finder) removeLocked(name, why string) {
+	s := f.pools[name]
+	delete(f.pools, name)
+	if len(f.gone) >= maxGone {
+		oldest := ""
+		for n, g := range f.gone {
+			if oldest == "" || g.at.Before(f.gone[oldest].at) {
+				oldest = n
+			}
+		}
+		delete(f.gone, oldest)
+	}
+	f.gone[name] = gone{f.opts.Now(), why}
+	f.leaving[name] = true
+	f.metrics.removed.Inc()
+	// Ends when the pool is closed.
+	f.removals.Go(func() {
+		err := f.opts.Remove(name)
+		if s.dir != nil {
+			err = errors.Join(err, s.dir.Close())
+		}
+		f.logger.Info("pool removed", zap.String("pool", name), zap.String("dir", s.Spec.Dir()), zap.String("reason", why), zap.Error(err))
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.leaving, name)
+	})
+}
+
+// addLocked adds the pools that are wanted and not served yet.
+func (f *Finder) addLocked(wanted []Found, now time.Time, problems map[string]bool) (added bool) {
+	leftOut, still := 0, map[string]failure{}
+	for _, p := range wanted {
+		name := p.Spec.Name
+		if f.pools[name] != nil || f.leaving[name] {
+			continue
+		}
+		fail := f.failed[name]
+		if now.Before(fail.next) {
+			still[name] = fail
+			problems[fail.err.Error()] = true
+			continue
+		}
+		if len(f.opts.Static)+len(f.pools)+len(f.leaving) >= f.opts.MaxPools {
+			leftOut++
+			f.evictLocked()
+			continue
+		}
+		if err := f.addOneLocked(p); err != nil {
+			fail.err = fmt.Errorf("pool %q of directory %q is not served: %w", name, p.Spec.Dir(), err)
+			fail.wait = min(max(2*fail.wait, f.opts.Interval), maxWait)
+			fail.next = now.Add(fail.wait)
+			still[name] = fail
+			problems[fail.err.Error()] = true
+			continue
+		}
+		added = true
+	}
+	f.failed = still
+	f.metrics.leftOut.Set(float64(leftOut))
+	switch {
+	case leftOut > 0 && !f.leftOut:
+		f.logger.Warn("more pools are found than may be served; the others are left out; raise limits.pools", zap.Int("limit", f.opts.MaxPools), zap.Int("left_out", leftOut))
+	case leftOut == 0 && f.leftOut:
+		f.logger.Info("all pools that are found are served again")
+	}
+	f.leftOut = leftOut > 0
+	return added
+}
+
+// evictLocked makes room by removing the pool that has vanished first, if one has.
+func (f *Finder) evictLocked() {
+	oldest := ""
+	for name, s := range f.pools {
+		if !s.vanished.IsZero() && (oldest == "" || s.vanished.Before(f.pools[oldest].vanished)) {
+			oldest = name
+		}
+	}
+	if oldest != "" {
+		f.removeLocked(oldest, "it had vanished, and limits.pools left no room")
+	}
+}
+
+func (f *Finder) addOneLocked(p Found) error {
+	s := &served{Found: p}
+	// The first scrape waits for the pools that are there at the start; later ones wait for nobody.
+	s.Spec.Late = f.rounds > 0
+	if p.Open != nil {
+		dir, err := p.Open()
+		if err != nil {
+			return err
+		}
+		s.dir, s.Spec.Path = dir, fmt.Sprintf("/proc/self/fd/%d", dir.Fd())
+	}
+	if err := f.opts.Add(s.Spec); err != nil {
+		if s.dir != nil {
+			err = errors.Join(err, s.dir.Close())
+		}
+		return err
+	}
+	f.pools[p.Spec.Name] = s
+	delete(f.gone, p.Spec.Name)
+	f.metrics.added.Inc()
+	f.logger.Info("pool found", zap.String("pool", p.Spec.Name), zap.String("dir", p.Spec.Dir()))
+	return nil
+}
+
+// tellLocked logs each problem when it begins and when it ends.
+func (f *Finder) tellLocked(problems map[string]bool) {
+	for _, p := range slices.Sorted(maps.Keys(problems)) {
+		if !f.problems[p] {
+			f.logger.Warn("discovery cannot use something", zap.String("problem", p))
+		}
+	}
+	for _, p := range slices.Sorted(maps.Keys(f.problems)) {
+		if !problems[p] {
+			f.logger.Info("a problem of discovery is over", zap.String("problem", p))
+		}
+	}
+	f.problems = problems
+	f.metrics.problems.Set(float64(len(problems)))
+}
+
+// Gone tells why a pool is not served any more, if it once was.
+func (f *Finder) Gone(name string) (why string, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	g, ok := f.gone[name]
+	return g.why, ok
+}
+
+// Meta returns what a source knows of a pool beside its labels.
+func (f *Finder) Meta(name string) map[string]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s := f.pools[name]; s != nil {
+		return s.Meta
+	}
+	return nil
+}
+
+// Close gives up the sources, and the descriptors of pools. Run must have returned, and the
+// pools must be closed.
+func (f *Finder) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var errs []error
+	for _, s := range f.pools {
+		if s.dir != nil {
+			errs = append(errs, s.dir.Close())
+		}
+	}
+	f.pools = map[string]*served{}
+	for _, s := range f.opts.Sources {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// labelsOf returns labels in order, without empty ones.
+func labelsOf(in map[string]string) []metric.Label {
+	var out []metric.Label
+	for _, name := range slices.Sorted(maps.Keys(in)) {
+		if in[name] != "" {
+			out = append(out, metric.Label{Name: name, Value: strings.ToValidUTF8(in[name], "\ufffd")})
+		}
+	}
+	return out
+}
