@@ -80,8 +80,8 @@ type Archive struct {
 	// place is where the archive lies, which is ours to close if owned says so.
 	place *Place
 	owned bool
-	path  string
-	db    *bolt.DB // nil while detached
+	path  atomic.Pointer[string] // of the file that is, or was, open
+	db    *bolt.DB               // nil while detached
 	// attached says that db is not nil, to readers that Commit runs beside.
 	attached atomic.Bool
 	// handle is the file that db has open, and left how we left it.
@@ -188,7 +188,9 @@ func (a *Archive) AttachTo(p *Place, apply func(change func())) (err error) {
 		if err != nil {
 			return err
 		}
-		a.place, a.owned, a.path = p, false, p.ArchivePath()
+		path := p.ArchivePath()
+		a.place, a.owned = p, false
+		a.path.Store(&path)
 		a.db, a.handle, a.left, a.unsynced = db, f, info, true
 		a.size.Store(info.Size())
 		a.attached.Store(true)
@@ -299,7 +301,12 @@ func (a *Archive) InPlace() bool {
 func (a *Archive) Attached() bool { return a.attached.Load() }
 
 // Path returns the path of the file, "" before the first Attach.
-func (a *Archive) Path() string { return a.path }
+func (a *Archive) Path() string {
+	if path := a.path.Load(); path != nil {
+		return *path
+	}
+	return ""
+}
 
 // Totals returns what is archived, saved or not. It is the archive's own: see Commit.
 func (a *Archive) Totals() *Totals { return &a.totals }
@@ -489,17 +496,17 @@ func (a *Archive) Commit(b *Batch, apply func(change func())) error {
 		return ErrDetached
 	}
 	if err := b.fits(); err != nil {
-		return fmt.Errorf("write archive %q: %w", a.path, err)
+		return fmt.Errorf("write archive %q: %w", a.Path(), err)
 	}
 	if err := a.syncName(); err != nil {
-		return fmt.Errorf("write archive %q: %w", a.path, err)
+		return fmt.Errorf("write archive %q: %w", a.Path(), err)
 	}
 	if err := a.checkLeft(); err != nil {
-		return errors.Join(fmt.Errorf("write archive %q: %w", a.path, err), a.letGo())
+		return errors.Join(fmt.Errorf("write archive %q: %w", a.Path(), err), a.letGo())
 	}
 	a.attempt = newID()
 	w := &write{a: a, b: b, commit: a.attempt}
-	err := guard(fmt.Sprintf("write archive %q", a.path), func() error {
+	err := guard(fmt.Sprintf("write archive %q", a.Path()), func() error {
 		return a.db.Update(func(tx *bolt.Tx) error {
 			w.tx, w.txid = tx, tx.ID()
 			return w.run()
@@ -583,7 +590,7 @@ func (a *Archive) Detach() error {
 	db := a.db
 	a.db, a.handle = nil, nil
 	a.attached.Store(false)
-	err := guard(fmt.Sprintf("close archive %q", a.path), db.Close)
+	err := guard(fmt.Sprintf("close archive %q", a.Path()), db.Close)
 	return errors.Join(err, a.leavePlace())
 }
 

@@ -60,7 +60,7 @@ func (a *Archive) Compact() error {
 	if a.Pending() || a.attempt != nil {
 		return errPending
 	}
-	return guard(fmt.Sprintf("write archive %q anew", a.path), func() error {
+	return guard(fmt.Sprintf("write archive %q anew", a.Path()), func() error {
 		p := a.place
 		fresh := a.unwritten()
 		name, w, err := fresh.build(p, newID())

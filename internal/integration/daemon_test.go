@@ -52,8 +52,10 @@ func startDaemon(t *testing.T, attr *syscall.SysProcAttr, subcommand string, fla
 	}
 	args := append([]string{
 		subcommand, "--web.listen-address", "127.0.0.1:0", "--log.format", "json", "--log.level", "debug",
-		"--web.self-metrics", "full",
 	}, flags...)
+	if subcommand != "demo" {
+		args = append(args, "--web.self-metrics", "full")
+	}
 	if subcommand == "serve" && !slices.Contains(flags, "--archive.rest") {
 		args = append(args, "--archive.rest", "300ms") // so that tests need not wait for the default
 	}

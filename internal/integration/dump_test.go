@@ -111,7 +111,8 @@ func TestDump(t *testing.T) {
 				archive := sourceDir(t)
 				dirs, flags = append(dirs, archive), append(flags, "--archive.dir", archive)
 			}
-			d := serve(t, flags...)
+			// What processes use is the daemon's to tell, and dump has none.
+			d := serve(t, append([]string{"--process.disable"}, flags...)...)
 			w := startWorkers(t, dir, readable)
 			// Byte for byte the daemon's answer, which is not empty and has what it must.
 			check := func(when string, served []byte, series ...string) {

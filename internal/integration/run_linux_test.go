@@ -173,7 +173,7 @@ func TestRunEnds(t *testing.T) {
 		"no_interpreter":   {command: []string{script}, code: 127, says: "command not found"},
 		"not_executable":   {command: []string{plain}, code: 126, says: "cannot be executed: permission denied"},
 		"directory":        {command: []string{"/"}, code: 126, says: "cannot be executed"},
-		"address_in_use":   {flags: []string{"--web.listen-address", address}, command: []string{"echo", "started"}, code: 125, says: "the command was not started: listen on"},
+		"address_in_use":   {flags: []string{"--web.listen-address", address}, command: []string{"echo", "started"}, code: 125, says: "the command was not started: port"},
 		"dir_is_file":      {flags: []string{"--dir", plain}, command: []string{"echo", "started"}, code: 125, says: "is not a directory"},
 		"no_command":       {code: 2, says: "which command?"},
 		"negative_linger":  {flags: []string{"--run.linger", "-1s"}, command: []string{"echo", "started"}, code: 2, says: "--run.linger"},

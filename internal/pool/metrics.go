@@ -176,7 +176,7 @@ func (m *Metrics) gaugesOf(pool string, archives bool) *ownGauges {
 		directoryUp:   m.directoryUp.With(pool),
 		archiveSeries: m.archiveSeries.With(pool), archiveUnsaved: m.archiveUnsaved.With(pool),
 		archiveBytes: m.archiveBytes.With(pool),
-		awaiting: m.awaiting.With(pool), removing: m.removing.With(pool),
+		awaiting:     m.awaiting.With(pool), removing: m.removing.With(pool),
 	}
 	if archives {
 		own.archiveUp = m.archiveUp.With(pool)

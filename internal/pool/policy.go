@@ -65,7 +65,9 @@ func (p *Pool) adoptPolicyLocked(to *policy.Policy) {
 	opts.MaxLabelName = cmp.Or(limits.LabelNameLength, opts.MaxLabelName)
 	opts.MaxLabelValue = cmp.Or(limits.LabelValueLength, opts.MaxLabelValue)
 	if to != nil {
-		opts.Rules = func(family string, typ metric.Type) *merge.Ruling { return &to.For(p.spec.RuledBy(), family, typ).Ruling }
+		opts.Rules = func(family string, typ metric.Type) *merge.Ruling {
+			return &to.For(p.spec.RuledBy(), family, typ).Ruling
+		}
 	}
 	p.index = merge.NewIndex(opts)
 	p.index.SetTime(unixSeconds(p.now()))

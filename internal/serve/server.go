@@ -14,14 +14,17 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/gzip"
+
+	"aggregatord/internal/exposition"
 )
 
 // A Server answers requests. It is an http.Handler for tests and for other servers; Run
 // serves listeners of its own. All methods may be used by several goroutines.
 type Server struct {
 	opts     Options
-	page     []byte       // the status page
-	handlers atomic.Int64 // requests of any kind, and responses in the making
+	partial  exposition.Encoder // of responses that are a part of what there is
+	page     []byte             // the status page
+	handlers atomic.Int64       // requests of any kind, and responses in the making
 	// questions are those to the API that are under way or wait, answering has room for those
 	// that are answered at once.
 	questions atomic.Int64

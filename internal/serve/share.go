@@ -307,7 +307,11 @@ func (s *Server) encode(dst *buffer, r *rendering, p *packer, snaps []*view.Snap
 		p.ends = p.ends[:0]
 		ends = &p.ends
 	}
-	dst.b, r.format = s.opts.Encoder.Encode(dst.b, ends, r.accept, exposition.NewFilter(r.names), snaps...)
+	e := s.opts.Encoder
+	if len(r.request.Pools) > 0 || r.request.SelfOnly {
+		e = &s.partial // what is rendered of everything must not go for a part
+	}
+	dst.b, r.format = e.Encode(dst.b, ends, r.accept, exposition.NewFilter(r.names), snaps...)
 }
 
 // giveBack returns the buffer of a response that nobody uses any more.
