@@ -47,8 +47,8 @@ func hiddenHolder(t *testing.T, dir string) *archive.Archive {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		a.Detach()    //nolint:errcheck // most tests have closed it
-		place.Close() //nolint:errcheck // nothing was written through it
+		a.Detach() //nolint:errcheck // most tests have closed it
+		place.Close()
 	})
 	return a
 }

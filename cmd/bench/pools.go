@@ -428,7 +428,7 @@ func (b *bench) deaths(ctx context.Context, sh shape) (err error) {
 // closeAsk ends who scrapes beside the deaths.
 func closeAsk[T any](ask chan<- int, answers <-chan T) error {
 	close(ask)
-	for range answers { //nolint:revive // only its end matters
+	for range answers {
 	}
 	return nil
 }

@@ -84,7 +84,7 @@ func poolOf(s *pool.State) status.Pool {
 	a := &s.Archive
 	p.Archive = status.Archive{
 		State: archiveState(a), Path: a.Path, Bytes: a.State.Bytes, Series: a.Series, Unsaved: a.Unsaved,
-		Folds: a.Folds, FoldedFiles: a.Stats.Files, FoldedBytes: a.Stats.Bytes, Created: moment(a.Created), LastFold: moment(a.LastFold),
+		Folds: a.Folds, FoldedFiles: a.Files, FoldedBytes: a.Stats.Bytes, Created: moment(a.Created), LastFold: moment(a.LastFold),
 		Errors: a.Errors, Reopened: a.Reopened, Expired: a.Expired, Awaiting: a.Awaiting, Removing: a.Removing,
 	}
 	if a.Err != nil {

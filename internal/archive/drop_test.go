@@ -53,11 +53,11 @@ func TestDropSeries(t *testing.T) {
 		unsaved  bool // nothing of it was on disk
 		wantKeys int
 	}{
-		"some":               {"k", false, 1000, false, 3},
-		"all_of_a_table":     {"a", false, 1, false, 1002},
-		"none":               {"none", false, 0, false, 1003},
-		"attached_in_betwen": {"k", true, 1000, false, 3},
-		"unsaved":            {"k", false, 1000, true, 3},
+		"some":                {"k", false, 1000, false, 3},
+		"all_of_a_table":      {"a", false, 1, false, 1002},
+		"none":                {"none", false, 0, false, 1003},
+		"attached_in_between": {"k", true, 1000, false, 3},
+		"unsaved":             {"k", false, 1000, true, 3},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -444,7 +444,7 @@ func checkRules(d *decoder, key string, rules []Rule) {
 func (c *Config) compile(d *decoder) {
 	spec := c.spec(d)
 	p, err := policy.Compile(spec)
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // what Compile returns
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, e := range joined.Unwrap() {
 			d.place(e, c.Pools)
 		}

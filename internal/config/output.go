@@ -140,7 +140,7 @@ func (h *HTTPConfig) decodeNode(d *decoder, n *yaml.Node, key string) {
 		h.SetDirectory(filepath.Dir(d.file))
 		return
 	}
-	for _, problem := range strings.Split(strings.TrimPrefix(err.Error(), "yaml: unmarshal errors:\n"), "\n") {
+	for problem := range strings.SplitSeq(strings.TrimPrefix(err.Error(), "yaml: unmarshal errors:\n"), "\n") {
 		problem = yamlLine.ReplaceAllString(strings.TrimSpace(strings.TrimPrefix(problem, "yaml: ")), "")
 		if m := unknownHTTP.FindStringSubmatch(problem); m != nil {
 			problem = m[1] + " is not a key of Prometheus' http_config"

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"fmt"
+	"maps"
 
 	"go.uber.org/zap"
 
@@ -72,9 +73,7 @@ func (g gatherer) targets() []serve.Target {
 			t.Labels[l.Name] = l.Value
 		}
 		if g.finder != nil {
-			for name, value := range g.finder.Meta(spec.Name) {
-				t.Labels[name] = value
-			}
+			maps.Copy(t.Labels, g.finder.Meta(spec.Name))
 		}
 		all = append(all, t)
 	}

@@ -104,7 +104,7 @@ func hasSources(path string) bool {
 	if err != nil {
 		return false
 	}
-	defer f.Close()                  //nolint:errcheck // it was only read
-	names, _ := f.Readdirnames(1000) //nolint:errcheck // then it has none
+	defer f.Close() //nolint:errcheck // it was only read
+	names, _ := f.Readdirnames(1000)
 	return slices.ContainsFunc(names, isSource)
 }

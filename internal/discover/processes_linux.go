@@ -170,8 +170,8 @@ func (s *processSource) look(pid int, errs *[]error) (*proc, error) {
 	if !ok || len(fields) < 21 {
 		return nil, nil
 	}
-	start, _ := strconv.ParseUint(string(fields[19]), 10, 64) //nolint:errcheck // then it is 0
-	size, _ := strconv.ParseUint(string(fields[20]), 10, 64)  //nolint:errcheck // then it is 0
+	start, _ := strconv.ParseUint(string(fields[19]), 10, 64)
+	size, _ := strconv.ParseUint(string(fields[20]), 10, 64)
 	if size == 0 {
 		return nil, nil // of the kernel, or dead
 	}
@@ -221,7 +221,7 @@ func (s *processSource) examine(pid int, start uint64) (*proc, error) {
 			dirs[h.path] = h
 		}
 	}
-	cwd, _ := os.Readlink(filepath.Join(s.proc, strconv.Itoa(pid), "cwd")) //nolint:errcheck // then it is not known
+	cwd, _ := os.Readlink(filepath.Join(s.proc, strconv.Itoa(pid), "cwd"))
 	for entry := range bytes.SplitSeq(environ, []byte{0}) {
 		name, dir, _ := strings.Cut(string(entry), "=")
 		if (name != "PROMETHEUS_MULTIPROC_DIR" && name != "prometheus_multiproc_dir") || dir == "" {

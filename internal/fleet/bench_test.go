@@ -36,7 +36,7 @@ func manyPools(b *testing.B, pools, workers int) (f *Fleet, entries int) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				b.Cleanup(func() { w.Close() }) //nolint:errcheck // the benchmark is over
+				b.Cleanup(func() { w.Close() })
 				n := 3
 				if k < 3 {
 					n = 160
@@ -72,7 +72,7 @@ func manyPools(b *testing.B, pools, workers int) (f *Fleet, entries int) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { f.Close() }) //nolint:errcheck // the benchmark is over
+	b.Cleanup(func() { f.Close() })
 	for _, p := range f.Pools() {
 		p.Tend(true)
 	}

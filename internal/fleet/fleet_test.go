@@ -65,7 +65,7 @@ func tmpfs(t testing.TB) string {
 	if err != nil {
 		return t.TempDir()
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) }) //nolint:errcheck // what is left is small
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
 }
 

@@ -102,7 +102,7 @@ func (f *Folder) Open(starting bool) error {
 		}
 	}
 	// What keeps a daemon from starting is returned, and told once, there.
-	if fresh && !(starting && archive.Fatal(err)) {
+	if fresh && (!starting || !archive.Fatal(err)) {
 		log.Error("archive cannot be opened; no file is removed until it can", zap.Error(err))
 	}
 	f.setOpenErr(err)

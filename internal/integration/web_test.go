@@ -67,7 +67,7 @@ func writeCertificates(t *testing.T, dir string, names ...string) {
 // is ready, by its log. It returns its addresses.
 func serveOn(t *testing.T, flags ...string) (*daemon, []string) {
 	t.Helper()
-	return startServing(t, exec.Command(builtDaemon(t), append([]string{"serve", "--log.format", "json"}, flags...)...))
+	return startServing(t, exec.Command(builtDaemon(t), append([]string{"serve", "--log.format", "json", "--web.self-metrics", "full"}, flags...)...))
 }
 
 func startServing(t *testing.T, cmd *exec.Cmd) (*daemon, []string) {

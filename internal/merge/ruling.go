@@ -202,8 +202,8 @@ func (x *Index) accumulateParts(s *Source) {
 			continue
 		}
 		base := rule(p.space.id.class)
-		switch {
-		case base == metric.Sum:
+		switch base {
+		case metric.Sum:
 			for k, c := range p.cells {
 				if v := s.value(p.entries[k]); v == v {
 					x.hi[c], x.lo[c] = sumStep(x.hi[c], x.lo[c], v, 0)
@@ -211,7 +211,7 @@ func (x *Index) accumulateParts(s *Source) {
 					x.leaveOut(c)
 				}
 			}
-		case base == metric.All:
+		case metric.All:
 			// All that is equal of one worker is added, but what lives replaces what was folded:
 			// lo tells which of both is in the cell.
 			origin := 2.0

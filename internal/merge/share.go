@@ -181,7 +181,7 @@ func (s *Share) pointList(points []view.Point) *kept[[]view.Point] {
 	for _, p := range points {
 		b[0], b[1] = byte(p.Kind), byte(p.Style)
 		binary.LittleEndian.PutUint64(b[2:], math.Float64bits(p.Bound))
-		h.Write(b[:]) //nolint:errcheck // never fails
+		h.Write(b[:])
 	}
 	return s.points.get(uint32(h.Sum64()), func(v []view.Point) bool { return slices.Equal(v, points) },
 		func() []view.Point { return slices.Clone(points) })

@@ -79,7 +79,7 @@ func BenchmarkScrape(b *testing.B) {
 		w.Header().Set("Content-Encoding", "gzip")
 		z.Reset(w)
 		z.Write(buf) //nolint:errcheck // a benchmark
-		z.Close()    //nolint:errcheck // a benchmark
+		z.Close()
 	}))
 	defer s.Close()
 	transport := &http.Transport{DisableCompression: true}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -89,9 +90,7 @@ func ask(ctx context.Context, client *http.Client, method, target string, header
 	if err != nil {
 		return nil, nil, &PushError{Result: Rejected, Err: err}
 	}
-	for name, values := range header {
-		req.Header[name] = values
-	}
+	maps.Copy(req.Header, header)
 	resp, err := client.Do(req)
 	if err != nil {
 		return nil, nil, classify(ctx, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/url"
 	"sync"
@@ -256,9 +257,7 @@ func (p *pusher) status() Status {
 	defer p.mu.Unlock()
 	s := p.state
 	s.Results = make(map[string]uint64, len(p.state.Results))
-	for k, v := range p.state.Results {
-		s.Results[k] = v
-	}
+	maps.Copy(s.Results, p.state.Results)
 	return s
 }
 

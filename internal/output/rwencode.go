@@ -115,10 +115,10 @@ func (r *remoteWrite) render(l *view.Layout) *rwLayout {
 func hashLabels(h *maphash.Hash, labels []metric.Label) uint64 {
 	h.Reset()
 	for _, l := range labels {
-		h.WriteString(l.Name)  //nolint:errcheck // never fails
-		h.WriteByte(0xff)      //nolint:errcheck // never fails
-		h.WriteString(l.Value) //nolint:errcheck // never fails
-		h.WriteByte(0xff)      //nolint:errcheck // never fails
+		h.WriteString(l.Name)
+		h.WriteByte(0xff)
+		h.WriteString(l.Value)
+		h.WriteByte(0xff)
 	}
 	return max(h.Sum64(), 1)
 }

@@ -50,7 +50,7 @@ func TestSelection(t *testing.T) {
 			for range 2 { // the second time from what is kept
 				snap, from := s.apply(src)
 				samples := outputtest.Samples(snap)
-				for _, part := range strings.Fields(c.want) {
+				for part := range strings.FieldsSeq(c.want) {
 					i := strings.LastIndexByte(part, '=')
 					if v, ok := samples[part[:i]]; !ok || string(metric.AppendValue(nil, v)) != part[i+1:] {
 						t.Errorf("%s: %v", part, v)

@@ -195,14 +195,14 @@ func (s *Starts) eachLocked(l *view.Layout, yield func(c countedMetric, id uint6
 		for j := range f.Metrics {
 			m := &f.Metrics[j]
 			h.Reset()
-			h.WriteString(f.Name)     //nolint:errcheck // never fails
-			h.WriteByte(byte(f.Type)) //nolint:errcheck // never fails
+			h.WriteString(f.Name)
+			h.WriteByte(byte(f.Type))
 			labels = m.AppendLabels(labels[:0])
 			for _, l := range labels {
-				h.WriteByte(0xff)      //nolint:errcheck // never fails
-				h.WriteString(l.Name)  //nolint:errcheck // never fails
-				h.WriteByte(0xfe)      //nolint:errcheck // never fails
-				h.WriteString(l.Value) //nolint:errcheck // never fails
+				h.WriteByte(0xff)
+				h.WriteString(l.Name)
+				h.WriteByte(0xfe)
+				h.WriteString(l.Value)
 			}
 			c := countedMetric{first: at, points: len(m.Points), at: at + len(m.Points) - 1}
 			for k, p := range m.Points {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -54,7 +55,8 @@ func TestCompileRefuses(t *testing.T) {
 				t.Fatalf("compiled to %v", p)
 			}
 			for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
-				if e, ok := e.(*Error); !ok || e.Path == "" && e.Key == "" {
+				e := &Error{}
+				if errors.As(e, &e) {
 					t.Errorf("%v has no place", e)
 				}
 			}

@@ -155,7 +155,7 @@ func (t *file) links() int {
 	if unix.Fstat(int(t.file.Fd()), &st) != nil {
 		return 1
 	}
-	return int(st.Nlink) //nolint:unconvert // a uint16 on macOS
+	return int(st.Nlink)
 }
 
 // emptied reports whether the open file has no bytes.

@@ -138,7 +138,7 @@ func (g *group) add(pid int, s stat) *proc {
 		g.o.kernel.release(p.pidfd)
 		return nil
 	}
-	p.account.read(&s)
+	p.read(&s)
 	p.First = p.Waited
 	dev, ino, _ := identity(g.o.path(pid, "exe"))
 	p.program = [2]uint64{dev, ino}
@@ -339,7 +339,7 @@ func (g *group) readStats() (consistent bool) {
 			lost = append(lost, p)
 			continue
 		}
-		p.account.read(&s)
+		p.read(&s)
 		p.stat = s
 		p.ended = s.state == 'Z' || s.state == 'X' || s.state == 'x'
 		if p.ended {

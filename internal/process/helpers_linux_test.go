@@ -85,7 +85,7 @@ func mapSource(dir, id string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // the mapping stays
+	defer f.Close()
 	if err := f.Truncate(4096); err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func cpuTime() time.Duration {
 // burn uses CPU time of this process.
 func burn(d time.Duration) {
 	for end := cpuTime() + d; cpuTime() < end; {
-		for i := 0; i < 1e5; i++ {
+		for i := range int(1e5) {
 			_ = i * i
 		}
 	}
@@ -188,8 +188,8 @@ func masterHelper(args []string) error {
 	}
 	for _, k := range kids {
 		if k.ProcessState == nil {
-			k.Process.Kill() //nolint:errcheck // it may have ended
-			k.Wait()         //nolint:errcheck // it was killed
+			k.Process.Kill()
+			k.Wait() //nolint:errcheck // it was killed
 		}
 	}
 	return in.Err()
@@ -258,7 +258,7 @@ func (k *kid) end() {
 	if k.ProcessState != nil {
 		return
 	}
-	timer := time.AfterFunc(20*time.Second, func() { k.Process.Kill() }) //nolint:errcheck // it may have ended
+	timer := time.AfterFunc(20*time.Second, func() { k.Process.Kill() })
 	defer timer.Stop()
 	k.in.Close()
 	k.Wait() //nolint:errcheck // what it did was judged before

@@ -198,7 +198,7 @@ func New(opts Options) *Observer {
 	}
 	if id, err := os.ReadFile(filepath.Join(opts.Proc, "sys/kernel/random/boot_id")); err == nil {
 		// Pids of another namespace are not comparable either.
-		ns, _ := os.Readlink(filepath.Join(opts.Proc, "self/ns/pid")) //nolint:errcheck // then all have none
+		ns, _ := os.Readlink(filepath.Join(opts.Proc, "self/ns/pid"))
 		o.bootID = strings.TrimSpace(string(id)) + " " + ns
 	}
 	for i, d := range opts.Daemons {

@@ -328,8 +328,8 @@ func TestReaders(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		tail.Process.Kill() //nolint:errcheck // it may have ended
-		tail.Wait()         //nolint:errcheck // it was killed
+		tail.Process.Kill()
+		tail.Wait() //nolint:errcheck // it was killed
 	})
 	core, logged := observer.New(zap.InfoLevel)
 	o := observe(t, Options{Logger: zap.New(core)}, directory{"web", dir})

@@ -123,8 +123,8 @@ func serverOf(t *testing.T, dir string, workers int, cmd *exec.Cmd) *Observer {
 	t.Cleanup(func() {
 		said.Close()
 		if cmd.ProcessState == nil {
-			syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) //nolint:errcheck // it may have ended
-			cmd.Wait()                                      //nolint:errcheck // it was killed
+			syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+			cmd.Wait() //nolint:errcheck // it was killed
 		}
 	})
 	o := observe(t, Options{}, directory{"", dir})
@@ -218,7 +218,7 @@ func TestPeerGunicorn(t *testing.T) {
 	}
 	for _, p := range o.Processes() {
 		if p.Role == "worker" {
-			syscall.Kill(p.Pid, syscall.SIGKILL) //nolint:errcheck // it may have ended
+			syscall.Kill(p.Pid, syscall.SIGKILL)
 			break
 		}
 	}
@@ -298,8 +298,8 @@ func TestPeerCelery(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		broker.Process.Kill() //nolint:errcheck // it may have ended
-		broker.Wait()         //nolint:errcheck // it was killed
+		broker.Process.Kill()
+		broker.Wait() //nolint:errcheck // it was killed
 	})
 	url := "BROKER_URL=redis+socket://" + socket
 	pool := exec.Command(python, "-m", "celery", "-A", "tasks", "worker", "--pool", "prefork", "--concurrency", "3",

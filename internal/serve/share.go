@@ -198,7 +198,7 @@ func (s *Server) keepLocked(l *lane) {
 }
 
 // names returns the names that the lane's next response selects.
-func (l *lane) names() []string { return l.next.question.names }
+func (l *lane) names() []string { return l.next.names }
 
 // done ends one request's use of a rendering.
 func (s *Server) done(r *rendering) {

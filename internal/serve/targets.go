@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 )
@@ -43,9 +44,7 @@ func (s *Server) targets(w http.ResponseWriter, r *http.Request) {
 	groups := []group{} // not null, which Prometheus refuses
 	for _, t := range s.opts.Targets() {
 		labels := map[string]string{}
-		for name, value := range t.Labels {
-			labels[name] = value
-		}
+		maps.Copy(labels, t.Labels)
 		path := s.opts.TelemetryPath
 		if t.Pool != "" {
 			path = poolsPath + t.Pool + poolMetrics

@@ -502,8 +502,7 @@ func FuzzDecode(f *testing.F) {
 			if int64(headerBytes+len(out)) != e.Offset {
 				t.Fatalf("the entry at %d was expected at %d", e.Offset, headerBytes+len(out))
 			}
-			var long *KeyTooLongError
-			if errors.As(e.KeyErr, &long) {
+			if _, ok := errors.AsType[*KeyTooLongError](e.KeyErr); ok {
 				out = append(out, b[e.Offset:e.ValueOffset+int64(in.Width)]...)
 				continue
 			}

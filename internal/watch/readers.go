@@ -43,10 +43,10 @@ type expected map[LookKind]map[string]int
 // take reports whether an event is one of them, which is then no longer expected.
 func (e expected) take(kind LookKind, name string) bool {
 	n := e[kind][name]
-	switch {
-	case n == 0:
+	switch n {
+	case 0:
 		return false
-	case n == 1:
+	case 1:
 		delete(e[kind], name)
 	default:
 		e[kind][name] = n - 1

@@ -49,7 +49,7 @@ func TestReaders(t *testing.T) {
 	touch(t, path)
 	mustDo(t, os.Mkdir(filepath.Join(dir, "sub"), 0o755))
 	lister := NewDir(dir)
-	defer lister.Close() //nolint:errcheck // only looked at
+	defer lister.Close()
 	_, err := lister.Scan(true)
 	mustDo(t, err)
 	r := openReaders(t, dir)
