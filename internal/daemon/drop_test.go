@@ -37,6 +37,7 @@ func TestDropArchived(t *testing.T) {
 		Pools: only(dir).Pools, TendInterval: 10 * time.Millisecond, Pool: pool.Options{Archive: &pool.ArchiveOptions{Rest: -1}},
 	}}
 	d := startReady(t, opts)
+	first := d
 	for base, series := range map[string]string{"counter_1.db": "wrong_total", "counter_2.db": "right_total"} {
 		if err := write(t, dir, base, series, 7).Close(); err != nil {
 			t.Fatal(err)
@@ -46,9 +47,6 @@ func TestDropArchived(t *testing.T) {
 		f := d.scrape()
 		if v, _ := f.value("aggregatord_archive_series"); v == 2 {
 			break
-		}
-		if n, _ := f.value("aggregatord_liveness_files", "method", "none"); n > 0 {
-			t.Skipf("there is no proof of death in %s", dir)
 		}
 		if time.Now().After(deadline) {
 			t.Fatal("nothing is archived")
@@ -79,7 +77,8 @@ func TestDropArchived(t *testing.T) {
 		t.Helper()
 		f := d.scrape()
 		f.expect(t, 7, "right_total")
-		if v, ok := f.value("wrong_total"); ok {
+		// After a restart the folded file may still be there, which shows what it has gained: 0.
+		if v, ok := f.value("wrong_total"); v != 0 || ok && d == first {
 			t.Errorf("wrong_total is %v", v)
 		}
 	}
