@@ -116,7 +116,7 @@ func (o *archiveDropOptions) drop(cmd *cobra.Command, match archive.Match) (err 
 	}
 	if !o.yes {
 		for _, line := range found {
-			fmt.Fprintf(cmd.ErrOrStderr(), "  %s\n", terminal.Printable(line))
+			cmd.PrintErrf("  %s\n", terminal.Printable(line))
 		}
 		return usagef("this removes %d series from the totals of dead workers, the first of them are printed above; confirm with --yes", n)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -54,12 +55,12 @@ func TestArchiveDropByDaemon(t *testing.T) {
 		}
 		switch r.FormValue("name") {
 		case "hits":
-			fmt.Fprint(w, `{"status":"success","data":{"dropped":3}}`)
+			_, _ = io.WriteString(w, `{"status":"success","data":{"dropped":3}}`)
 		case "none":
-			fmt.Fprint(w, `{"status":"success","data":{"dropped":0}}`)
+			_, _ = io.WriteString(w, `{"status":"success","data":{"dropped":0}}`)
 		default:
 			w.WriteHeader(http.StatusForbidden)
-			fmt.Fprint(w, `{"status":"error","errorType":"forbidden","error":"start the daemon with --web.enable-lifecycle"}`)
+			_, _ = io.WriteString(w, `{"status":"error","errorType":"forbidden","error":"start the daemon with --web.enable-lifecycle"}`)
 		}
 	}))
 	defer server.Close()

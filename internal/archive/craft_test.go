@@ -343,7 +343,7 @@ func TestBranchesChangedThroughMapping(t *testing.T) {
 	p := mustHidden(t, dir)
 	a := New()
 	mustDo(t, a.AttachTo(p, nil))
-	defer a.Detach()
+	defer a.Detach() //nolint:errcheck // only looked at
 	b := NewBatch(at(0))
 	f := b.File(counters, nil, 0)
 	for i := range 3000 {

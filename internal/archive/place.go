@@ -160,7 +160,7 @@ func (p *Place) createTemp() (*os.File, string, error) {
 // tempSuffix follows the archive's name in that of a file which is to become it.
 const tempSuffix = ".new-"
 
-// ErrUnsafe: a file is not written to, because somebody may have put it there so that another
+// ErrUnsafe says that a file is not written to, because somebody may have put it there so that another
 // one is changed.
 var ErrUnsafe = errors.New("file is not safe to write to")
 

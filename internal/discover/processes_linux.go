@@ -408,7 +408,7 @@ func (s *processSource) found(p *proc, at place) Found {
 			clear(s.named) // the next names are the same unless the first process has gone
 		}
 		sum := fnv.New32a()
-		fmt.Fprintf(sum, "%s\x00%s\x00%s", p.container, p.unit, at.path)
+		sum.Write([]byte(p.container + "\x00" + p.unit + "\x00" + at.path))
 		base := cmp.Or(strings.TrimSuffix(p.unit, ".service"), p.container[:min(12, len(p.container))], p.command)
 		base = strings.ToValidUTF8(strings.ReplaceAll(base, "/", "-"), "_")
 		spec = pool.Spec{

@@ -711,7 +711,7 @@ func TestRandomNamesStayValid(t *testing.T) {
 
 // checkValues checks parsed samples against the values of the snapshots: as many as there
 // are, without those that were reported left out, and each with a value that one of them has.
-func checkValues(t *testing.T, what string, f Format, got samples, omissions []Omission, snaps []*view.Snapshot) {
+func checkValues(t *testing.T, what string, _ Format, got samples, omissions []Omission, snaps []*view.Snapshot) {
 	t.Helper()
 	values := map[uint64]int{}
 	total, absent := 0, 0

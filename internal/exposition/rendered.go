@@ -20,9 +20,6 @@ func setOf(kinds ...view.PointKind) kindSet {
 	return s
 }
 
-// allKinds is every kind of point.
-const allKinds = kindSet(1<<(view.Count+1) - 1)
-
 func (s kindSet) has(k view.PointKind) bool { return s&(1<<k) != 0 }
 
 // A rendered layout is what one format makes of one layout: every byte of the output that does not

@@ -57,8 +57,6 @@ const (
 	removeAfter = time.Second
 	// removeSoon is removeAfter where room is short.
 	removeSoon = 100 * time.Millisecond
-	// retryAfter is how long to wait after the archive could not be opened or written.
-	retryAfter = 5 * time.Second
 	// looksPerStep is how many folded files one Step tries to remove.
 	looksPerStep = 2048
 )

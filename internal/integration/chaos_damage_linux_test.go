@@ -306,7 +306,13 @@ func TestDamagedUnderDaemon(t *testing.T) {
 		{"a_directory_in_its_place", func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) }, true},
 		{"an_older_copy_in_its_place", replace(&old), true},
 		{"another_archive_in_its_place", replace(&foreign), true},
-		{"hidden_directory_removed", func(path string) error { return os.RemoveAll(filepath.Dir(path)) }, false},
+		{"hidden_files_removed", func(path string) error {
+			hidden, err := filepath.Glob(filepath.Join(filepath.Dir(path), ".aggregatord*"))
+			for _, file := range hidden {
+				err = errors.Join(err, os.RemoveAll(file))
+			}
+			return err
+		}, false},
 	}
 	s := &settings{t: t}
 	for i, c := range cases {

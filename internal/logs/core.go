@@ -22,8 +22,8 @@ const (
 	maxText, maxStack = 512, 8 << 10
 )
 
-// A Core is a zapcore.Core before another one. Lines of level debug, which somebody has asked
-// for, are all written.
+// A Core is a zapcore.Core before another one. Where lines of level debug are
+// written, somebody looks for something, so no line is left out.
 type Core struct {
 	zapcore.Core
 	state *state
@@ -73,9 +73,12 @@ func (c *Core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Checked
 
 // Write implements zapcore.Core.
 func (c *Core) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	left, ok := c.state.allow(e)
-	if !ok {
-		return nil
+	left := 0
+	if !c.Enabled(zapcore.DebugLevel) {
+		var ok bool
+		if left, ok = c.state.allow(e); !ok {
+			return nil
+		}
 	}
 	fields = shorten(fields)
 	if left > 0 {
@@ -86,9 +89,6 @@ func (c *Core) Write(e zapcore.Entry, fields []zapcore.Field) error {
 
 // allow reports whether a line may be written, and how many of its kind were left out before.
 func (s *state) allow(e zapcore.Entry) (left int, ok bool) {
-	if e.Level < zapcore.InfoLevel {
-		return 0, true
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	id := kind{e.Level, e.Message}

@@ -194,7 +194,6 @@ type Index struct {
 	ownPID string
 	// styleAt is how new the source is that has said how a bound is spelled, by cell.
 	styleAt   map[uint32]int64
-	keyBuf    []byte
 	ownKey    []byte // what a ruling has made of a raw key
 	snapshots view.Recycler
 }

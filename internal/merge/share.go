@@ -50,9 +50,9 @@ func (p *pile[V]) len() int {
 	return p.n
 }
 
-// get returns the entry whose value equal says yes to, or one with what make returns. The
+// get returns the entry whose value equal says yes to, or one with what fresh returns. The
 // caller has a reference of it, to be given back by put.
-func (p *pile[V]) get(hash uint32, equal func(V) bool, make func() V) *kept[V] {
+func (p *pile[V]) get(hash uint32, equal func(V) bool, fresh func() V) *kept[V] {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if e := p.findLocked(hash, equal); e != nil {
@@ -62,7 +62,7 @@ func (p *pile[V]) get(hash uint32, equal func(V) bool, make func() V) *kept[V] {
 	if (p.n+1)*4 > len(p.slots)*3 {
 		p.growLocked()
 	}
-	e := &kept[V]{value: make(), hash: hash, refs: 1}
+	e := &kept[V]{value: fresh(), hash: hash, refs: 1}
 	p.insertLocked(e)
 	p.n++
 	return e

@@ -127,7 +127,7 @@ func TestFailures(t *testing.T) {
 			s.StartTLS()
 			return strings.Replace(s.URL, "https:", "http:", 1)
 		}, result: Certificate, text: "speaks TLS; write https://"},
-		"no such host": {prepare: func(s *httptest.Server) string { return "http://nowhere.invalid:1" }, result: Unavailable, retry: true, text: "nowhere.invalid"},
+		"no such host": {prepare: func(*httptest.Server) string { return "http://nowhere.invalid:1" }, result: Unavailable, retry: true, text: "nowhere.invalid"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := quiet(t, c.handler)

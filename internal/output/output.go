@@ -156,7 +156,7 @@ func (o *Outputs) Apply(specs []Spec) error {
 		o.loops.Go(func() {
 			<-p.done
 			if !changed {
-				p.leave(ctx, p.delivered())
+				_ = p.leave(ctx, p.delivered()) // it is in the log and the metrics
 				o.opts.Metrics.forget(p.spec.Name)
 			}
 			p.sender.close()

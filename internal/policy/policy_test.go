@@ -54,10 +54,9 @@ func TestCompileRefuses(t *testing.T) {
 			if err == nil || p != nil {
 				t.Fatalf("compiled to %v", p)
 			}
-			for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
-				e := &Error{}
-				if errors.As(e, &e) {
-					t.Errorf("%v has no place", e)
+			for _, one := range err.(interface{ Unwrap() []error }).Unwrap() {
+				if e, ok := errors.AsType[*Error](one); !ok || e.Path == "" && e.Key == "" {
+					t.Errorf("%v has no place", one)
 				}
 			}
 			for _, want := range c.want {

@@ -260,18 +260,18 @@ func (o *Observer) holds(g *group, pid int) bool {
 		f := &g.files[i]
 		files[f.Ino] = append(files[f.Ino], held{g, f})
 	}
-	any := false
-	add := func(held) { any = true }
+	found := false
+	add := func(held) { found = true }
 	err1 := o.kernel.descriptors(o.path(pid, "fd"), maxFDs, func(d descriptor) {
 		if d.writable && d.ino != 0 {
 			files.match(d.dev, d.ino, nil, add)
 		}
 	})
-	if any {
+	if found {
 		return true
 	}
 	err2 := o.mapped(pid, files, add)
-	return any || err1 != nil || err2 != nil // in doubt it does
+	return found || err1 != nil || err2 != nil // in doubt it does
 }
 
 // countUnreadableLocked counts strangers that may be workers and cannot be looked into.

@@ -18,7 +18,7 @@ const clockTicks = 100
 func mkdev(major, minor uint32) uint64 { return unix.Mkdev(major, minor) }
 
 // kernel is what is asked of the kernel beyond text files.
-type kernel struct{ names []byte }
+type kernel struct{}
 
 func newKernel() kernel { return kernel{} }
 

@@ -13,10 +13,10 @@ const maxSockets = 64
 
 // queuesLocked finds out how many connections wait at the listening sockets of each pool.
 func (o *Observer) queuesLocked() {
-	any := slices.ContainsFunc(o.groups, func(g *group) bool {
+	listens := slices.ContainsFunc(o.groups, func(g *group) bool {
 		return g.pool != nil && slices.ContainsFunc(g.living(), func(p *proc) bool { return len(p.sockets) > 0 })
 	})
-	if !any {
+	if !listens {
 		return
 	}
 	here, err := o.kernel.listeners()
@@ -73,7 +73,7 @@ func (o *Observer) tcpOf(pid int) map[uint64]listener {
 		return nil
 	}
 	found := map[uint64]listener{}
-	for _, read := range []func() (procfs.NetTCP, error){fs.NetTCP, fs.NetTCP6} {
+	for _, read := range []func() (procfs.NetTCP, error){fs.NetTCP, fs.NetTCP6} { //nolint:staticcheck // netlink tells of our own network namespace only
 		lines, err := read()
 		if err != nil {
 			o.failed("net", err)

@@ -174,7 +174,7 @@ func TestNotPrometheus(t *testing.T) {
 // TestAllowedHosts: a browser that was led here by somebody else's name gets nothing.
 func TestAllowedHosts(t *testing.T) {
 	s := New(Options{API: apiFunc(echo), AllowedHosts: []string{"Shop.example", "web1:9500"}, Reload: func() error { return nil }})
-	any := New(Options{API: apiFunc(echo), AllowedHosts: []string{"*"}})
+	anyHost := New(Options{API: apiFunc(echo), AllowedHosts: []string{"*"}})
 	for host, code := range map[string]int{
 		"localhost": 200, "localhost:9500": 200, "LOCALHOST.": 200, "a.localhost": 200, "127.0.0.1:9500": 200, "[::1]:9500": 200, "[fe80::1]": 200, "10.0.0.1": 200,
 		"shop.example": 200, "shop.example:80": 200, "web1": 200, "": 200,
@@ -192,9 +192,9 @@ func TestAllowedHosts(t *testing.T) {
 		r := httptest.NewRequest("GET", "/api/v1/things", nil)
 		r.Host = host
 		w := httptest.NewRecorder()
-		any.ServeHTTP(w, r)
+		anyHost.ServeHTTP(w, r)
 		if w.Code != 200 {
-			t.Errorf("any host, %s: %d", host, w.Code)
+			t.Errorf("anyHost host, %s: %d", host, w.Code)
 		}
 	}
 	unix := httptest.NewRequest("GET", "/api/v1/things", nil)

@@ -37,7 +37,7 @@ func DefaultMaxConnections() int {
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
 		return 64
 	}
-	return int(min(most, max(least, uint64(limit.Cur)/16)))
+	return int(min(most, max(least, uint64(limit.Cur)/16))) //nolint:unconvert // signed on some systems
 }
 
 // conns keeps how many clients are connected within a bound.
