@@ -20,7 +20,7 @@ type archiveOptions struct {
 func (o *archiveOptions) addFlags(f *pflag.FlagSet) {
 	o.addDirFlag(f)
 	f.BoolVar(&o.disable, "archive.disable", false, "only read: leave the files of dead workers where they are, and count them there")
-	durationVar(f, &o.rest, "archive.rest", pool.DefaultRest, "how long a worker must be dead before its files are archived, so that hooks of the\napplication that run at its death still find them; shorter when the file system is nearly full")
+	durationVar(f, &o.rest, "archive.rest", pool.DefaultRest, "how long a worker must be dead before its files are archived, so that hooks\nof the application that run at its death still find them; shorter when the\nfile system is nearly full")
 	durationVar(f, &o.gaugeRetention, "archive.gauge-retention", pool.DefaultGaugeRetention, "how long the gauges of a dead worker in mode all are served; 0 means for ever")
 	f.IntVar(&o.gaugeWorkers, "archive.gauge-workers", pool.DefaultGaugeWorkers, "the gauges of at most this many dead `WORKERS` are served; 0 is no limit")
 }

@@ -43,7 +43,7 @@ type options struct {
 const processDisable = "--process.disable"
 
 func (o *options) addFlags(f *flag.FlagSet) {
-	f.StringVar(&o.shapes, "shapes", "small,medium,dead", "`NAMES` of shapes, separated by commas: small, medium, large, dead, pools, wide, archive, deaths; with tiny- in front, or tiny, to try it out")
+	f.StringVar(&o.shapes, "shapes", "small,medium,dead", "`NAMES` of shapes, separated by commas: small, medium, large, dead, pools, wide; with tiny- in front, or tiny, to try it out")
 	f.BoolVar(&o.large, "large", false, "add the shape large, which needs 3 GiB and some minutes")
 	f.IntVar(&o.rounds, "rounds", 21, "how often each thing is measured, in turns")
 	f.IntVar(&o.scrapes, "scrapes", 1000, "after how many scrapes memory is looked at; small shapes get ten times as many more")
@@ -62,7 +62,7 @@ func (o *options) addFlags(f *flag.FlagSet) {
 
 func (o *options) finish() error {
 	if o.quick {
-		o.shapes, o.rounds, o.scrapes, o.coldRounds = "tiny,tiny-dead,tiny-pools,tiny-wide,tiny-archive,tiny-deaths", 3, 50, 1
+		o.shapes, o.rounds, o.scrapes, o.coldRounds = "tiny,tiny-dead,tiny-pools,tiny-wide", 3, 50, 1
 		o.idle, o.idleScrape, o.churn = 500*time.Millisecond, 250*time.Millisecond, 3*time.Second
 	}
 	if o.large {
@@ -148,10 +148,6 @@ func run(ctx context.Context, o options, progress io.Writer) (r *report, err err
 			err = b.cold(ctx, sh)
 		case sh.pools > 0:
 			err = b.pools(ctx, sh)
-		case sh.archived:
-			err = b.archive(ctx, sh)
-		case sh.deaths > 0:
-			err = b.deaths(ctx, sh)
 		default:
 			alive = true
 			err = b.steady(ctx, sh)

@@ -18,23 +18,13 @@ type shape struct {
 	// pools is how many directories there are, each with so many workers, who have files of
 	// all twelve kinds. 0: one directory, of the shape that the floor knows.
 	pools int
-	// archived says that the workers are long dead, and what they counted is archived.
-	archived bool
-	// deaths is how many workers die in a second, each with so many entries, for so many
-	// seconds as there are workers.
-	deaths int
 }
 
-func (s shape) entries() int { return max(1, s.pools) * s.workers * max(1, s.deaths) * s.series }
+func (s shape) entries() int { return max(1, s.pools) * s.workers * s.series }
 
 func (s shape) files() int {
-	switch {
-	case s.pools > 0:
+	if s.pools > 0 {
 		return s.pools * s.workers * len(twelveKinds)
-	case s.archived:
-		return s.workers
-	case s.deaths > 0:
-		return s.workers * s.deaths
 	}
 	return s.workers * int(kinds)
 }
@@ -43,10 +33,6 @@ func (s shape) String() string {
 	switch {
 	case s.pools > 0:
 		return fmt.Sprintf("%s (%d pools × %d workers × %d)", s.name, s.pools, s.workers, s.series)
-	case s.archived:
-		return fmt.Sprintf("%s (%d archived series)", s.name, s.entries())
-	case s.deaths > 0:
-		return fmt.Sprintf("%s (%d a second × %d)", s.name, s.deaths, s.series)
 	case s.dead:
 		return fmt.Sprintf("%s (%d dead pids × %d)", s.name, s.workers, s.series)
 	}
@@ -61,14 +47,10 @@ var shapes = []shape{
 	{name: "dead", workers: 6_802, series: 98, dead: true},
 	{name: "pools", pools: 350, workers: 4, series: 510},
 	{name: "wide", pools: 1, workers: 1_000, series: 110},
-	{name: "archive", workers: 4, series: 200_000, archived: true},
-	{name: "deaths", deaths: 2_000, workers: 10, series: 100},
 	{name: "tiny", workers: 4, series: 400, python: 1},
 	{name: "tiny-dead", workers: 60, series: 98, dead: true},
 	{name: "tiny-pools", pools: 5, workers: 2, series: 60},
 	{name: "tiny-wide", pools: 1, workers: 20, series: 60},
-	{name: "tiny-archive", workers: 2, series: 500, archived: true},
-	{name: "tiny-deaths", deaths: 50, workers: 1, series: 20},
 }
 
 // parseShapes reads a list of names.
