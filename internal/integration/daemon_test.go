@@ -50,12 +50,11 @@ func startDaemon(t *testing.T, attr *syscall.SysProcAttr, subcommand string, fla
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux tells which processes are dead, and most of what is expected here depends on it")
 	}
-	args := append([]string{
-		subcommand, "--web.listen-address", "127.0.0.1:0", "--log.format", "json", "--log.level", "debug",
-	}, flags...)
+	args := []string{subcommand, "--web.listen-address", "127.0.0.1:0", "--log.format", "json", "--log.level", "debug"}
 	if subcommand != "demo" {
 		args = append(args, "--web.self-metrics", "full")
 	}
+	args = append(args, flags...) // behind them, run has a command
 	if subcommand == "serve" && !slices.Contains(flags, "--archive.rest") {
 		args = append(args, "--archive.rest", "300ms") // so that tests need not wait for the default
 	}

@@ -293,7 +293,7 @@ keep = MmapedDict("`+dir+`/counter_7.db"); keep.write_value('["c", "c_total", {}
 				}
 				return doctor(t, nil, "--dir", dir)
 			},
-			level: "warning", check: "files", words: "1 file is no source file, the first: \"metric_http_requests___17.bin\"",
+			level: "warning", check: "client", words: "1 file was written by client_ruby (DirectFileStore), which is not read yet. The first: \"metric_http_requests___17.bin\"",
 		},
 		"removed_files": {
 			make: func(t *testing.T, dir string) []finding {

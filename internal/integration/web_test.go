@@ -225,7 +225,7 @@ basic_auth: {username: prometheus, password: %s}
 		{"top_unix", "unix:" + socket, good, []string{"top", "--iterations", "1", "--interval", "500ms"}, 0, "app_requests"},
 		{"doctor", "https://" + target, good, []string{"doctor", "--dir", dir}, 0, "https://" + target + " is ready"},
 		{"doctor_unix", "unix:" + socket, good, []string{"doctor", "--dir", dir}, 0, "unix:" + socket + " is ready"},
-		{"explain_wrong_password", "https://" + target, wrong, []string{"explain", "app_requests_total"}, 1, "asks for a user and a password"},
+		{"explain_wrong_password", "https://" + target, wrong, []string{"explain", "app_requests_total"}, 1, "wants a user and a password"},
 		{"doctor_wrong_password", "https://" + target, wrong, []string{"doctor", "--dir", dir}, 0, "asks for a password"},
 		{"explain_stranger", "https://" + target, stranger, []string{"explain", "app_requests_total"}, 1, "ask the daemon at https://" + target},
 		{"explain_plain_http", "http://" + target, good, []string{"explain", "app_requests_total"}, 1, "if it serves TLS, use https:// in --url"},
