@@ -64,9 +64,6 @@ pools:
   - name: jobs
     dir: /dev/shm/jobs
     uwsgi_stats: 127.0.0.1:1717
-process:
-  - namespace: scheduler
-    pid_file: /run/scheduler.pid
 external_labels: {region: eu}
 info:
   - name: shop_build_info

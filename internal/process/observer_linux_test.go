@@ -181,8 +181,9 @@ func TestCPU(t *testing.T) {
 					exits += n
 				}
 			}
-			if exits != 3 {
-				t.Errorf("%v exits seen, want 3", exits)
+			// The end of one that ends between two samples, its status unasked, may be missed.
+			if exits < 2 || exits > 3 {
+				t.Errorf("%v exits seen, want 3, or 2", exits)
 			}
 			ticks, err := strconv.ParseFloat(master.told(t, "rusage"), 64)
 			if err != nil {
