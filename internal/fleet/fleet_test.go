@@ -446,7 +446,7 @@ func TestComeAndGo(t *testing.T) {
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		f, m, g, b := settle()
 		// The scraper is anywhere in its loop.
-		if f <= fds+4 && m <= maps+2 && g <= goroutines+4 && b < heap+4<<20 {
+		if f <= fds+4 && m <= maps+2 && g <= goroutines+4 && b < heap+2<<20 {
 			break
 		}
 		if time.Now().After(deadline) {

@@ -138,8 +138,12 @@ func TestGatherAllocations(t *testing.T) {
 		})
 	}
 	few, many := allocs(2, 10), allocs(60, 800)
-	// Loading side by side takes goroutines, whose number does not depend on that of the entries.
-	if limit := few + 50*float64(runtime.GOMAXPROCS(0)); few > 20 || many > limit {
+	// Loading side by side takes a goroutine for each core.
+	limit := few + 4*float64(runtime.GOMAXPROCS(0))
+	if raceEnabled {
+		limit += 60 // a sync.Pool then throws a quarter away; a load takes from it once for each file
+	}
+	if few > 20 || many > limit {
 		t.Errorf("%v allocations for 20 entries, %v for 48,000, want at most 20 and %v", few, many, limit)
 	}
 }
