@@ -8,7 +8,7 @@ GOLANGCI := $(BIN)/golangci-lint-$(GOLANGCI_VERSION)
 # How long make fuzz tries each target: a time (1m) or a number of inputs (20000x). make test
 # counts inputs, so that a slow machine takes longer and does not run into a deadline.
 FUZZTIME ?= 1m
-TEST_FUZZTIME := 20000x
+TEST_FUZZTIME := 100000x
 # How long make soak goes on.
 SOAK ?= 1h
 # How often make bench-go runs each benchmark; benchstat wants ten or so.

@@ -263,7 +263,11 @@ func TestFullWhileFolding(t *testing.T) {
 	i := s.inspect(nil)
 	defer i.finish()
 	troubles := 0
-	for _, leave := range []int64{0, 1, 2, 4, 7, 12} {
+	// The daemon keeps room for itself and makes its transactions smaller, so it is not in trouble
+	// each time.
+	numbers := []int64{0, 1, 2, 4, 7, 12}
+	for n := 0; n < len(numbers) || troubles == 0 && n < 8*len(numbers); n++ {
+		leave := numbers[n%len(numbers)]
 		makeRoom(t, dir)
 		h.mustBorn(5)
 		s.current.Load().mustText() // it knows the files
@@ -290,7 +294,9 @@ func TestFullWhileFolding(t *testing.T) {
 			h.mustCheck(fmt.Sprintf("with %d pages free, after a kill", leave), s.current.Load())
 		}
 	}
-	// Since the daemon keeps room for itself and makes its transactions smaller, there may be none.
+	if troubles == 0 {
+		t.Error("the archive could always be written: this has proved nothing")
+	}
 	t.Logf("in trouble with %d numbers of free pages", troubles)
 	makeRoom(t, dir)
 	d := s.current.Load()
