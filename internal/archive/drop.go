@@ -1,7 +1,6 @@
 package archive
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -61,11 +60,6 @@ func (m Match) Matches(s Space, raw string) bool {
 	}
 	return m.selector.Matches(key.Series.Sample, labels, boundLabel, bound)
 }
-
-// A DropFunc takes series out of the archive of a pool, in memory and durably, and says how many:
-// what a daemon gives to those who may ask for it. Its error wraps ErrDetached where the archive
-// is not open.
-type DropFunc func(ctx context.Context, pool string, m Match) (dropped int, err error)
 
 // Dropped is what a daemon answers when it was asked to drop series.
 type Dropped struct {

@@ -44,11 +44,6 @@ const (
 	Canceled Result = "canceled"
 )
 
-// Results lists all results.
-func Results() []Result {
-	return []Result{OK, Rejected, Unauthorized, Certificate, Misconfigured, Throttled, Unavailable, TimedOut, NoView, Canceled}
-}
-
 // A PushError is why a push failed.
 type PushError struct {
 	Result Result

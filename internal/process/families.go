@@ -324,19 +324,6 @@ func layoutOf(rows []row) *view.Layout {
 	return l
 }
 
-// View returns the process metrics of a pool, without a label that names it, as of the last
-// sample; nil if there are none. The layout is the same one as long as its shape is.
-func (o *Observer) View(pool string) *view.Snapshot {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, g := range o.groups {
-		if g.pool != nil && g.name == pool && len(g.rows) > 0 {
-			return g.snap.of(slices.Clone(g.rows))
-		}
-	}
-	return nil
-}
-
 // poolLabel is the label that tells pools apart where there are several.
 const poolLabel = "pool"
 

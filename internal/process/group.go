@@ -54,7 +54,6 @@ type group struct {
 	tables map[uint64]map[uint64]listener
 
 	rows       []row
-	snap       *snapshots
 	generation uint64
 }
 
@@ -90,7 +89,7 @@ type proc struct {
 func newGroup(o *Observer, name, namespace string, pool Pool, daemon *Daemon) *group {
 	g := &group{
 		o: o, name: name, prefix: "process_", pool: pool, daemon: daemon, logger: o.logger,
-		procs: map[int]*proc{}, since: o.since, tables: map[uint64]map[uint64]listener{}, exits: map[string]uint64{}, snap: new(snapshots),
+		procs: map[int]*proc{}, since: o.since, tables: map[uint64]map[uint64]listener{}, exits: map[string]uint64{},
 	}
 	if namespace != "" {
 		g.prefix = namespace + "_process_"

@@ -97,9 +97,9 @@ func TestPool(t *testing.T) {
 	if pss := v["aggregatord_pool_proportional_memory_bytes"]; pss <= 0 || pss >= v["process_resident_memory_bytes"] {
 		t.Errorf("proportional memory is %v, resident %v: the program itself is shared", pss, v["process_resident_memory_bytes"])
 	}
-	layout := o.View("").Layout
+	layout := o.All().Layout
 	o.Sample()
-	if o.View("").Layout != layout {
+	if o.All().Layout != layout {
 		t.Error("the layout is another one although its shape is the same")
 	}
 }
@@ -476,8 +476,16 @@ func TestTwoPools(t *testing.T) {
 	if !seen["web"] || !seen["jobs"] {
 		t.Errorf("label values %v", seen)
 	}
-	if v := o.View("web"); v == nil || len(v.Values) == 0 || o.View("none") != nil {
-		t.Error("views by pool")
+	ofWeb := o.Some([]string{"web"}, true)
+	for i := range ofWeb.Layout.Families {
+		for _, m := range ofWeb.Layout.Families[i].Metrics {
+			if slices.ContainsFunc(m.Labels, func(l metric.Label) bool { return l.Name == poolLabel }) {
+				t.Errorf("%s of one pool has the label of pools: %v", ofWeb.Layout.Families[i].Name, m.Labels)
+			}
+		}
+	}
+	if named := o.Some([]string{"web"}, false); len(ofWeb.Values) == 0 || len(named.Values) != len(ofWeb.Values) || len(o.Some([]string{"none"}, true).Values) > 0 {
+		t.Errorf("views by pool: %d samples, with the label %d", len(ofWeb.Values), len(named.Values))
 	}
 }
 
@@ -673,10 +681,8 @@ func TestStates(t *testing.T) {
 	pool := directory{"web", dir}
 	o := observe(t, Options{Store: store}, pool)
 	o.Sample()
-	state := o.State("web")
-	if state == nil || o.State("none") != nil {
-		t.Fatalf("state %q", state)
-	}
+	o.sample(true)
+	state, _ := store.Load("web")
 	cpu := o.values("web")["process_cpu_seconds"]
 	with := func(change func(*state2)) []byte {
 		var s state2

@@ -46,19 +46,6 @@ const maxExits = 512
 // saveEvery is how often the state is kept although nothing is in it that cannot be seen.
 const saveEvery = time.Minute
 
-// State returns the state of a pool's counters, for Restore of a later Observer; nil for a
-// pool that there is not.
-func (o *Observer) State(pool string) []byte {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, g := range o.groups {
-		if g.pool != nil && g.name == pool {
-			return g.state()
-		}
-	}
-	return nil
-}
-
 func (g *group) state() []byte {
 	s := state{Version: stateVersion, Boot: g.o.bootID, Base: g.base, Starts: g.starts, At: uptime(), Exits: g.exits, Slots: g.slots}
 	for _, p := range g.sorted() {
@@ -71,7 +58,7 @@ func (g *group) state() []byte {
 	return data
 }
 
-// Restore takes over what State has returned, before the first Sample of the pool. An error
+// restore takes over what state has returned, before the first Sample of the pool. An error
 // says that the state is damaged or of a newer program; nothing is taken over then.
 func (g *group) restore(data []byte) error {
 	if len(data) == 0 {

@@ -74,33 +74,6 @@ func LeaseBroken(fd int) (bool, error) {
 	return kind != unix.F_RDLCK, nil
 }
 
-// TryWriteLease asks for a write lease on fd, a regular file. It does not block, and its errors
-// are those of TryLease.
-//
-// granted true: nobody else has the file open at all. The caller's own open file
-// description, with its duplicates and mappings, does not count; a second one of the caller's
-// does. Until ReleaseLease, or until fd and all its duplicates are closed, everybody who opens
-// the file waits in open, also to read; [LeaseState] tells of them. What TryLease says of waiting, of
-// the lease-break-time and of SIGIO holds here, too. granted false without an error: somebody
-// has the file open.
-func TryWriteLease(fd int) (granted bool, err error) { return lease(fd, unix.F_WRLCK) }
-
-// LeaseState returns what the kernel says of the lease on fd. A write lease for which a reader
-// waits is HeldForReading: giving it up is what the reader waits for. One that a
-// writer waits for, or that has been taken from us, is NotHeld, and so is a file without a lease.
-func LeaseState(fd int) (Lease, error) {
-	kind, _, errno := unix.Syscall(unix.SYS_FCNTL, uintptr(fd), unix.F_GETLEASE, 0)
-	switch {
-	case errno != 0:
-		return NotHeld, fmt.Errorf("look at lease: %w", errno)
-	case kind == unix.F_WRLCK:
-		return HeldForWriting, nil
-	case kind == unix.F_RDLCK:
-		return HeldForReading, nil
-	}
-	return NotHeld, nil
-}
-
 // ReleaseLease gives up the lease on fd, so that whoever waits in open goes on. Releasing a
 // lease that was broken is the way to let go. One that is not there any more, because it was
 // taken from us, is no error.

@@ -7,12 +7,6 @@ import "golang.org/x/sys/unix"
 // TryLease fails with [ErrLeaseUnsupported]: only Linux has leases.
 func TryLease(int) (granted bool, err error) { return false, ErrLeaseUnsupported }
 
-// TryWriteLease fails with [ErrLeaseUnsupported]: only Linux has leases.
-func TryWriteLease(int) (granted bool, err error) { return false, ErrLeaseUnsupported }
-
-// LeaseState fails with [ErrLeaseUnsupported]: only Linux has leases.
-func LeaseState(int) (Lease, error) { return NotHeld, ErrLeaseUnsupported }
-
 // LeaseBroken fails with [ErrLeaseUnsupported]: only Linux has leases.
 func LeaseBroken(int) (bool, error) { return false, ErrLeaseUnsupported }
 

@@ -78,16 +78,6 @@ type FileRef struct {
 	ID string
 }
 
-// Lease is what a descriptor has of a lease.
-type Lease uint8
-
-// The leases: see [LeaseState].
-const (
-	NotHeld Lease = iota
-	HeldForReading
-	HeldForWriting
-)
-
 // A Choice is what a probe of a directory found.
 type Choice struct {
 	// Method is the best method that works for the files there.
