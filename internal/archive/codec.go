@@ -165,9 +165,6 @@ func appendValues(dst []float64, data []byte) ([]float64, error) {
 	return dst, nil
 }
 
-// readBaseline is appendValues into a new slice.
-func readBaseline(data []byte) ([]float64, error) { return appendValues(nil, data) }
-
 // countValues checks a baseline and returns how many values it has, without unpacking them.
 func countValues(data []byte) (int, error) {
 	count, n := binary.Uvarint(data)

@@ -25,7 +25,7 @@ func sameBits(a, b []float64) bool {
 func TestBaselineRoundTrip(t *testing.T) {
 	for n := range len(odd) + 1 {
 		data := appendBaseline([]byte("before"), odd[:n])
-		got, err := readBaseline(data[len("before"):])
+		got, err := readBaseline(t, data[len("before"):])
 		if err != nil || !sameBits(got, odd[:n]) {
 			t.Errorf("%v, %v, want %v", got, err, odd[:n])
 		}
@@ -46,7 +46,7 @@ func TestReadBaselineErrors(t *testing.T) {
 		"endless_value":  append([]byte{1}, bytes.Repeat([]byte{0xff}, 11)...),
 		"more_than_said": {1, 1, 1},
 	} {
-		if v, err := readBaseline(data); err == nil {
+		if v, err := readBaseline(t, data); err == nil {
 			t.Errorf("%s: %v", name, v)
 		}
 	}
@@ -145,12 +145,24 @@ func TestSeal(t *testing.T) {
 	}
 }
 
+// readBaseline unpacks a baseline as a record does: what countValues lets in, appendValues must
+// unpack, into the room that the count tells of.
+func readBaseline(t *testing.T, data []byte) ([]float64, error) {
+	t.Helper()
+	n, err := countValues(data)
+	values, errAppend := appendValues(make([]float64, 0, n), data)
+	if (err == nil) != (errAppend == nil) || err == nil && len(values) != n {
+		t.Fatalf("% x: counted %d, %v; unpacked %d, %v", data, n, err, len(values), errAppend)
+	}
+	return values, err
+}
+
 func FuzzBaseline(f *testing.F) {
 	f.Add(appendBaseline(nil, odd))
 	f.Add([]byte{2, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f})
 	f.Add([]byte{1, 0x80, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		values, err := readBaseline(data)
+		values, err := readBaseline(t, data)
 		if err != nil {
 			return
 		}
@@ -158,7 +170,7 @@ func FuzzBaseline(f *testing.F) {
 		if cap(values) > len(data) {
 			t.Errorf("room for %d values from %d bytes", cap(values), len(data))
 		}
-		again, err := readBaseline(appendBaseline(nil, values))
+		again, err := readBaseline(t, appendBaseline(nil, values))
 		if err != nil || !sameBits(again, values) {
 			t.Errorf("%v became %v, %v", values, again, err)
 		}
