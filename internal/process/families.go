@@ -97,7 +97,6 @@ func (g *group) publish(now time.Time, last bool) {
 	if g.pool != nil && g.seen {
 		g.additional(now)
 	}
-	g.generation = g.o.generation
 	g.save(now, last)
 }
 
@@ -327,20 +326,43 @@ func layoutOf(rows []row) *view.Layout {
 // poolLabel is the label that tells pools apart where there are several.
 const poolLabel = "pool"
 
-// All returns the process metrics of everything that is watched: of each pool that has a
-// name with the label pool, and of the other processes.
+// sampled is what one sample has found. Whoever serves it does not wait for the next one, which may
+// read the memory maps of thousands of processes.
+type sampled struct {
+	groups []sampledGroup
+	all    *view.Snapshot // nil until somebody asks for it; Observer.allMu guards it
+}
+
+type sampledGroup struct {
+	name   string
+	isPool bool
+	rows   []row
+}
+
+// publishLocked gives what the groups have found to those who serve it.
+func (o *Observer) publishLocked() {
+	s := &sampled{groups: make([]sampledGroup, len(o.groups))}
+	for i, g := range o.groups {
+		s.groups[i] = sampledGroup{g.name, g.pool != nil, slices.Clone(g.rows)}
+	}
+	o.sampled.Store(s)
+}
+
+// All returns the process metrics of everything that is watched, as of the last sample: of each
+// pool that has a name with the label pool, and of the other processes. Its layout is the same one
+// as long as its shape is.
 func (o *Observer) All() *view.Snapshot {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.all != nil && o.allGeneration == o.generation {
-		return o.all
+	o.allMu.Lock()
+	defer o.allMu.Unlock()
+	s := o.sampled.Load()
+	if s.all == nil {
+		var rows []row
+		for i := range s.groups {
+			rows = s.groups[i].labeled(rows)
+		}
+		s.all = o.shape.of(rows)
 	}
-	var rows []row
-	for _, g := range o.groups {
-		rows = g.labeled(rows)
-	}
-	o.all, o.allGeneration = o.shape.of(rows), o.generation
-	return o.all
+	return s.all
 }
 
 // aside remembers what of a layout stands aside for another, as both seldom change.
@@ -351,18 +373,16 @@ type aside struct {
 	told         map[string]bool
 }
 
-// Some returns the process metrics of the named pools; bare: without the label pool.
+// Some returns the process metrics of the named pools as of the last sample; bare: without the
+// label pool.
 func (o *Observer) Some(pools []string, bare bool) *view.Snapshot {
-	o.mu.Lock()
-	defer o.mu.Unlock()
 	var rows []row
-	for _, g := range o.groups {
-		if g.pool == nil || !slices.Contains(pools, g.name) {
-			continue
-		}
-		if bare {
+	for _, g := range o.sampled.Load().groups {
+		switch {
+		case !g.isPool || !slices.Contains(pools, g.name):
+		case bare:
 			rows = append(rows, g.rows...)
-		} else {
+		default:
 			rows = g.labeled(rows)
 		}
 	}
@@ -370,7 +390,7 @@ func (o *Observer) Some(pools []string, bare bool) *view.Snapshot {
 }
 
 // labeled appends the group's rows with the label pool, if the pool has a name.
-func (g *group) labeled(rows []row) []row {
+func (g *sampledGroup) labeled(rows []row) []row {
 	for _, r := range g.rows {
 		if g.name != "" {
 			r.labels = append(slices.Clone(r.labels), metric.Label{Name: poolLabel, Value: g.name})

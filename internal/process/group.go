@@ -53,8 +53,7 @@ type group struct {
 	// tables are the listening sockets of other network namespaces, by the inode of each.
 	tables map[uint64]map[uint64]listener
 
-	rows       []row
-	generation uint64
+	rows []row
 }
 
 // A proc is one process of a group.

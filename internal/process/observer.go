@@ -16,7 +16,6 @@ import (
 	"go.uber.org/zap"
 
 	"aggregatord/internal/telemetry"
-	"aggregatord/internal/view"
 )
 
 // A Pool is what the room needs to know of one.
@@ -155,6 +154,12 @@ type Observer struct {
 	// apart scrapes are.
 	lastScrape, interval atomic.Int64
 
+	// sampled is what the last sample has found; it is never nil. allMu guards shape, which keeps
+	// the layout of all.
+	sampled atomic.Pointer[sampled]
+	allMu   sync.Mutex
+	shape   snapshots
+
 	// mu guards everything below but what is in the groups that says otherwise. It is held
 	// while a sample reads.
 	mu     sync.Mutex
@@ -163,17 +168,14 @@ type Observer struct {
 	strangers map[int]*stranger
 	lookedAll lookedAll
 	// newest is the process that was made last when all were listed, and listed the list.
-	newest        string
-	listed        []int
-	buf           []byte // for reading files of /proc
-	generation    uint64 // of the samples
-	all           *view.Snapshot
-	shape         snapshots
-	allGeneration uint64
-	credit        credits
-	unreadable    int // strangers that may be ours, but cannot be looked into
-	cgroups       cgroups
-	runtimes      map[[2]uint64]runtime // by program
+	newest     string
+	listed     []int
+	buf        []byte // for reading files of /proc
+	generation uint64 // of the samples
+	credit     credits
+	unreadable int // strangers that may be ours, but cannot be looked into
+	cgroups    cgroups
+	runtimes   map[[2]uint64]runtime // by program
 
 	// asideMu guards aside, which is what of a layout is left out beside another.
 	asideMu sync.Mutex
@@ -188,6 +190,7 @@ func New(opts Options) *Observer {
 		opts: opts, logger: opts.Logger, strangers: map[int]*stranger{}, runtimes: map[[2]uint64]runtime{},
 		ticks: clockTicks, pageSize: float64(os.Getpagesize()), kernel: newKernel(), since: uptime(),
 	}
+	o.sampled.Store(&sampled{})
 	o.cgroups.mount = opts.Cgroup
 	_, o.network, _ = identity(filepath.Join(opts.Proc, "self/ns/net"))
 	if fs, err := procfs.NewFS(opts.Proc); err == nil {
@@ -292,6 +295,7 @@ func (o *Observer) sample(last bool) {
 	for _, g := range o.groups {
 		g.publish(start, last)
 	}
+	o.publishLocked()
 	o.opts.Metrics.samples.Inc()
 	o.opts.Metrics.seconds.Observe(time.Since(start).Seconds())
 }

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -101,6 +102,47 @@ func TestPool(t *testing.T) {
 	o.Sample()
 	if o.All().Layout != layout {
 		t.Error("the layout is another one although its shape is the same")
+	}
+}
+
+// TestServedBesideASample: who serves what was found does not wait for a sample that reads.
+func TestServedBesideASample(t *testing.T) {
+	dir := t.TempDir()
+	start(t, "master", dir, "wait").spawn(t, "a")
+	o := observe(t, Options{}, directory{"web", dir})
+	if n := len(o.All().Values) + len(o.Some([]string{"web"}, true).Values); n != 0 {
+		t.Errorf("%d samples before the first look", n)
+	}
+	o.Sample()
+	o.mu.Lock() // as a sample does while it reads
+	defer o.mu.Unlock()
+	served := make(chan int, 1)
+	go func() { served <- min(len(o.All().Values), len(o.Some([]string{"web"}, true).Values)) }()
+	select {
+	case n := <-served:
+		if n == 0 {
+			t.Error("nothing is served")
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits for the sample")
+	}
+}
+
+// TestPipeForALibrary: a program that is a pipe by now is not waited for.
+func TestPipeForALibrary(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "libpython3.11.so.1.0")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan string, 1)
+	go func() { done <- versionIn(path, runtime{kind: "python", version: "3.11"}) }()
+	select {
+	case version := <-done:
+		if version != "" {
+			t.Errorf("a pipe has version %q", version)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits for somebody to write into the pipe")
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"aggregatord/internal/metric"
 )
 
@@ -95,8 +97,8 @@ func (o *Observer) runtimeOf(p *proc) runtime {
 	}
 	r := nameRuntime(path.Base(strings.TrimSuffix(target, " (deleted)")))
 	// A program linked to a library knows less than the library.
-	if lib, at := o.libraryOf(p.pid); lib.kind != "" && (r.kind == "" || r.kind == lib.kind) {
-		r, file = lib, at
+	if lib, where := o.mappedRuntime(p.pid); lib.kind != "" && (r.kind == "" || r.kind == lib.kind) {
+		r, file = lib, where
 	}
 	if r.kind != "" && strings.Count(r.version, ".") < 2 {
 		if full := versionIn(file, r); full != "" {
@@ -110,8 +112,8 @@ func (o *Observer) runtimeOf(p *proc) runtime {
 	return r
 }
 
-// libraryOf finds the mapped library of a runtime, and where it can be read.
-func (o *Observer) libraryOf(pid int) (runtime, string) {
+// mappedRuntime finds the mapped library of a runtime, and where it can be read.
+func (o *Observer) mappedRuntime(pid int) (runtime, string) {
 	maps, err := o.readFile(o.path(pid, "maps"), maxMaps)
 	if err != nil {
 		return runtime{}, ""
@@ -137,7 +139,8 @@ const maxProgram = 64 << 20
 // versionIn searches a program for the version that it tells when it is asked, and that its
 // name has the beginning of. It returns "" if there is none.
 func versionIn(file string, r runtime) string {
-	f, err := os.Open(file)
+	// Its owner may have put a pipe in the place of a library since it was mapped: nobody is waited for.
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return ""
 	}
