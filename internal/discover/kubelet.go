@@ -100,7 +100,7 @@ func short(uid string) string { return uid[:min(len(uid), 8)] }
 // hasSources reports whether a directory has source files. What other volumes have is not read
 // to its end.
 func hasSources(path string) bool {
-	f, err := os.Open(path)
+	f, err := openDir(path)
 	if err != nil {
 		return false
 	}

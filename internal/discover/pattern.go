@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"aggregatord/internal/pool"
 	"aggregatord/internal/store"
 )
@@ -189,14 +191,20 @@ func (s *patternSource) walk(dir string, segments []segment, captures []string, 
 	}
 }
 
+// openDir opens a directory, and nothing else: to open a pipe that somebody put there would wait for
+// whoever writes into it.
+func openDir(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
+}
+
 // names lists a directory, sorted. One that is not there has none.
 func (s *patternSource) names(dir string) []string {
 	if s.left < 0 {
 		return nil
 	}
-	f, err := os.Open(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	f, err := openDir(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil // a file that is matched by a star in the middle of the path is none of ours
 	}
 	if err != nil {
 		s.errs = append(s.errs, fmt.Errorf("pattern %q: %w", s.Glob, err))
@@ -205,10 +213,7 @@ func (s *patternSource) names(dir string) []string {
 	defer f.Close() //nolint:errcheck // it was only read
 	names, err := f.Readdirnames(s.left + 1)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, fs.ErrNotExist) {
-		// A file that is matched by a star in the middle of the path is none of ours.
-		if info, statErr := f.Stat(); statErr == nil && info.IsDir() {
-			s.errs = append(s.errs, fmt.Errorf("pattern %q: %w", s.Glob, err))
-		}
+		s.errs = append(s.errs, fmt.Errorf("pattern %q: %w", s.Glob, err))
 	}
 	s.left -= len(names)
 	slices.Sort(names)
