@@ -32,8 +32,8 @@ type File struct {
 	Alive bool
 	// Baseline is what of the file is archived already, nil for most: see archive.Baseline.
 	Baseline []float64
-	// Entries is how many entries the pool has met. What comes behind them is a gain over the
-	// record.
+	// Entries is how many entries the pool has met. Of a file that is Alive, what comes behind them
+	// is a gain over the record.
 	Entries int
 	// Slots are the places of the entries that the pool serves, rising.
 	Slots []uint32
@@ -42,7 +42,8 @@ type File struct {
 	// Keep says whether to keep an entry that is at none of the Slots. Nil: all, as nobody may be able
 	// to read them today.
 	Keep func(e store.Entry) bool
-	// Route decides where the entry with the k-th slot goes. Nil: by the file's name.
+	// Route decides where the entry with the k-th slot goes, or, with a k of -1, one that the pool has
+	// not met. Nil: by the file's name.
 	Route func(k int, e store.Entry) Route
 	// Owner is the pool's own.
 	Owner any
@@ -116,29 +117,34 @@ func (f *File) Collect(b *archive.Batch) error {
 		defer source.Close() //nolint:errcheck // it was only read
 	}
 	err = source.Walk(func(e store.Entry) {
-		if entry++; entry > f.Entries {
-			return // it came after the pool has met the others: a gain
-		}
+		entry++
 		if f.Alive {
+			if entry > f.Entries {
+				return // it came after the pool has met the others: a gain
+			}
 			f.Values = append(f.Values, e.Value)
 			if stamped {
 				f.Values = append(f.Values, e.Stamp)
 			}
 		}
-		if k == len(f.Slots) || f.Slots[k] != e.Slot {
+		slot := -1
+		switch {
+		case k < len(f.Slots) && f.Slots[k] == e.Slot:
+			slot = k
+			k++
+			f.Served = append(f.Served, e.Value)
+		case entry <= f.Entries || f.Route == nil:
 			// What nobody can read now is kept as it is: a later version, or another limit, may.
 			into.Add(e.Key, e.Value, e.Stamp, keep && (f.Keep == nil || f.Keep(e)))
 			return
 		}
-		f.Served = append(f.Served, e.Value)
 		r := Route{Key: e.Key, Space: space, Stamp: e.Stamp, Keep: keep}
 		if f.Route != nil {
-			r = f.Route(k, e)
+			r = f.Route(slot, e)
 		}
 		if r.Space.Mode == metric.All {
 			r.Stamp = began
 		}
-		k++
 		if !r.Keep {
 			into.Add(e.Key, e.Value, e.Stamp, false)
 			return

@@ -229,6 +229,53 @@ func TestFold(t *testing.T) {
 	collect(t, Spec{Path: dir}).want(want...)
 }
 
+// TestSecondLifeUnseen: a process takes the ID of a dead one, counts in its file what was not in
+// it before, and dies before anybody asks for it. That counts from when the file is folded, whoever
+// removes it then.
+func TestSecondLifeUnseen(t *testing.T) {
+	for name, when := range map[string]func(*harness, func()){
+		"before the fold": func(h *harness, count func()) {
+			count()
+			h.Fold()
+		},
+		"in the fold": func(h *harness, count func()) {
+			h.folder.Step = func(step string) error {
+				if step == "stage" {
+					count()
+				}
+				return nil
+			}
+			h.Fold()
+			h.folder.Step = nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bothWays(t, func(t *testing.T, p *policy.Policy) {
+				dir := tmpfs(t)
+				h := collect(t, Spec{Path: dir})
+				want := []string{"hits_total 2", "hits_total path=/ 3"}
+				if p != nil {
+					h.force(p)
+					want = []string{"hits_total 5"} // without the label
+				}
+				write(t, dir, "counter_1.db").set("hits_total", 1).die()
+				h.want("hits_total 1")
+				h.Tend(true)
+				when(h, func() { write(t, dir, "counter_1.db").set("hits_total", 2).set("hits_total", 3, "path", "/").die() })
+				h.want(want...)
+				for _, file := range stagedNames(t, dir) {
+					if err := os.Remove(filepath.Join(dir, file)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				h.Tend(true)
+				h.fold()
+				h.want(want...)
+			})
+		})
+	}
+}
+
 // TestKilledAtEachStep kills a process that folds before its first step, its second, and
 // so on until a run has no such step, and checks after each what the next one serves.
 func TestKilledAtEachStep(t *testing.T) {

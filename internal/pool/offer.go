@@ -137,7 +137,9 @@ func (p *Pool) offerableLocked(t *file) bool {
 			return false
 		}
 	}
-	if p.learnNewLocked(t, sliceBytes); t.more {
+	// Not learnNewLocked: another process of the same ID may have added entries since the last load,
+	// and died.
+	if p.learnLocked(t, sliceBytes); t.more {
 		return false // the next rounds learn the rest
 	}
 	err := t.learnErr
@@ -172,6 +174,7 @@ func (p *Pool) offerLocked(t *file) *fold.File {
 	}
 	if p.policy.Says(p.spec.RuledBy()) {
 		// The fold asks without the lock: what may change under it is copied.
+		offered := unixSeconds(p.now())
 		stamps := make([]float64, len(f.Slots))
 		for k := range stamps {
 			stamps[k] = t.source.Stamp(k)
@@ -179,8 +182,12 @@ func (p *Pool) offerLocked(t *file) *fold.File {
 		f.Route = func(k int, e store.Entry) fold.Route {
 			key, space, keep := p.spaceOf(t, e.Key)
 			r := fold.Route{Key: key, Space: space, Stamp: e.Stamp, Keep: keep}
-			if space.Mode == metric.MostRecent {
+			switch {
+			case space.Mode != metric.MostRecent:
+			case k >= 0:
 				r.Stamp = stamps[k]
+			case r.Stamp == 0:
+				r.Stamp = offered
 			}
 			return r
 		}
