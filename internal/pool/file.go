@@ -106,6 +106,10 @@ func (t *file) readable() bool { return t.file != nil && t.state != folding }
 // isAlive reports whether the file counts as one that a process may write to.
 func (t *file) isAlive() bool { return t.source != nil && t.source.Alive() }
 
+// answered reports whether it was asked at least once if a process may write to the file. One that a
+// scrape has found is asked in the next round.
+func (t *file) answered() bool { return t.asked > 0 && t.state != unasked }
+
 // allLocked iterates over all files, also those that could not be opened.
 func (p *Pool) allLocked() iter.Seq[*file] {
 	return func(yield func(*file) bool) {

@@ -23,8 +23,13 @@ const (
 	roundBytes = 8 << 20
 )
 
-// retryAfter is how long a file of which nothing could be read stays closed.
-const retryAfter = 5 * time.Second
+const (
+	// retryAfter is how long a file of which nothing could be read stays closed.
+	retryAfter = 5 * time.Second
+	// youth is how long a file of which nothing can be read is held open all the same: its writer may
+	// be about to make it, and somebody may remove it then, before it would be opened again.
+	youth = 5 * time.Second
+)
 
 // learnLocked tells the index of entries that appeared since the last time: of about limit bytes
 // at most, or of all if limit is 0. It returns how many bytes it were.
@@ -91,8 +96,9 @@ func (p *Pool) learnAllLocked() {
 		}
 		p.growing = p.growing || t.more || t.entries != before
 	}
+	short := p.shortOfDescriptorsLocked()
 	for _, t := range files {
-		p.closeBarrenLocked(t)
+		p.closeBarrenLocked(t, short)
 	}
 	if p.deferred > 0 {
 		p.openDeferredLocked()
@@ -102,15 +108,23 @@ func (p *Pool) learnAllLocked() {
 // barren reports whether the file was closed because it yields nothing.
 func (t *file) barren() bool { return !t.retry.IsZero() }
 
-// closeBarrenLocked closes a file of which nothing could be read: it only holds a descriptor. It is
-// looked at again after a while, or when the listing has another file of its name. Where descriptors
-// are short, this goes for files in which nothing is yet, too; those of the dead are folded soon.
-func (p *Pool) closeBarrenLocked(t *file) {
+// shortOfDescriptorsLocked reports whether no more files may be open.
+func (p *Pool) shortOfDescriptorsLocked() bool { return p.deferred > 0 || p.descriptors.Full() }
+
+// closeBarrenLocked closes a file of which nothing could be read, unless it is young: it only holds
+// a descriptor. It is looked at again after a while, or when the listing has another file of its
+// name. Where descriptors are short, this goes for the young, too, and for files in which nothing is
+// yet, if others wait for theirs; those of the dead are folded soon.
+func (p *Pool) closeBarrenLocked(t *file, short bool) {
 	if t.place != named || !t.readable() || t.entries > 0 || t.file.Entries() > 0 || p.files[t.name.Base] != t {
 		return
 	}
-	short := p.deferred > 0 && (t.state != dead || p.folder.ReadOnly())
-	if t.learnErr == nil && !short {
+	switch {
+	case t.learnErr != nil:
+		if !short && p.now().Sub(t.file.Created()) < youth {
+			return
+		}
+	case p.deferred == 0 || t.state == dead && !p.folder.ReadOnly():
 		return
 	}
 	if t.learnErr != nil {
@@ -153,7 +167,7 @@ func (p *Pool) enterLocked(t *file) {
 	}
 	t.retry = time.Time{}
 	p.learnLocked(t, sliceBytes)
-	if p.closeBarrenLocked(t); t.file == nil {
+	if p.closeBarrenLocked(t, p.shortOfDescriptorsLocked()); t.file == nil {
 		return
 	}
 	if p.descriptors.Used() > p.descriptors.Max() {

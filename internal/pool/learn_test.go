@@ -51,8 +51,8 @@ func badKeys(n int) []byte {
 	return b
 }
 
-// TestFilesThatYieldNothing: files of which nothing can be read hold no descriptors, and are looked
-// at again.
+// TestFilesThatYieldNothing: files of which nothing can be read hold no descriptors once they are not
+// young any more, keep none from others before, and are looked at again.
 func TestFilesThatYieldNothing(t *testing.T) {
 	dir := tmpfs(t)
 	c := New(Spec{Path: dir}, Options{Archive: &ArchiveOptions{Rest: -1}})
@@ -72,6 +72,11 @@ func TestFilesThatYieldNothing(t *testing.T) {
 		t.Error("not ready, though all files that hold something were read")
 	}
 	h.want("hits_total 1")
+	if used := h.descriptors.Used(); used > 30 {
+		t.Errorf("%d files are open, want at most 30", used)
+	}
+	advance(c) // they are not young any more
+	h.Tend(true)
 	if used := h.descriptors.Used(); used != 1 {
 		t.Errorf("%d files are open, want 1", used)
 	}
@@ -105,6 +110,38 @@ func TestFilesThatYieldNothing(t *testing.T) {
 	advance(c)
 	h.Tend(false)
 	h.want("hits_total 139")
+}
+
+// TestHalfMadeFile: a file that is seen before its writer has made it whole counts from the moment
+// it is, though it is removed right after.
+func TestHalfMadeFile(t *testing.T) {
+	for name, half := range map[string][]byte{"empty": nil, "short": []byte("abc")} {
+		t.Run(name, func(t *testing.T) {
+			dir := tmpfs(t)
+			h := collect(t, Spec{Path: dir})
+			path := filepath.Join(dir, "counter_1.db")
+			if err := os.WriteFile(path, half, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			h.Tend(true)
+			h.Tend(true)
+			elsewhere := t.TempDir()
+			write(t, elsewhere, "counter_1.db").set("hits_total", 5).die()
+			whole, err := os.ReadFile(filepath.Join(elsewhere, "counter_1.db"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, whole, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			h.want("hits_total 5")
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			h.Tend(true)
+			h.want("hits_total 5")
+		})
+	}
 }
 
 // TestEmptyFilesWait: files in which nothing is yet hold no descriptors that others need.

@@ -33,7 +33,7 @@ func (p *Pool) probeLocked() {
 		case !t.readable():
 		case t.asked == p.looks:
 			// A moment ago, when it was opened.
-		case t.state == alive && !all && p.asked[t.name.ID]:
+		case t.state == alive && !all && t.asked > 0 && p.asked[t.name.ID]:
 			// Another file of the worker is held open, so the worker is alive.
 		case t.state == dead && !all && !t.source.Live():
 			// Nothing that is served depends on it, and what it holds is read all the same. Each

@@ -116,7 +116,9 @@ func (p *Pool) updateMetricsLocked() {
 		files[g]++
 		if t.file != nil {
 			entries += t.source.Entries()
-			methods[t.method]++
+			if t.answered() {
+				methods[t.method]++
+			}
 			if !t.isAlive() {
 				awaiting++
 			}

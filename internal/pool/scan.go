@@ -315,7 +315,7 @@ func (p *Pool) openAllLocked(opening []*file) {
 				}
 				p.learnLocked(t, slice)
 				if t.learnErr != nil && t.entries == 0 {
-					p.closeBarrenLocked(t)
+					p.closeBarrenLocked(t, p.shortOfDescriptorsLocked())
 				}
 			}
 			if t.file != nil || !t.barren() {

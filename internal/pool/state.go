@@ -118,7 +118,9 @@ func (p *Pool) State() State {
 		if t.file == nil {
 			continue
 		}
-		s.KnownBy[t.method]++
+		if t.answered() {
+			s.KnownBy[t.method]++
+		}
 		s.Entries += t.source.Entries()
 		s.Used += t.file.UsedBytes()
 		s.Size += t.file.Size()
