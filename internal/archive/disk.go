@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 
 	bolt "go.etcd.io/bbolt"
@@ -414,11 +415,7 @@ func (w *write) table(s Space, doubt *tableWrite) error {
 	}
 	spaces := w.tx.Bucket(bucketSpaces)
 	if tw.id == 0 {
-		// Not by the bucket's own sequence, whose number no checksum covers.
-		tw.id = 1
-		if last, _ := spaces.Cursor().Last(); last != nil {
-			tw.id = binary.BigEndian.Uint32(last) + 1
-		}
+		tw.id = freeSpaceID(spaces)
 	}
 	folded := t.folded
 	if fresh != nil && fresh.folded.After(folded) {
@@ -456,6 +453,25 @@ func (w *write) table(s Space, doubt *tableWrite) error {
 	// commitDone adds the new keys to the table, which readers share until then.
 	w.tables = append(w.tables, tw)
 	return nil
+}
+
+// freeSpaceID returns a number that no space on disk has: not by the bucket's own sequence, which
+// no checksum covers. In an archive that somebody made, the last number may be the greatest that
+// there is; then a gap is looked for.
+func freeSpaceID(spaces *bolt.Bucket) uint32 {
+	c := spaces.Cursor()
+	last, _ := c.Last()
+	if last == nil {
+		return 1
+	}
+	if id := binary.BigEndian.Uint32(last); id < math.MaxUint32 {
+		return id + 1
+	}
+	id := uint32(1)
+	for k, _ := c.First(); k != nil && binary.BigEndian.Uint32(k) == id; k, _ = c.Next() {
+		id++
+	}
+	return id
 }
 
 // changeOf returns what a batch changes in a table.
