@@ -24,7 +24,7 @@ DIST := dist
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run build check test test-deps format check-format vet vet-darwin test-unit test-allocations test-fuzz test-race test-deploy test-receivers lint fuzz soak bench bench-go docs pictures extras release clean
+.PHONY: help run build check test test-deps format check-format vet vet-darwin test-unit test-allocations test-fuzz test-race test-deploy test-receivers test-readers lint fuzz soak bench bench-go docs pictures extras release clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ build: ## Build bin/aggregatord
 
 check: check-format vet lint test-unit ## Format, vet, lint and the tests of every room: for each commit; installs no package
 
-test: test-deps $(NFPM) check-format vet vet-darwin lint test-allocations test-fuzz test-race test-deploy test-receivers ## Everything that must hold; installs the peers it needs on Debian as root
+test: test-deps $(NFPM) check-format vet vet-darwin lint test-allocations test-fuzz test-race test-deploy test-receivers test-readers ## Everything that must hold; installs the peers it needs on Debian as root
 
 test-deps:
 	.ci/deps
@@ -101,6 +101,10 @@ test-deploy:
 # A module of its own: Prometheus, whose code receives here, is larger than the daemon.
 test-receivers:
 	cd internal/output/receivertest && $(GO) vet ./... && $(GO) test -count=1 -timeout 10m ./...
+
+# A module of its own: so is VictoriaMetrics, whose code reads here beside Prometheus's.
+test-readers:
+	cd internal/exposition/readertest && $(GO) vet ./... && $(GO) test -count=1 -timeout 10m ./...
 
 lint: $(GOLANGCI) ## golangci-lint
 	$(GOLANGCI) run

@@ -63,6 +63,11 @@ var rooms = map[string]struct {
 		why: "it turns a snapshot into bytes, wherever the snapshot came from",
 		not: []string{"os"},
 	},
+	"internal/exposition/expositiontest": {
+		may: []string{"internal/metric", "internal/store"},
+		why: "it makes a directory for tests and says what is in it, which is nothing that the daemon has found out",
+		not: []string{"net/http"},
+	},
 	"internal/serve": {
 		may: []string{"internal/exposition", "internal/view", "internal/metric"},
 		why: "it knows HTTP; where snapshots come from is said by the interface it defines",
