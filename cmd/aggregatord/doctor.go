@@ -28,7 +28,7 @@ type doctorOptions struct {
 }
 
 func (o *doctorOptions) addFlags(f *pflag.FlagSet) {
-	f.StringVar(&o.dir, "dir", "", "`DIR` with the source files (default: $PROMETHEUS_MULTIPROC_DIR, else what --pid has)")
+	f.StringVar(&o.dir, "dir", "", "`DIR` with the source files (default: $PROMETHEUS_MULTIPROC_DIR, else\nthat of --pid, else that of the daemon if it has one)")
 	f.IntVar(&o.pid, "pid", 0, "`PID` of a process that should write there, such as the server's master")
 	o.client.addFlags(f)
 	f.Lookup(urlFlag).Usage += ";\nwith an empty one no daemon is asked"
@@ -39,12 +39,13 @@ func newDoctorCmd() *cobra.Command {
 	var o doctorOptions
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Find out why there is nothing to see",
+		Short: "Find out what is wrong: with the directory, the workers or the daemon",
 		Long: `Look at the directory, at the processes that should write there, at what they wrote and at
 the daemon, and say what is wrong and what to do. The worst comes first. It changes nothing.
 Run it where the workers run, in the same container for instance, as root or as their user.
 The exit code is 1 if there is a problem.`,
-		Example: `  aggregatord doctor --dir /dev/shm/myapp
+		Example: `  aggregatord doctor
+  aggregatord doctor --dir /dev/shm/myapp
   aggregatord doctor --pid 4711 --url http://localhost:9500`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"aggregatord/internal/status"
 )
@@ -74,6 +75,12 @@ func (e *examination) ask(ctx context.Context) *answered {
 		return nil
 	}
 	a := &answered{Overview: overview, user: e.userOfDaemon()}
+	if e.opts.Dir == "" && e.opts.PID == 0 && len(a.Pools) == 1 {
+		// The daemon may run on another machine.
+		if _, err := os.Stat(a.Pools[0].Dir); err == nil {
+			e.opts.Dir = a.Pools[0].Dir
+		}
+	}
 	for i := range a.Pools {
 		if e.opts.Dir != "" && sameDir(a.Pools[i].Dir, e.opts.Dir) {
 			a.pool = &a.Pools[i]
@@ -139,7 +146,7 @@ func (e *examination) compare(a *answered) {
 	case a.pool == nil:
 		e.ok("endpoint", "The daemon at %s serves %s.", name, enumerate(dirs))
 		return
-	case !a.pool.Up:
+	case !a.pool.Up && (a.Ready || a.pool.Error != ""): // otherwise it has not looked yet
 		advice := "Make the directory, or compare --dir of the daemon with the directory of the application."
 		if strings.Contains(a.pool.Error, "permission denied") {
 			advice = "Run the daemon as the user of the workers" + e.ownerOf() + "."
@@ -147,7 +154,12 @@ func (e *examination) compare(a *answered) {
 		e.add(Problem, "endpoint", fmt.Sprintf("The daemon cannot read %s: %s.", a.pool.Dir, a.pool.Error), advice)
 		return
 	case !a.Ready:
-		e.add(Problem, "endpoint", name+" is not ready: it has not read all files yet.", "Wait, and see its log if that lasts.")
+		// The first seconds of a daemon are no problem.
+		level, since := Warning, time.Since(time.UnixMilli(int64(a.Started*1000)))
+		if since > time.Minute {
+			level = Problem
+		}
+		e.add(level, "endpoint", fmt.Sprintf("%s is not ready: it started %v ago and has not read all files yet.", name, since.Round(time.Second)), "Wait, and see its log if that lasts.")
 		return
 	}
 	e.ok("endpoint", "%s is ready, serves this directory, and has %s of %s.", name, plural(a.pool.Series, "series"), plural(a.pool.Workers.Alive, "live worker"))

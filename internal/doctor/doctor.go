@@ -37,7 +37,8 @@ type Finding struct {
 
 // Options of Examine.
 type Options struct {
-	// Dir is the directory of source files; empty if it is not known.
+	// Dir is the directory of source files. Empty: that of the process PID or, without one, that
+	// of the daemon if it has one only.
 	Dir string
 	// PID is a process that should write there, the master of a pool for instance; its
 	// descendants are looked at as well. 0: all processes are searched.
@@ -78,21 +79,19 @@ func Examine(ctx context.Context, opts Options) []Finding {
 	if e.opts.PID != 0 && e.opts.Dir == "" {
 		e.dirOfProcess()
 	}
+	// The daemon is asked first, as what it says of itself is better than a guess.
+	var a *answered
+	if opts.Daemon != nil {
+		a = e.ask(ctx)
+	}
+	ofDaemon := e.findings
+	e.findings = nil
 	there := false
 	if e.opts.Dir == "" {
 		e.notNamed()
 	} else {
 		there = e.directory()
 	}
-	// The daemon is asked first, as what it says of itself is better than a guess.
-	var a *answered
-	told := e.findings
-	e.findings = nil
-	if opts.Daemon != nil {
-		a = e.ask(ctx)
-	}
-	ofDaemon := e.findings
-	e.findings = told
 	if there {
 		e.fileSystem()
 		e.liveness(a)

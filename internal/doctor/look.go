@@ -186,12 +186,13 @@ func (e *examination) workers(there bool) {
 			case used != dir:
 			case writes:
 				e.writers = append(e.writers, p)
-			case !strings.HasPrefix(p.name, "aggregatord"):
+			case !p.ours():
 				readers = append(readers, p)
 			}
 		}
 		switch {
 		case e.opts.PID != 0 && !family[p.pid]:
+		case p.ours(): // it reads
 		case p.known && same(p.dir()):
 			named = append(named, p)
 		case p.known && p.server():
@@ -427,7 +428,7 @@ func (e *examination) holder(a *answered) {
 	case err != nil:
 		e.add(Warning, "daemon", err.Error()+".", "Run this as the user of the daemon.")
 	case held:
-		e.ok("daemon", "%s archives this directory.", who)
+		e.ok("daemon", "%s%s archives this directory.", strings.ToUpper(who[:1]), who[1:])
 	default:
 		e.add(Warning, "daemon", "No daemon archives this directory.", "Start one: aggregatord serve --dir "+e.opts.Dir)
 	}

@@ -89,12 +89,13 @@ func TestCompare(t *testing.T) {
 		check  string
 		words  string
 	}{
-		"sound":          {func(*status.Pool) {}, "v1", OK, "endpoint", "7 series of 2 live workers"},
-		"other_version":  {func(*status.Pool) {}, "v2", Warning, "version", "The daemon is version v1, and this command is v2"},
-		"other_dir":      {func(p *status.Pool) { p.Dir = "/elsewhere" }, "v1", Problem, "endpoint", "serves /elsewhere, not " + dir},
-		"may_not_list":   {func(p *status.Pool) { p.Up, p.Error = false, "permission denied" }, "v1", Problem, "endpoint", "cannot read " + dir},
-		"cannot_archive": {func(p *status.Pool) { p.Archive.State, p.Archive.Error = "failing", "no space" }, "v1", Problem, "archive", "no space"},
-		"only_reads":     {func(p *status.Pool) { p.Archive.State = "read-only" }, "v1", OK, "archive", "--archive.disable"},
+		"sound":             {func(*status.Pool) {}, "v1", OK, "endpoint", "7 series of 2 live workers"},
+		"dir_of_the_daemon": {func(*status.Pool) {}, "v1", OK, "directory", dir + " is there"},
+		"other_version":     {func(*status.Pool) {}, "v2", Warning, "version", "The daemon is version v1, and this command is v2"},
+		"other_dir":         {func(p *status.Pool) { p.Dir = "/elsewhere" }, "v1", Problem, "endpoint", "serves /elsewhere, not " + dir},
+		"may_not_list":      {func(p *status.Pool) { p.Up, p.Error = false, "permission denied" }, "v1", Problem, "endpoint", "cannot read " + dir},
+		"cannot_archive":    {func(p *status.Pool) { p.Archive.State, p.Archive.Error = "failing", "no space" }, "v1", Problem, "archive", "no space"},
+		"only_reads":        {func(p *status.Pool) { p.Archive.State = "read-only" }, "v1", OK, "archive", "--archive.disable"},
 		"no_liveness": {
 			func(p *status.Pool) { p.Liveness = status.Liveness{Method: "none", Files: map[string]int{"none": 3}} },
 			"v1", Problem, "liveness", "cannot tell whether the workers of 3 files are alive",
@@ -113,7 +114,11 @@ func TestCompare(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			found := Examine(t.Context(), Options{Dir: dir, Version: tc.ours, Daemon: &Daemon{URL: u, Name: server.URL, Client: server.Client()}, procRoot: t.TempDir()})
+			opts := Options{Dir: dir, Version: tc.ours, Daemon: &Daemon{URL: u, Name: server.URL, Client: server.Client()}, procRoot: t.TempDir()}
+			if name == "dir_of_the_daemon" {
+				opts.Dir = ""
+			}
+			found := Examine(t.Context(), opts)
 			if !slices.ContainsFunc(found, func(f Finding) bool {
 				return f.Level == tc.level && f.Check == tc.check && strings.Contains(f.Found, tc.words)
 			}) {
@@ -125,6 +130,53 @@ func TestCompare(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestYoungDaemon: a daemon that has just started has no problem; one that is still not ready
+// after minutes has.
+func TestYoungDaemon(t *testing.T) {
+	for name, tc := range map[string]struct {
+		age   time.Duration
+		pool  status.Pool
+		level Level
+		words string
+	}{
+		"not_looked_yet": {0, status.Pool{}, Warning, "is not ready: it started"},
+		"reading":        {2 * time.Second, status.Pool{Up: true}, Warning, "is not ready: it started 2s ago"},
+		"stuck":          {5 * time.Minute, status.Pool{Up: true}, Problem, "is not ready: it started 5m0s ago"},
+		"no_permission":  {0, status.Pool{Error: "permission denied"}, Problem, "cannot read"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := &examination{opts: Options{Dir: "/dev/shm/shop", Daemon: &Daemon{Name: "it"}}}
+			started := float64(time.Now().Add(-tc.age).UnixMilli()) / 1000
+			e.compare(&answered{Overview: status.Overview{Started: started}, pool: &tc.pool})
+			if len(e.findings) != 1 || e.findings[0].Level != tc.level || !strings.Contains(e.findings[0].Found, tc.words) {
+				t.Errorf("found %v, want one %s that says %q", e.findings, tc.level, tc.words)
+			}
+		})
+	}
+}
+
+// TestOwnProcesses: a daemon that has the directory from its environment is no worker that
+// writes nothing.
+func TestOwnProcesses(t *testing.T) {
+	root, dir := t.TempDir(), t.TempDir()
+	for pid, command := range map[string]string{"1000010": "python3\x00/usr/bin/gunicorn\x00", "1000011": "/usr/bin/aggregatord\x00serve\x00"} {
+		at := filepath.Join(root, pid)
+		if err := os.Mkdir(at, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range map[string]string{"cmdline": command, "status": "PPid:\t1\n", "environ": "PROMETHEUS_MULTIPROC_DIR=" + dir + "\x00"} {
+			if err := os.WriteFile(filepath.Join(at, name), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	const want = "1 process has this directory in the environment, and nothing is written: python3 gunicorn (1000010)."
+	found := Examine(t.Context(), Options{Dir: dir, procRoot: root})
+	if !slices.ContainsFunc(found, func(f Finding) bool { return f.Found == want }) {
+		t.Errorf("not found: %s\nfound %v", want, found)
 	}
 }
 

@@ -204,6 +204,13 @@ func (p process) mayWrite(mode os.FileMode, uid, gid uint32) bool {
 // servers are programs that run pools of workers, by a word of their name.
 var servers = []string{"gunicorn", "uwsgi", "celery", "uvicorn", "hypercorn", "puma", "unicorn", "sidekiq", "rq"}
 
+// ours reports whether the process is an aggregatord that reads, and none that runs the
+// application. A daemon may have the directory from its environment, as workers do.
+func (p process) ours() bool {
+	program, command, _ := strings.Cut(p.name, " ")
+	return program == "aggregatord" && command != "demo"
+}
+
 // server reports whether the process looks like one of a pool of workers.
 func (p process) server() bool {
 	for _, word := range strings.FieldsFunc(strings.ToLower(p.name), func(r rune) bool { return r < 'a' || r > 'z' }) {

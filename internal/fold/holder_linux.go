@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// holderOf says who has locked a directory, as far as proc_locks(5) tells.
+// holderOf names the process that has locked a directory, as far as proc_locks(5) tells: "process 12".
 func holderOf(f *os.File) string {
-	const unknown = "another process has locked it; is another aggregatord running?"
+	const unknown = "another process"
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return unknown
@@ -23,7 +23,7 @@ func holderOf(f *os.File) string {
 	want := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
 	for line := range strings.Lines(string(locks)) {
 		if fields := strings.Fields(line); len(fields) > 5 && fields[1] == "FLOCK" && fields[5] == want && fields[4] != "-1" && fields[4] != "0" {
-			return "process " + fields[4] + " has locked it; is another aggregatord running?"
+			return "process " + fields[4]
 		}
 	}
 	return unknown

@@ -4,7 +4,7 @@ package fold
 
 import "os"
 
-// holderOf says who has locked a directory.
+// holderOf names the process that has locked a directory.
 func holderOf(*os.File) string {
-	return "another process has locked it; is another aggregatord running?"
+	return "another process"
 }

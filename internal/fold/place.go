@@ -98,12 +98,12 @@ func lockDir(f *os.File, path string) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("take directory %q: %w: %s", path, archive.ErrLocked, holderOf(f))
+			return fmt.Errorf("take directory %q: %w: %s has locked it; is another aggregatord running?", path, archive.ErrLocked, holderOf(f))
 		}
 	}
 }
 
-// Holder tells which process has locked the directory, as text for people, and whether one
+// Holder names the process that has locked the directory ("process 12"), and tells whether one
 // has. It changes nothing. It asks for the lock for a moment, in a way that a daemon that is
 // just starting waits out.
 func Holder(path string) (who string, held bool, err error) {
