@@ -113,9 +113,9 @@ that --archive.dir names. These commands read it, also while a daemon runs. Only
 reset change anything.`,
 		Example: `  aggregatord archive stat --dir /dev/shm/myapp
   aggregatord archive verify --dir /dev/shm/myapp`,
-		Args: func(_ *cobra.Command, args []string) error {
+		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("unknown command %q; see aggregatord archive --help", args[0])
+				return unknownCommand(cmd, args[0])
 			}
 			return nil
 		},

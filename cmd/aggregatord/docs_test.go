@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -188,6 +189,59 @@ func TestDocumentedFormats(t *testing.T) {
 	for _, name := range exposition.FormatNames() {
 		if !strings.Contains(string(data), "`"+name+"`") {
 			t.Errorf("docs/formats.md does not name %s", name)
+		}
+	}
+}
+
+// TestLinks follows the links of all pages to files and headings of this project.
+func TestLinks(t *testing.T) {
+	const root = "../.."
+	pages, err := filepath.Glob(root + "/docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"} {
+		pages = append(pages, filepath.Join(root, name))
+	}
+	text := map[string]string{}
+	read := func(path string) string {
+		if _, ok := text[path]; !ok {
+			data, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text[path] = string(data)
+		}
+		return text[path]
+	}
+	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	unsafe := regexp.MustCompile(`[^\p{L}\p{N}_ -]`)
+	for _, page := range pages {
+		for _, m := range link.FindAllStringSubmatch(read(page), -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			file, heading, _ := strings.Cut(m[1], "#")
+			target := page
+			if file != "" {
+				target = filepath.Join(filepath.Dir(page), file)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: the link %s leads nowhere: %v", page, m[1], err)
+				continue
+			}
+			found := heading == ""
+			if !found {
+				for line := range strings.Lines(read(target)) {
+					title, ok := strings.CutPrefix(strings.TrimLeft(line, "#"), " ")
+					if ok && strings.HasPrefix(line, "#") && strings.ReplaceAll(unsafe.ReplaceAllString(strings.ToLower(strings.TrimSpace(title)), ""), " ", "-") == heading {
+						found = true
+					}
+				}
+			}
+			if !found {
+				t.Errorf("%s: the link %s leads to no heading", page, m[1])
+			}
 		}
 	}
 }

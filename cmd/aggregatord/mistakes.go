@@ -11,18 +11,18 @@ import (
 	"aggregatord/internal/nearest"
 )
 
-// unknownCommand says that a command is not known, and which one was meant.
-func unknownCommand(root *cobra.Command, name string) error {
+// unknownCommand says that a command has no command of the name, and which one was meant.
+func unknownCommand(of *cobra.Command, name string) error {
 	var names []string
-	for _, c := range root.Commands() {
+	for _, c := range of.Commands() {
 		if !c.Hidden {
 			names = append(names, c.Name())
 		}
 	}
 	if meant := nearest.Word(name, names); meant != "" {
-		return usagef("unknown command %q; did you mean %s? aggregatord --help lists all", name, meant)
+		return usagef("unknown command %q; did you mean %s? %s --help lists all", name, meant, of.CommandPath())
 	}
-	return usagef("unknown command %q; aggregatord --help lists all", name)
+	return usagef("unknown command %q; %s --help lists all", name, of.CommandPath())
 }
 
 // flagError says in our words what is wrong with a flag.

@@ -31,6 +31,7 @@ func TestWrongCalls(t *testing.T) {
 		says []string
 	}{
 		"unknown_command":         {[]string{"sevre"}, []string{`"sevre"`, "did you mean serve?", "aggregatord --help"}},
+		"unknown_archive_command": {[]string{"archive", "stats"}, []string{`"stats"`, "did you mean stat?", "aggregatord archive --help lists all"}},
 		"command_like_none":       {[]string{"xyzzy"}, []string{`"xyzzy"`, "aggregatord --help lists all"}},
 		"mistyped_flag":           {[]string{"serve", "--dri", dir}, []string{"--dri", "did you mean --dir?"}},
 		"part_of_a_flag":          {serve("--listen-address", ":1"), []string{"--listen-address", "did you mean --web.listen-address?"}},
