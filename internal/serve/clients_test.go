@@ -431,6 +431,7 @@ func FuzzNegotiation(f *testing.F) {
 	f.Add("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;escaping=values", "br, gzip;q=1.0")
 	f.Add(";;q==,,\x00", "\xff;q=nan, *;q=1e-9")
 	h := New(Options{Gatherer: static(pool())})
+	standard, want := (exposition.Format{}).ContentType(), plain(exposition.Format{})
 	f.Fuzz(func(t *testing.T, accept, encoding string) {
 		for _, path := range []string{"/metrics", "/"} {
 			r := httptest.NewRequest("GET", path, nil)
@@ -450,7 +451,7 @@ func FuzzNegotiation(f *testing.F) {
 			if w.Code != 200 || text == "" {
 				t.Fatalf("status %d, %d bytes", w.Code, len(text))
 			}
-			if w.Header().Get("Content-Type") == (exposition.Format{}).ContentType() && text != plain(exposition.Format{}) {
+			if w.Header().Get("Content-Type") == standard && text != want {
 				t.Fatalf("another exposition: %q", text)
 			}
 		}
