@@ -384,6 +384,52 @@ func TestShared(t *testing.T) {
 	}
 }
 
+// TestProblems: each problem has one sentence and one action, and one cause makes one problem.
+func TestProblems(t *testing.T) {
+	for name, tc := range map[string]struct {
+		pool         status.Pool
+		says, action string
+	}{
+		"sound":          {pool: status.Pool{Up: true}},
+		"not_looked_yet": {pool: status.Pool{}},
+		"missing": {
+			status.Pool{Error: "stat directory /x: no such file or directory"},
+			"The directory /x does not exist.", "Make it before the application starts, or give the right one by --dir.",
+		},
+		"may_not_list": {
+			status.Pool{Error: "list directory /x: permission denied", Archive: status.Archive{State: "closed", Error: "open /x: permission denied"}},
+			"The daemon may not list the directory /x.", "Run the daemon as the workers' user.",
+		},
+		"cannot_archive": {
+			status.Pool{Up: true, Archive: status.Archive{State: "closed", Error: "open /x/a: permission denied"}},
+			"Files of dead workers are not archived: open /x/a: permission denied.", "Run the daemon as the workers' user.",
+		},
+		"full": {
+			status.Pool{Up: true, Archive: status.Archive{State: "failing", Error: "write /x/a: no space left on device"}},
+			"Files of dead workers are not archived: write /x/a: no space left on device.", "Make room on its file system.",
+		},
+		"not_the_owner": {
+			status.Pool{Up: true, Liveness: status.Liveness{Reason: "needs CAP_LEASE", Files: map[string]int{"none": 2}}},
+			"Cannot tell whether the workers of 2 files are alive (needs CAP_LEASE). They count as alive.", "Run the daemon as the workers' user, or grant it CAP_LEASE.",
+		},
+		"overlayfs": {
+			status.Pool{Up: true, Liveness: status.Liveness{Reason: "leases of overlay prove nothing", Files: map[string]int{"none": 1}}},
+			"Cannot tell whether the workers of 1 file are alive (leases of overlay prove nothing). They count as alive.", "Use a tmpfs or a local volume for the directory.",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tc.pool.Dir = "/x"
+			got := problems(&tc.pool)
+			if tc.says == "" && len(got) == 0 {
+				return
+			}
+			if len(got) != 1 || got[0].Text != tc.says || got[0].Action != tc.action {
+				t.Errorf("problems %+v, want %q and %q", got, tc.says, tc.action)
+			}
+		})
+	}
+}
+
 // TestUnavailable: before the first look is done there is a status, and no values.
 func TestUnavailable(t *testing.T) {
 	c, err := fleet.New(fleet.Options{Pools: []pool.Spec{{Path: tmpfs(t)}}})

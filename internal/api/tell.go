@@ -1,8 +1,9 @@
 package api
 
 import (
-	"cmp"
 	"fmt"
+	"strings"
+	"syscall"
 	"time"
 
 	"aggregatord/internal/fleet"
@@ -28,7 +29,7 @@ func moment(t time.Time) float64 {
 func Overview(f *fleet.Fleet) status.Overview {
 	o := status.Overview{Ready: f.Ready(), Pools: []status.Pool{}, Problems: []status.Problem{}}
 	if !o.Ready {
-		o.Problems = append(o.Problems, status.Problem{Severity: "warning", Text: "Not all source files have been read yet, so nothing is served."})
+		o.Problems = append(o.Problems, status.Problem{Severity: "warning", Text: "Not all source files have been read yet, so nothing is served.", Action: "Wait a moment; if it lasts, the log says why."})
 	}
 	for _, p := range f.Pools() {
 		s := p.State()
@@ -133,31 +134,50 @@ func problems(p *status.Pool) []status.Problem {
 	say := func(severity, action, format string, args ...any) {
 		all = append(all, status.Problem{Pool: p.Name, Severity: severity, Text: fmt.Sprintf(format, args...), Action: action})
 	}
-	if !p.Up {
-		say("error", "", "The directory %s cannot be listed: %s.", p.Dir, cmp.Or(p.Error, "not looked at yet"))
+	switch {
+	case p.Up, p.Error == "": // or it has not been looked at yet
+	case strings.Contains(p.Error, syscall.ENOENT.Error()):
+		say("error", "Make it before the application starts, or give the right one by --dir.", "The directory %s does not exist.", p.Dir)
+	case strings.Contains(p.Error, syscall.EACCES.Error()):
+		say("error", "Run the daemon as the workers' user.", "The daemon may not list the directory %s.", p.Dir)
+	default:
+		say("error", "Run aggregatord doctor there.", "The directory %s cannot be listed: %s.", p.Dir, p.Error)
 	}
 	if n := p.Liveness.Files["none"]; n > 0 {
-		why, action := cmp.Or(p.Liveness.Reason, "a lease was refused"), ""
-		if p.Liveness.Reason == "" {
-			action = "Run the daemon as the workers' user, or grant it CAP_LEASE."
+		why, action := "", "Run the daemon as the workers' user, or grant it CAP_LEASE."
+		if reason := p.Liveness.Reason; reason != "" {
+			why = fmt.Sprintf(" (%s)", reason)
+			if !strings.Contains(reason, "CAP_LEASE") {
+				action = "Use a tmpfs or a local volume for the directory."
+			}
 		}
-		say("warning", action, "Cannot tell whether the workers of %s are alive, so they count as alive: %s.", several(n, "file"), why)
+		say("warning", action, "Cannot tell whether the workers of %s are alive%s. They count as alive.", several(n, "file"), why)
 	}
-	if p.Archive.Error != "" {
-		say("error", "", "The archive is %s, and no file is removed: %s.", p.Archive.State, p.Archive.Error)
+	// Of a directory that cannot be listed all is said.
+	if p.Archive.Error != "" && p.Up {
+		action := "Run aggregatord doctor there."
+		switch {
+		case strings.Contains(p.Archive.Error, syscall.EACCES.Error()):
+			action = "Run the daemon as the workers' user."
+		case strings.Contains(p.Archive.Error, syscall.ENOSPC.Error()):
+			action = "Make room on its file system."
+		case strings.Contains(p.Archive.Error, syscall.EROFS.Error()):
+			action = "Use a file system that can be written to, for instance by --archive.dir."
+		}
+		say("error", action, "Files of dead workers are not archived: %s.", p.Archive.Error)
 	}
 	if p.OtherArchiver > 0 {
 		say("warning", "Stop one of the two.", "Another archiver merges the files of dead workers into one of its own, so nothing is archived here.")
 	}
 	if n := p.Files.Failed; n > 0 {
-		say("warning", "Its files and the log say why.", "%s cannot be read.", several(n, "file"))
+		say("warning", "The section Problems of the page and the log say why.", "%s cannot be read.", several(n, "file"))
 	}
 	refused := uint64(0)
 	for _, n := range p.EntryErrors {
 		refused += n
 	}
 	if refused > 0 {
-		say("warning", "", "%s left out since the daemon was started.", several(refused, "entry", "entries"))
+		say("warning", "The log names the first of each file.", "%s left out since the daemon was started.", several(refused, "entry", "entries"))
 	}
 	if s := p.FileSystem; s != nil {
 		if s.TotalBytes > 0 && s.FreeBytes < s.TotalBytes/fullPart {

@@ -327,7 +327,7 @@ func TestPage(t *testing.T) {
 		b.goTo("#worker//101", "Worker 101")
 		b.says("main", "gauge_livesum_101.db", "histogram", "alive")
 		b.goTo("#archive", "Archive")
-		b.says("main", ".aggregatord.archive", "last time", "1, 64.0 KiB", "failures")
+		b.says("main", ".aggregatord.archive", "last time", "1 file, 64.0\u00a0KiB", "failures")
 		b.picture("archive-light")
 		b.goTo("#problems", "Problems")
 		b.says("main", "counter_broken.db", "-1 bytes are used", "All files agree", "used_negative", "series per pool", "1,000,000")

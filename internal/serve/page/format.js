@@ -5,12 +5,15 @@ export const count = (n) => whole.format(n);
 
 export function plural(n, one, many) { return count(n) + " " + (n === 1 ? one : many || one + "s"); }
 
+// A number and its unit stay in one line.
+const SPACE = "\u00a0";
+
 export function bytes(n) {
   for (const unit of ["B", "KiB", "MiB", "GiB"]) {
-    if (n < 1024) return (unit === "B" || n >= 100 ? Math.round(n) : n.toFixed(1)) + " " + unit;
+    if (n < 1024) return (unit === "B" || n >= 100 ? Math.round(n) : n.toFixed(1)) + SPACE + unit;
     n /= 1024;
   }
-  return n.toFixed(1) + " TiB";
+  return n.toFixed(1) + SPACE + "TiB";
 }
 
 // parse reads a value as the API spells it.
@@ -38,7 +41,7 @@ export function span(seconds) {
   return Math.floor(seconds / size) + unit + (rest ? " " + rest + next[1] : "");
 }
 
-export const duration = (s) => (s < 0.001 ? (s * 1e6).toFixed(0) + " µs" : s < 1 ? (s * 1e3).toFixed(1) + " ms" : s.toFixed(2) + " s");
+export const duration = (s) => (s < 0.001 ? (s * 1e6).toFixed(0) + SPACE + "µs" : s < 1 ? (s * 1e3).toFixed(1) + SPACE + "ms" : s.toFixed(2) + SPACE + "s");
 export const clock = (t) => new Date(t * 1000).toLocaleTimeString();
 
 // time is the daemon's clock, which may differ from ours by skew seconds.

@@ -3,12 +3,13 @@
 import { app, note, place } from "./app.js";
 import { ask } from "./ask.js";
 import { el, link, setClass, setText, table } from "./dom.js";
-import { bytes, count, parse, rate, span, time } from "./format.js";
+import { bytes, count, parse, plural, rate, span, time } from "./format.js";
 
 export const PAGE = 50;
 
 // lister makes such a section. empty(page, search) says why there is nothing.
-export function lister({ title, question, placeholder, sort, columns, key, empty, params, tools, changed, fetch }) {
+// things(n) names so many of what is listed.
+export function lister({ title, question, placeholder, sort, columns, key, empty, params, tools, changed, fetch, things }) {
   const given = place().query;
   const state = { search: given.get("search") || "", sort: given.get("sort") || sort, offset: Number(given.get("offset")) || 0 };
   const tell = () => note({ search: state.search, sort: state.sort === sort ? "" : state.sort, offset: state.offset || "" });
@@ -56,7 +57,7 @@ export function lister({ title, question, placeholder, sort, columns, key, empty
       if (changed) changed(page);
       grid.show(page.items, page.items.length ? "" : state.search ? "Nothing matches this search." : empty(page));
       const last = page.offset + page.items.length;
-      setText(where, page.matching > page.items.length ? count(page.offset + 1) + "–" + count(last) + " of " + count(page.matching) : count(page.matching));
+      setText(where, page.matching > page.items.length ? count(page.offset + 1) + "–" + count(last) + " of " + count(page.matching) : things(page.matching));
       back.disabled = page.offset === 0;
       on.disabled = last >= page.matching;
       back.hidden = on.hidden = page.matching <= PAGE;
@@ -73,14 +74,14 @@ function waiting(otherwise) {
 
 export function workers() {
   return lister({
-    title: "Workers", question: "workers", placeholder: "Search worker or pool", sort: "-alive",
+    title: "Workers", things: (n) => plural(n, "worker"), question: "workers", placeholder: "Search worker or pool", sort: "-alive",
     empty: () => waiting("There is no file of a worker. Workers appear here when they write their first value; the values of dead workers are in the archive."),
     key: (w) => (w.pool || "") + "\n" + w.id,
     columns: [
       { head: "worker", sort: "id", class: "name", show: (cell, w) => link(cell, w.id, "#worker/" + encodeURIComponent(w.pool || "") + "/" + encodeURIComponent(w.id), { "data-row": true }) },
       { head: "pool", sort: "pool", class: "opt", text: (w) => w.pool || "" },
       { head: "state", sort: "alive", falling: true, show: (cell, w) => { setText(cell, w.alive ? "alive" : "dead"); setClass(cell, w.alive ? "good" : "off"); } },
-      { head: "liveness by", sort: "known_by", class: "opt", text: (w) => w.known_by },
+      { head: "liveness by", sort: "known_by", class: "opt", text: (w) => (w.failed === w.files ? "" : w.known_by) },
       { head: "age", sort: "created", class: "num", falling: true, text: (w) => (w.created ? span(time.now() - w.created) : "") },
       { head: "last change", sort: "changed", class: "num", falling: true, text: (w) => time.ago(w.changed) },
       { head: "files", sort: "files", class: "num opt", falling: true, text: (w) => count(w.files) + (w.failed ? " (" + w.failed + " unreadable)" : "") },
@@ -113,7 +114,7 @@ export function metrics() {
   const type = choice("type", "Type", [["", "all types"], ...["counter", "gauge", "histogram", "summary"].map((t) => [t, t])]);
   const whose = choice("own", "Whose metrics", [["false", "of the workers"], ["true", "the daemon's own"], ["all", "all"]]);
   return lister({
-    title: "Metrics", question: "families", placeholder: "Search name or help", sort: "name",
+    title: "Metrics", things: (n) => plural(n, "family", "families"), question: "families", placeholder: "Search name or help", sort: "name",
     empty: () => (type.value ? "There is no metric of this type." : waiting("No worker has written a metric yet.")),
     key: (f) => (f.own ? "own\n" : "") + f.name,
     tools: (again) => {

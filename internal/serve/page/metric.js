@@ -4,7 +4,7 @@ import { app, note, place } from "./app.js";
 import { ask, tryAsk } from "./ask.js";
 import { bars, line, Memory, quantile } from "./charts.js";
 import { el, setClass, setName, setText, table } from "./dom.js";
-import { clock, count, parse, rate, time, value } from "./format.js";
+import { clock, count, parse, plural, rate, time, value } from "./format.js";
 import { lister, PAGE } from "./lists.js";
 
 const SORTED = 5000; // how many series are put in order of value or rate
@@ -43,7 +43,7 @@ export function metric(name) {
     app.again();
   };
   const series = lister({
-    title: name, question: "series", placeholder: "Search in labels", sort: "",
+    title: name, things: (n) => plural(n, "series", "series"), question: "series", placeholder: "Search in labels", sort: "",
     empty: () => "No worker has written a series of this metric, or a rule leaves it out.",
     key: (s) => s.series, params: () => ({ family: name }),
     // The daemon gives series in the order of their names; another order is made here.

@@ -31,7 +31,7 @@ export const bySeverity = (problems) => [...problems].sort((a, b) => (b.severity
 export function overview() {
   const memory = new Memory();
   const problems = el("div"), pools = el("div");
-  const scraped = number("Scrapes"), workers = number("Workers", "#workers"), samples = number("Samples served", "#metrics"), room = number("Least room"), folded = number("Files archived", "#archive");
+  const scraped = number("Scrapes"), workers = number("Workers", "#workers"), samples = number("Samples served", "#metrics"), room = number("Least free space"), folded = number("Files archived", "#archive");
   const latency = line("chart small", "time of a scrape"), latencyAxis = el("p", { class: "dim" });
   const births = events("workers that were born and that died"), birthsAxis = el("p", { class: "dim" });
   const busiest = busiestFamilies(memory);

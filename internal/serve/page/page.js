@@ -5,7 +5,7 @@
 import { app, place } from "./app.js";
 import { ask, Refused, Unreachable } from "./ask.js";
 import { el, facts, list, setClass, setText, table } from "./dom.js";
-import { bytes, count, span, time } from "./format.js";
+import { bytes, count, plural, span, time } from "./format.js";
 import { fileColumns, metrics, workers } from "./lists.js";
 import { metric } from "./metric.js";
 import { bySeverity, overview, problemNode } from "./overview.js";
@@ -25,12 +25,12 @@ function archive() {
       setText(error, a.error || "");
       left.show([
         ["state", archiveState(p), archiveKind(p)], ["path", a.path, "mono"], ["size", bytes(a.bytes)],
-        ["series", count(a.series)], ["in memory only", a.unsaved ? count(a.unsaved) + " series" : "", "warning"], ["made", time.ago(a.created)],
+        ["series", count(a.series)], ["in memory only", a.unsaved ? count(a.unsaved) + " series" : "", "warning"], ["made", a.bytes ? time.ago(a.created) : ""],
       ]);
       right.show([
-        ["last time", a.last_fold ? time.ago(a.last_fold) : "never"], ["batches", count(a.folds)], ["files archived", count(a.folded_files) + ", " + bytes(a.folded_bytes)],
-        ["failures", count(a.errors), a.errors ? "error" : ""], ["waiting", count(a.awaiting) + " files"], ["being removed", count(a.removing) + " files"],
-        ["reopened", a.reopened ? count(a.reopened) + " files" : ""], ["gauges expired", a.expired ? count(a.expired) + " workers" : ""],
+        ["last time", a.last_fold ? time.ago(a.last_fold) : "never"], ["batches", count(a.folds)], ["files archived", plural(a.folded_files, "file") + ", " + bytes(a.folded_bytes)],
+        ["failures", count(a.errors), a.errors ? "error" : ""], ["waiting", plural(a.awaiting, "file")], ["being removed", plural(a.removing, "file")],
+        ["reopened", a.reopened ? plural(a.reopened, "file") : ""], ["gauges expired", a.expired ? plural(a.expired, "worker") : ""],
       ]);
     };
     return node;
@@ -40,7 +40,7 @@ function archive() {
 }
 
 function problems() {
-  const now = el("div"), fine = el("p", { class: "empty" }, "There is no problem."), limits = facts(), reasons = facts();
+  const now = el("div"), fine = el("p", { class: "empty" }, "There is no problem."), limits = facts(), reasons = facts(), noReason = el("p", { class: "empty" }, "There was no error.");
   const showNow = list(now, problemNode, (p) => p.pool + "\n" + p.text);
   const files = table([...fileColumns.slice(0, 3).map(({ sort, ...c }) => c),
     { head: "why", class: "wrap", text: (f) => f.error || (f.left_out || []).map((r) => "entries left out: " + r).join(", ") }],
@@ -52,7 +52,7 @@ function problems() {
   return {
     title: "Problems",
     node: el("div", {}, now, fine, el("h2", {}, "Files that cannot be read completely"), files, el("h2", {}, "Files that disagree"), conflicts,
-      el("div", { class: "columns" }, el("section", { class: "panel" }, el("h2", {}, "Since the start, by reason"), reasons), el("section", { class: "panel" }, el("h2", {}, "Limits in force"), limits))),
+      el("div", { class: "columns" }, el("section", { class: "panel" }, el("h2", {}, "Errors since the start, by reason"), reasons, noReason), el("section", { class: "panel" }, el("h2", {}, "Limits in force"), limits))),
     async refresh() {
       const status = app.status;
       showNow(bySeverity(status.problems));
@@ -67,12 +67,13 @@ function problems() {
         for (const [reason, n] of Object.entries(p.entry_errors)) all.push([at + "entries, " + reason, count(n)]);
         if (p.archive.errors) all.push([at + "failed archive writes", count(p.archive.errors)]);
       }
-      reasons.show(all.length ? all : [["none", "0"]]);
+      reasons.show(all);
+      noReason.hidden = all.length > 0;
       const l = status.limits;
       limits.show([
-        ["series per pool", count(l.series_per_pool)], ["series per family", count(l.series_per_family)], ["labels", count(l.labels)],
-        ["label name", l.label_name_length ? count(l.label_name_length) + " bytes" : "as long as a key"], ["label value", l.label_value_length ? count(l.label_value_length) + " bytes" : "as long as a key"],
-        ["key", bytes(l.key_bytes)], ["file", bytes(l.file_bytes)], ["open files", count(l.open_files)],
+        ["series per pool", count(l.series_per_pool)], ["series per family", count(l.series_per_family)], ["labels of a series", count(l.labels)],
+        ["longest label name", l.label_name_length ? count(l.label_name_length) + " bytes" : "as long as a key"], ["longest label value", l.label_value_length ? count(l.label_value_length) + " bytes" : "as long as a key"],
+        ["longest key", bytes(l.key_bytes)], ["largest file", bytes(l.file_bytes)], ["open files", count(l.open_files)],
         ["series dropped by rules", status.merge.dropped ? count(status.merge.dropped) : ""], ["series expired by rules", status.merge.expired ? count(status.merge.expired) : ""],
       ]);
     },
@@ -81,7 +82,7 @@ function problems() {
 
 function config() {
   const about = facts(), text = el("pre"), file = el("section", { class: "panel" }, el("h2", {}, "Configuration file in force"), about, text), error = el("p", { class: "problem error", hidden: true });
-  const settings = table([{ head: "flag", class: "name", text: (s) => s.name }, { head: "value", class: "name", text: (s) => s.value }], { key: (s) => s.name + "\n" + s.value, empty: "No flags." });
+  const settings = table([{ head: "flag", class: "name", text: (s) => s.name }, { head: "value", class: "name", text: (s) => s.value || "not set" }], { key: (s) => s.name + "\n" + s.value, empty: "No flags." });
   return {
     title: "Configuration",
     node: el("div", {}, error, file, el("h2", {}, "Flags"), settings),

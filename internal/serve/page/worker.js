@@ -3,13 +3,13 @@
 import { app } from "./app.js";
 import { ask } from "./ask.js";
 import { el, facts, meter, setName, setText } from "./dom.js";
-import { bytes, count, span, time } from "./format.js";
+import { bytes, count, plural, span, time } from "./format.js";
 import { fileColumns, lister } from "./lists.js";
 
 export function worker(pool, id) {
   const about = facts(), panel = el("section", { class: "panel" }, about);
   const files = lister({
-    title: "Worker " + id, question: "files", placeholder: "Search its files", sort: "path",
+    title: "Worker " + id, things: (n) => plural(n, "file"), question: "files", placeholder: "Search its files", sort: "path",
     empty: () => "There is no file of a worker with this ID. Either there was none, or the worker is dead and its values are in the archive.",
     key: (f) => f.path, params: () => ({ pool, worker: id }), columns: fileColumns,
   });
@@ -21,7 +21,7 @@ export function worker(pool, id) {
     const found = (await ask("workers", { pool, search: id, limit: 200 })).items.find((w) => w.id === id && (w.pool || "") === pool);
     panel.hidden = !found;
     if (found) about.show([
-      ["state", found.alive ? "alive" : "dead", found.alive ? "good" : ""], ["liveness by", found.known_by],
+      ["state", found.alive ? "alive" : "dead", found.alive ? "good" : ""], ["liveness by", found.failed === found.files ? "" : found.known_by],
       ["age", found.created ? span(time.now() - found.created) : ""], ["last change", time.ago(found.changed)],
       ["files", count(found.files)], ["unreadable", found.failed ? count(found.failed) : "", "error"],
       ["entries", count(found.entries)], ["size", bytes(found.used_bytes) + " used of " + bytes(found.size_bytes)],
@@ -65,8 +65,8 @@ export function poolPanel() {
     const a = p.archive;
     archive.show([
       ["state", archiveState(p), archiveKind(p)],
-      ["archived", count(a.folded_files) + " files"], ["last time", time.ago(a.last_fold)], ["series", count(a.series)],
-      ["waiting", a.awaiting ? count(a.awaiting) + " files" : ""],
+      ["archived", plural(a.folded_files, "file")], ["last time", time.ago(a.last_fold)], ["series", count(a.series)],
+      ["waiting", a.awaiting ? plural(a.awaiting, "file") : ""],
     ]);
   };
   return node;
