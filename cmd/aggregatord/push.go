@@ -52,6 +52,7 @@ func (o *pushOnceOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.prefix, "graphite.prefix", "", "`PREFIX` of paths in Graphite")
 	f.BoolVar(&o.tags, "graphite.tags", false, "write labels as tags, not as parts of the path")
 	f.StringToStringVar(&o.resource, "otlp.resource-attribute", nil, "`NAME=VALUE` of the resource in OTLP; repeat it for several")
+	f.Lookup("grouping-key").DefValue, f.Lookup("otlp.resource-attribute").DefValue = "", "" // not []
 	f.StringArrayVar(&o.match, "match", nil, "only metrics whose whole name matches this `REGEX`; repeat it for several")
 	f.StringVar(&o.http, httpConfigFlag, "", "`FILE` with the password, certificates and the like that the receiver\nasks for, in Prometheus' format for HTTP clients")
 	f.DurationVar(&o.timeout, "timeout", output.DefaultTimeout, "how long the push may take")

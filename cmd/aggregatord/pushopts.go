@@ -65,6 +65,7 @@ func (o *pushOptions) addFlags(f *pflag.FlagSet) {
 	f.Var(&o.pushgateway, "push.pushgateway", "`URL` of a Pushgateway to push to while the command runs and when it has ended")
 	f.StringVar(&o.job, "push.job", "", "`NAME` of the job there")
 	f.StringToStringVar(&o.grouping, "push.grouping-key", nil, "`NAME=VALUE` of the grouping key beside the job; repeat it for several")
+	f.Lookup("push.grouping-key").DefValue = "" // not []
 	f.StringVar(&o.method, "push.method", http.MethodPut, "PUT replaces what the group has, POST only metrics of the same name")
 	f.DurationVar(&o.interval, "push.interval", output.DefaultInterval, "how often to push")
 	f.DurationVar(&o.timeout, "push.timeout", output.DefaultTimeout, "how long one push may take")

@@ -108,7 +108,7 @@ type metrics struct {
 
 func newMetrics(set *telemetry.Set) *metrics {
 	m := &metrics{
-		scrapes:   set.CounterVec("aggregatord_scrapes_total", "Requests for metrics, by how they ended.", "outcome"),
+		scrapes:   set.CounterVec("aggregatord_scrapes_total", "Requests for metrics, by outcome.", "outcome"),
 		formats:   set.CounterVec("aggregatord_scrape_formats_total", "Scrapes answered, by format and content encoding.", "format", "encoding"),
 		refused:   set.CounterVec("aggregatord_requests_refused_total", "Requests that the web configuration kept from being served: no or a wrong password, too many passwords to check, too high a rate, or a file that became unreadable.", "reason"),
 		questions: set.CounterVec("aggregatord_api_requests_total", "Requests to the API, by status code; 503: it was not ready, or too many were under way; 0: the client had gone.", "code"),
@@ -117,10 +117,10 @@ func newMetrics(set *telemetry.Set) *metrics {
 		size:        set.GaugeVec("aggregatord_scrape_size_bytes", "Size of the body of the last scrape answered: plain as encoded, and as sent with each content encoding.", "encoding"),
 		sentBytes:   set.CounterVec("aggregatord_scrape_sent_bytes_total", "Bytes of response bodies sent.", "encoding"),
 		omitted:     set.GaugeVec("aggregatord_omissions", "Families, and parts of families, left out of a format because the exposition would be invalid with them; the log names them.", "format"),
-		losses:      set.GaugeVec("aggregatord_format_losses", "Families, and parts of families, that a format leaves out or has without their type, by why. A format that is served instead carries more, to clients that accept both.", "format", "served", "reason"),
+		losses:      set.GaugeVec("aggregatord_format_losses", "Families, and parts of families, that a format cannot carry, by reason: it leaves them out, or serves them without their type. The label served is the format that clients get instead if they accept both.", "format", "served", "reason"),
 		events:      set.CounterVec("aggregatord_watch_events_total", "File system events that said the directory may have changed.", "pool"),
 		overflows:   set.CounterVec("aggregatord_watch_overflows_total", "Times file system events were lost; a rescan makes up for it.", "pool"),
-		eventsUp:    set.GaugeVec("aggregatord_watch_up", "1 if the directory's file system events arrive; 0: it is looked at every second.", "pool"),
+		eventsUp:    set.GaugeVec("aggregatord_watch_up", "1 if the directory's file system events arrive; 0: the directory is listed every second.", "pool"),
 		closed:      set.CounterVec("aggregatord_connections_closed_total", "Connections closed to make room: idle or busy ones when there were too many, slow ones when responses on their way took too much memory.", "reason"),
 		connections: set.Gauge("aggregatord_connections", "Clients that are connected."),
 		resident:    set.Gauge("aggregatord_resident_anonymous_bytes", "Anonymous resident memory of the daemon (RssAnon), without the mapped source files; 0 where it cannot be known."),

@@ -57,9 +57,9 @@ func newReloader(opts Options, set *telemetry.Set, apply func(*policy.Policy) er
 		opts: opts, apply: apply, logger: opts.Logger, settle: 200 * time.Millisecond, inForce: opts.Config,
 		ok:      set.Gauge("aggregatord_config_last_reload_successful", "1 if the configuration file could be loaded the last time it was tried; 0: an earlier one is in force."),
 		okTime:  set.Gauge("aggregatord_config_last_reload_success_timestamp_seconds", "When the configuration was loaded last, in Unix seconds."),
-		hash:    set.Gauge("aggregatord_config_hash", "A number that differs for each content of the configuration file in force; 0 without a file."),
+		hash:    set.Gauge("aggregatord_config_hash", "Hash of the configuration file in force; 0 without a file."),
 		pending: set.Gauge("aggregatord_config_restart_pending_keys", "Keys of the configuration in force that were changed and need a restart; the log names them."),
-		reloads: set.CounterVec("aggregatord_config_reloads_total", "Times the configuration was loaded while running, by how that ended.", "outcome"),
+		reloads: set.CounterVec("aggregatord_config_reloads_total", "Reloads of the configuration, by outcome.", "outcome"),
 	}
 	for _, outcome := range []string{"success", "failure"} {
 		r.reloads.With(outcome)

@@ -17,8 +17,8 @@ type pageState struct {
 	root bool
 	// make returns the flags of the daemon, and as whom it runs.
 	make func(t *testing.T, dir string) (flags []string, attr *syscall.SysProcAttr)
-	// overview and workers are what these sections say.
-	overview, workers []string
+	// overview, workers and problems are what these sections say.
+	overview, workers, problems []string
 }
 
 var pageNobody = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -30,6 +30,7 @@ var pageStates = map[string]pageState{
 		},
 		overview: []string{"/missing", "unknown: the directory cannot be read"},
 		workers:  []string{"/missing cannot be read"},
+		problems: []string{"does not exist. Make it before", "No directory can be read.", "There was no error."},
 	},
 	"one_of_several_missing": {
 		make: func(t *testing.T, dir string) ([]string, *syscall.SysProcAttr) {
@@ -55,8 +56,9 @@ var pageStates = map[string]pageState{
 			}
 			return []string{"--dir", dir}, pageNobody
 		},
-		overview: []string{"permission denied"},
+		overview: []string{"permission denied", "opens when the directory can be read"},
 		workers:  []string{"cannot be read"},
+		problems: []string{"may not list", "Run the daemon as the workers' user."},
 	},
 	"failed_archive": {
 		root: true,
@@ -68,8 +70,8 @@ var pageStates = map[string]pageState{
 			}
 			return []string{"--dir", dir}, pageNobody
 		},
-		overview: []string{"permission denied"},
-		workers:  []string{"1", "alive"},
+		overview: []string{"permission denied", "Run the daemon as the workers' user."},
+		workers:  []string{"1 worker", "alive"},
 	},
 	"hundred_pools": {
 		make: func(t *testing.T, dir string) (flags []string, _ *syscall.SysProcAttr) {
@@ -101,6 +103,7 @@ var pageStates = map[string]pageState{
 		},
 		overview: []string{"1,000", "off (--archive.disable)"},
 		workers:  []string{"1–50 of 1,000"},
+		problems: []string{"There is no problem.", "Every file that is there can be read.", "All files agree"},
 	},
 	"ten_thousand_series": {
 		make: func(t *testing.T, dir string) ([]string, *syscall.SysProcAttr) {
@@ -146,8 +149,11 @@ func TestPageStates(t *testing.T) {
 				for key, title := range []string{"Overview", "Workers", "Metrics", "Archive", "Problems", "Configuration"} {
 					b.do(chromedp.KeyEvent(fmt.Sprint(key + 1)))
 					b.until("the section "+title, fmt.Sprintf(`document.title.includes(%s) && document.querySelector("nav a[aria-current]").textContent.startsWith(%s)`, quoted(title), quoted(title)))
-					if title == "Workers" {
+					switch title {
+					case "Workers":
 						b.says("main", state.workers...)
+					case "Problems":
+						b.says("main", state.problems...)
 					}
 					b.fits(title)
 					b.picture("state-" + name + "-" + view.name + "-" + strings.ToLower(title))

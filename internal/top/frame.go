@@ -286,6 +286,8 @@ func (v *View) title(what string, scrolls bool, top, shown, total int) string {
 		what = "▸ " + what
 	}
 	switch {
+	case v.Filter != "" && total == 0:
+		return what + " (none matches)"
 	case shown >= total:
 		return what
 	case top > 0:

@@ -239,7 +239,7 @@ func TestScroll(t *testing.T) {
 		v.Type(key)
 	}
 	v.Type(terminal.KeyBackspace)
-	shows("a filter", "温度_4_", "温度_40_")
+	shows("a filter", "温度_4_", "温度_40_", "WORKER (none matches)")
 	if strings.Contains(text(), "温度_88_") {
 		t.Error("the filter lets through what has no such name")
 	}

@@ -58,8 +58,9 @@ function problems() {
       showNow(bySeverity(status.problems));
       fine.hidden = status.problems.length > 0;
       const e = await ask("errors", { limit: 200 });
-      files.show(e.files);
-      conflicts.show(e.conflicts);
+      const unread = status.pools.some((p) => p.up) ? "" : "No directory can be read.";
+      files.show(e.files, unread);
+      conflicts.show(e.conflicts, unread);
       const all = [];
       for (const p of status.pools) {
         const at = p.name ? p.name + ": " : "";

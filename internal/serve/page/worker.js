@@ -75,7 +75,7 @@ export function poolPanel() {
 // archiveState says how an archive is; of a directory that is not there it says nothing bad.
 export function archiveState(p) {
   if (p.archive.state === "read-only") return "off (--archive.disable)";
-  if (p.archive.state === "closed" && !p.up) return "opens when the directory is there";
+  if (p.archive.state === "closed" && !p.up) return "opens when the directory can be read";
   return p.archive.state;
 }
 
