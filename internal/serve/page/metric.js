@@ -112,10 +112,11 @@ export function metric(name) {
 
 // distribution shows the buckets of a histogram, of one set of labels or of all together.
 function distribution(name) {
-  const which = el("select", { "aria-label": "Which labels" }), when = el("select", { "aria-label": "Which time" }, el("option", { value: "" }, "since the start"), el("option", { value: "now" }, "since this page was opened"));
+  const which = el("select", { "aria-label": "Which labels" }), when = el("select", { "aria-label": "Which time" }, el("option", { value: "" }, "all observations"), el("option", { value: "now" }, "since this page was opened"));
   const chart = bars(), quantiles = el("p"), remark = el("p", { class: "dim" });
   const node = el("section", { class: "panel", "aria-label": "Distribution" }, el("div", { class: "tools" }, el("h2", {}, "Distribution"), which, when), quantiles, chart, remark);
   const first = new Map(); // series to its value when the page first saw it
+  const unit = { seconds: "\u00a0s", bytes: "\u00a0B" }[name.split("_").pop()] || "";
   for (const s of [which, when]) s.addEventListener("change", () => app.again());
   let known = null;
   node.refresh = async () => {
@@ -138,12 +139,12 @@ function distribution(name) {
     }
     which.hidden = groups.size <= 2;
     const buckets = [...groups.get(which.value) || []].sort((a, b) => a[0] - b[0]);
-    const at = (q) => { const v = quantile(q, buckets); return v == null ? "–" : v.over != null ? "over " + value(v.over) : value(v.at.toPrecision(3)); };
+    const at = (q) => { const v = quantile(q, buckets); return v == null ? "–" : v.over != null ? "over " + value(v.over) + unit : value(v.at.toPrecision(3)) + unit; };
     setText(quantiles, "p50 " + at(0.5) + "   p90 " + at(0.9) + "   p99 " + at(0.99));
     const all = buckets.length ? buckets[buckets.length - 1][1] : 0;
     chart.show(buckets.map(([bound, n], i) => {
       const c = n - (i ? buckets[i - 1][1] : 0);
-      return { range: bound === Infinity ? "more" : "to " + value(bound), count: Math.max(0, c), text: count(Math.round(c)) + (all ? " (" + (c / all * 100).toFixed(c / all < 0.1 ? 1 : 0) + "%)" : "") };
+      return { range: bound === Infinity ? "more" : "to " + value(bound) + unit, count: Math.max(0, c), text: count(Math.round(c)) + (all ? " (" + (c / all * 100).toFixed(c / all < 0.1 ? 1 : 0) + "%)" : "") };
     }));
     setText(remark, (all ? count(Math.round(all)) + " observations. " : "Nothing was observed in this time. ") + "Quantiles are estimated from the buckets; the raw buckets are in the list below." + (page.matching > page.items.length ? " Only the first " + count(SORTED) + " buckets are in this chart." : ""));
   };

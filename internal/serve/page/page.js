@@ -152,7 +152,7 @@ const byId = (id) => document.getElementById(id);
 function showHeader() {
   const status = app.status, errors = status.problems.some((p) => p.severity === "error"), n = status.problems.length;
   setClass(byId("dot"), "dot " + (errors ? "error" : n ? "warning" : "good"));
-  setText(byId("state"), (status.ready ? n ? count(n) + (n === 1 ? " problem" : " problems") : "no problems" : "reading the files for the first time") + " · up " + span(time.now() - status.started));
+  setText(byId("state"), (status.ready ? n ? count(n) + (n === 1 ? " problem" : " problems") : "no problems" : "reading the files for the first time") + " · up " + span(time.now() - status.started).split(" ")[0]);
   setText(byId("count-workers"), count(status.pools.reduce((sum, p) => sum + p.workers.alive + p.workers.dead, 0)));
   setText(byId("count-metrics"), count(status.merge.families));
   setText(byId("count-problems"), n ? count(n) : "");
