@@ -135,7 +135,7 @@ func (o *pushOnceOptions) timeoutOf(s *output.Spec) time.Duration {
 type once struct{ snap *view.Snapshot }
 
 // Gather implements output.Source.
-func (o once) Gather(context.Context) (*view.Snapshot, error) {
+func (o once) Gather(context.Context, bool) (*view.Snapshot, error) {
 	o.snap.Retain()
 	return o.snap, nil
 }

@@ -99,6 +99,7 @@ type webOptions struct {
 	anyPath       bool
 	selfMetrics   string
 	forkMetrics   bool
+	created       bool
 	externalURL   string
 }
 
@@ -120,6 +121,7 @@ func (o *webOptions) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.anyPath, "web.any-path", false, "serve the metrics at every path that nothing else is at")
 	f.StringVar(&o.selfMetrics, "web.self-metrics", "with", "which of the daemon's own metrics are served: with (the important ones, with the\nothers), full (all of them), separate (at /-/metrics only) or off")
 	f.BoolVar(&o.forkMetrics, "web.fork-metrics", false, "serve prom_client_archive_duration_seconds too, as the archiving fork\nof the Python client does")
+	f.BoolVar(&o.created, "web.created-samples", false, "serve in OpenMetrics since when each counter, histogram and summary counts, as\nsamples named ..._created; Prometheus keeps them as series of their own")
 	durationVar(f, &o.readTimeout, "web.read-timeout", time.Minute, "how long a client may take to send a request; 0 is no limit")
 	durationVar(f, &o.writeTimeout, "web.write-timeout", time.Minute, "how long a response may take, as a client may read it slowly; 0 is no limit")
 	durationVar(f, &o.idleTimeout, "web.idle-timeout", 5*time.Minute, "how long a connection is kept for the next request; 0 is no limit")
@@ -192,6 +194,7 @@ func (o *webOptions) apply(opts *daemon.Options) {
 	if o.externalURL != "" {
 		opts.Web.ExternalURL, _ = serve.ParseExternalURL(o.externalURL)
 	}
+	opts.CreatedSamples = o.created
 	opts.SelfMetrics = selfMetrics[o.selfMetrics]
 	opts.ForkMetrics = o.forkMetrics
 }

@@ -252,6 +252,7 @@ func TestWebOptions(t *testing.T) {
 		"connections": {[]string{"--web.max-connections", "7"}, func(o *daemon.Options) { o.Web.MaxConnections = 7 }},
 		"hosts":       {[]string{"--web.allowed-hosts", "a.example,b.example"}, func(o *daemon.Options) { o.Web.AllowedHosts = []string{"a.example", "b.example"} }},
 		"any_path":    {[]string{"--web.any-path"}, func(o *daemon.Options) { o.Web.AnyPath = true }},
+		"created":     {[]string{"--web.created-samples"}, func(o *daemon.Options) { o.CreatedSamples = true }},
 		"self":        {[]string{"--web.self-metrics", "separate", "--web.fork-metrics"}, func(o *daemon.Options) { o.SelfMetrics, o.ForkMetrics = daemon.SelfSeparate, true }},
 		"socket":      {[]string{"--web.listen-address", "unix:/x", "--web.socket-mode", "600"}, func(o *daemon.Options) { o.ListenAddresses, o.SocketMode = []string{"unix:/x"}, 0o600 }},
 		"systemd":     {[]string{"--web.systemd-socket"}, func(o *daemon.Options) { o.SystemdSocket = true }},

@@ -100,6 +100,9 @@ type Options struct {
 	// ForkMetrics serves prom_client_archive_duration_seconds too, for users of the fork of the
 	// Python client that archives by itself.
 	ForkMetrics bool
+	// CreatedSamples serves in OpenMetrics since when series count, as samples of their own. Protobuf
+	// has that anyway. Default: it does not.
+	CreatedSamples bool
 	// LogStats returns how many lines of the log were dropped because nobody read them in time,
 	// and how many were left out because there were many of their kind. Default: none were.
 	LogStats func() (dropped, leftOut uint64)
@@ -108,7 +111,7 @@ type Options struct {
 	// Processes says how the processes of the pools are watched; its Pools, Logger and Metrics
 	// are Run's to fill. Nil: they are not.
 	Processes *process.Options
-	// Discovery finds pools that come and go; its Static, Add, Remove, OnNew, Set and Logger are
+	// Discovery finds pools that come and go; its Static, Add, Remove, Set and Logger are
 	// Run's to fill. Nil: there are only those of Fleet.
 	Discovery *discover.Options
 }
@@ -167,7 +170,8 @@ func Run(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
-	outputs, err := newOutputs(opts, pools, set)
+	own := newOwnMetrics(set)
+	outputs, err := newOutputs(opts, pools, own, set)
 	if err != nil {
 		return errors.Join(err, pools.Close())
 	}
@@ -177,7 +181,7 @@ func Run(ctx context.Context, opts Options) error {
 	if err := pools.Open(); err != nil {
 		return errors.Join(err, pools.Close())
 	}
-	finder := newFinder(opts, pools, outputs, set)
+	finder := newFinder(opts, pools, set)
 	defer closeFinder(finder, log)
 	set.OnSnapshot(func() {
 		pools.UpdateMetrics()
@@ -213,11 +217,11 @@ func Run(ctx context.Context, opts Options) error {
 	}
 
 	web := opts.Web
-	gatherer := gatherer{pools, set, opts.SelfMetrics, observer, finder}
+	gatherer := gatherer{pools, own, opts.SelfMetrics, observer, finder}
 	web.Gatherer = gatherer
 	web.NoSelfMetrics = opts.SelfMetrics == SelfOff
 	web.AllowedHosts = append(ownNames(opts), web.AllowedHosts...)
-	web.Encoder = &exposition.Encoder{OnReport: m.reporter(log)}
+	web.Encoder = &exposition.Encoder{OnReport: m.reporter(log), CreatedSamples: opts.CreatedSamples}
 	web.TelemetryPath = opts.TelemetryPath
 	web.Ready = pools.Ready
 	web.PoolReady, web.Targets = gatherer.poolReady, gatherer.targets
@@ -306,7 +310,7 @@ func tidy(ctx context.Context, pools *fleet.Fleet, percent int) {
 // gatherer gives a scrape the workers' metrics and the daemon's own.
 type gatherer struct {
 	pools *fleet.Fleet
-	set   *telemetry.Set
+	own   ownMetrics
 	self  SelfMetrics
 	// processes may be nil.
 	processes *process.Observer
@@ -317,9 +321,9 @@ type gatherer struct {
 // Gather implements serve.Gatherer.
 func (g gatherer) Gather(ctx context.Context, r serve.Request) ([]*view.Snapshot, error) {
 	if r.SelfOnly {
-		return []*view.Snapshot{g.set.Snapshot()}, nil
+		return []*view.Snapshot{g.own.all(r.Starts)}, nil
 	}
-	sel := fleet.Selection{Pools: r.Pools, Bare: r.BarePools}
+	sel := fleet.Selection{Pools: r.Pools, Bare: r.BarePools, Starts: r.Starts}
 	workers, err := g.pools.View(ctx, sel)
 	switch {
 	case errors.Is(err, fleet.ErrNoPool):
@@ -334,9 +338,9 @@ func (g gatherer) Gather(ctx context.Context, r serve.Request) ([]*view.Snapshot
 	case len(r.Pools) > 0, g.self == SelfSeparate, g.self == SelfOff:
 		return snaps, nil
 	case g.self == SelfFull:
-		return append(snaps, g.set.Snapshot()), nil
+		return append(snaps, g.own.all(r.Starts)), nil
 	}
-	return append(snaps, g.set.Essential()), nil
+	return append(snaps, g.own.essential(r.Starts)), nil
 }
 
 // all returns the workers' metrics and all of the daemon's own, for the API.
@@ -346,7 +350,7 @@ func (g gatherer) all(ctx context.Context) ([]*view.Snapshot, error) {
 		return nil, err
 	}
 	beside := g.processesBeside(workers, fleet.Selection{})
-	return append(append([]*view.Snapshot{workers}, beside...), g.set.Snapshot()), nil
+	return append(append([]*view.Snapshot{workers}, beside...), g.own.all(false)), nil
 }
 
 var _ serve.Gatherer = gatherer{}

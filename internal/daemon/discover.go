@@ -8,22 +8,19 @@ import (
 
 	"aggregatord/internal/discover"
 	"aggregatord/internal/fleet"
-	"aggregatord/internal/output"
 	"aggregatord/internal/serve"
 	"aggregatord/internal/telemetry"
 )
 
 // newFinder returns what finds pools that come and go, which has looked once, or nil if nothing
 // should be looked for.
-func newFinder(opts Options, pools *fleet.Fleet, outputs *output.Outputs, set *telemetry.Set) *discover.Finder {
+func newFinder(opts Options, pools *fleet.Fleet, set *telemetry.Set) *discover.Finder {
 	if opts.Discovery == nil {
 		return nil
 	}
 	o := *opts.Discovery
 	o.Static, o.Set, o.Logger = opts.Fleet.Pools, set, opts.Logger.With(zap.String("room", "discover"))
 	o.Add, o.Remove = pools.Add, pools.Remove
-	// What the workers of a new pool have counted until now is not new.
-	o.OnNew = outputs.Unsure
 	f := discover.New(o)
 	f.Round()
 	return f

@@ -10,14 +10,15 @@ import (
 	"aggregatord/internal/buildinfo"
 	"aggregatord/internal/fleet"
 	"aggregatord/internal/output"
+	"aggregatord/internal/starts"
 	"aggregatord/internal/telemetry"
 	"aggregatord/internal/view"
 )
 
 // newOutputs returns the outputs of the configuration and of the flags.
-func newOutputs(opts Options, pools *fleet.Fleet, set *telemetry.Set) (*output.Outputs, error) {
+func newOutputs(opts Options, pools *fleet.Fleet, own ownMetrics, set *telemetry.Set) (*output.Outputs, error) {
 	o := output.New(output.Options{
-		Source: allPools{pools}, Own: set.Snapshot, Ready: pools.Ready,
+		Source: allPools{pools}, Own: own.all, Ready: pools.Ready,
 		Metrics: output.NewMetrics(set), ExitTimeout: opts.OutputExitTimeout,
 		OnPrimed: opts.OnOutputsReady, Version: buildinfo.Get().Version, Logger: opts.Logger,
 	})
@@ -28,8 +29,31 @@ func newOutputs(opts Options, pools *fleet.Fleet, set *telemetry.Set) (*output.O
 type allPools struct{ *fleet.Fleet }
 
 // Gather implements output.Source.
-func (a allPools) Gather(ctx context.Context) (*view.Snapshot, error) {
-	return a.View(ctx, fleet.Selection{})
+func (a allPools) Gather(ctx context.Context, withStarts bool) (*view.Snapshot, error) {
+	return a.View(ctx, fleet.Selection{Starts: withStarts})
+}
+
+// ownMetrics are the daemon's own metrics, with the starts of their values where they are wanted.
+type ownMetrics struct {
+	set    *telemetry.Set
+	starts *starts.Starts
+}
+
+func newOwnMetrics(set *telemetry.Set) ownMetrics { return ownMetrics{set, starts.New()} }
+
+func (o ownMetrics) all(withStarts bool) *view.Snapshot { return o.look(o.set.Snapshot, withStarts) }
+
+func (o ownMetrics) essential(withStarts bool) *view.Snapshot {
+	return o.look(o.set.Essential, withStarts)
+}
+
+func (o ownMetrics) look(take func() *view.Snapshot, withStarts bool) *view.Snapshot {
+	at := time.Now()
+	snap := take()
+	if withStarts {
+		snap.Starts = o.starts.Append(snap.Starts[:0], snap, at)
+	}
+	return snap
 }
 
 // lastWords pushes for the last time.

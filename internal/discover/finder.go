@@ -57,8 +57,6 @@ type Options struct {
 	// Add and Remove change what is served.
 	Add    func(pool.Spec) error
 	Remove func(name string) error
-	// OnNew is called in each round that has added a pool. Default: nothing.
-	OnNew func()
 	// Retention is how long a pool is served after its source has found it for the last time.
 	// Default: DefaultRetention.
 	Retention time.Duration
@@ -153,9 +151,6 @@ func New(opts Options) *Finder {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	if opts.OnNew == nil {
-		opts.OnNew = func() {}
-	}
 	return &Finder{
 		opts: opts, logger: opts.Logger, pools: map[string]*served{}, leaving: map[string]bool{}, gone: map[string]gone{},
 		problems: map[string]bool{}, failed: map[string]failure{},
@@ -195,7 +190,7 @@ func (f *Finder) Round() {
 	problems := map[string]bool{}
 	wanted := f.wantedLocked(problems)
 	f.retireLocked(wanted, now)
-	added := f.addLocked(wanted, now, problems)
+	f.addLocked(wanted, now, problems)
 	f.tellLocked(problems)
 	f.rounds++
 	f.metrics.seconds.Set(time.Since(start).Seconds())
@@ -207,9 +202,6 @@ func (f *Finder) Round() {
 	}
 	f.metrics.served.Set(float64(len(f.pools)))
 	f.metrics.vanished.Set(float64(vanished))
-	if added {
-		f.opts.OnNew()
-	}
 }
 
 // wantedLocked asks the sources. The result is in the order of the sources; no name and no
@@ -324,7 +316,7 @@ func (f *Finder) removeLocked(name, why string) {
 }
 
 // addLocked adds the pools that are wanted and not served yet.
-func (f *Finder) addLocked(wanted []Found, now time.Time, problems map[string]bool) (added bool) {
+func (f *Finder) addLocked(wanted []Found, now time.Time, problems map[string]bool) {
 	leftOut, still := 0, map[string]failure{}
 	for _, p := range wanted {
 		name := p.Spec.Name
@@ -350,7 +342,6 @@ func (f *Finder) addLocked(wanted []Found, now time.Time, problems map[string]bo
 			problems[fail.err.Error()] = true
 			continue
 		}
-		added = true
 	}
 	f.failed = still
 	f.metrics.leftOut.Set(float64(leftOut))
@@ -361,7 +352,6 @@ func (f *Finder) addLocked(wanted []Found, now time.Time, problems map[string]bo
 		f.logger.Info("all pools that are found are served again")
 	}
 	f.leftOut = leftOut > 0
-	return added
 }
 
 // evictLocked makes room by removing the pool that has vanished first, if one has.

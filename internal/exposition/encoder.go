@@ -17,6 +17,10 @@ type Encoder struct {
 	// changed, with empty lists when it carries everything again. It is called by the
 	// goroutine that encodes, and never while another call is under way.
 	OnReport func(Report)
+	// CreatedSamples, if set before first use, has OpenMetrics carry the Starts of snapshots, as
+	// samples named _created. In protobuf they are fields, and always there. Whoever reads the text
+	// keeps them as series of their own, or has to know them.
+	CreatedSamples bool
 
 	// mu guards what follows. It is held while a new layout is rendered, so that scrapes
 	// that arrive together render it once.
@@ -142,7 +146,14 @@ func (e *Encoder) Encode(dst []byte, ends *[]int, accept Accept, sel Filter, sna
 	if e.OnReport != nil {
 		e.report(accept, chosen, p, out, fits, snaps)
 	}
-	return p.write(dst, ends, out.views, fits, sel, snaps), chosen
+	return p.write(dst, ends, out.views, fits, e.CreatedSamples, sel, snaps), chosen
+}
+
+// WantsStarts reports whether a format that a client accepts carries the Starts of snapshots.
+func (e *Encoder) WantsStarts(accept Accept) bool {
+	return slices.ContainsFunc(accept.formats[:max(accept.n, 1)], func(f Format) bool {
+		return f.Kind == Protobuf || e.CreatedSamples && f.openMetrics()
+	})
 }
 
 // weigh returns the plan for a format, how much it loses, and whether all values fit.
@@ -154,8 +165,9 @@ func (e *Encoder) weigh(f Format, snaps []*view.Snapshot) (p *plan, l loss, fits
 	return p, l, fits
 }
 
-// write appends the output of a plan. fits says that all values are fine.
-func (p *plan) write(dst []byte, ends *[]int, views []*rendered, fits bool, sel Filter, snaps []*view.Snapshot) []byte {
+// write appends the output of a plan. fits says that all values are fine, created that OpenMetrics
+// has starts.
+func (p *plan) write(dst []byte, ends *[]int, views []*rendered, fits, created bool, sel Filter, snaps []*view.Snapshot) []byte {
 	if hint := int(p.size.Load()); cap(dst)-len(dst) < hint && sel.All() {
 		dst = slices.Grow(dst, hint+hint/16)
 	}
@@ -174,16 +186,24 @@ func (p *plan) write(dst []byte, ends *[]int, views []*rendered, fits bool, sel 
 			}
 		}
 		_, fam, values := p.section(part, snaps)
+		starts := snaps[part.snapshot].Starts
+		if len(starts) > 0 {
+			starts = starts[fam.First : fam.First+fam.Points]
+		}
 		if !fits && part.judged {
 			s, values = s.fit(p.format, fam, values)
 		}
 		switch p.format.Kind {
 		case Protobuf:
-			dst = v.appendProtobuf(dst, s, values)
+			dst = v.appendProtobuf(dst, s, values, starts)
 		case JSON:
 			dst = v.appendJSON(dst, s, values, len(dst) == start+1)
 		default:
-			dst = v.appendText(dst, s, kinds, values)
+			if created && len(starts) > 0 && s.hasCreated(p.format, kinds) {
+				dst = v.appendTextCreated(dst, s, values, starts)
+			} else {
+				dst = v.appendText(dst, s, kinds, values)
+			}
 		}
 		if ends != nil {
 			*ends = append(*ends, len(dst)-start)

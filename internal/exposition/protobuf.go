@@ -15,11 +15,14 @@ import (
 //	MetricFamily  name = 1, help = 2, type = 3, metric = 4, unit = 5
 //	Metric        label = 1, gauge = 2, counter = 3, summary = 4, untyped = 5, histogram = 7
 //	LabelPair     name = 1, value = 2
-//	Gauge, Counter, Untyped   value = 1
-//	Summary       sample_count = 1, sample_sum = 2, quantile = 3
+//	Gauge, Untyped   value = 1
+//	Counter       value = 1, created_timestamp = 3
+//	Summary       sample_count = 1, sample_sum = 2, quantile = 3, created_timestamp = 4
 //	Quantile      quantile = 1, value = 2
-//	Histogram     sample_count = 1, sample_sum = 2, bucket = 3, sample_count_float = 4
+//	Histogram     sample_count = 1, sample_sum = 2, bucket = 3, sample_count_float = 4,
+//	              created_timestamp = 15
 //	Bucket        cumulative_count = 1, upper_bound = 2, cumulative_count_float = 4
+//	Timestamp     seconds = 1, nanos = 2 (google/protobuf/timestamp.proto)
 //
 // Every field number is below 16, so every tag is one byte.
 const (
@@ -41,20 +44,23 @@ const (
 	tagQuantile   = 1<<3 | byte(protowire.Fixed64Type)
 	tagQuantileIs = 2<<3 | byte(protowire.Fixed64Type)
 
+	tagSeconds = 1<<3 | byte(protowire.VarintType)
+	tagNanos   = 2<<3 | byte(protowire.VarintType)
+
 	// doubleSize is a tag and a double.
 	doubleSize = 1 + 8
 )
 
-// kindOf holds, for each metric type, its value in the enum MetricType and the field of
-// Metric that holds its points.
+// kindOf holds, for each metric type, its value in the enum MetricType, the field of Metric that
+// holds its points, and the field in there that says since when it counts, if there is one.
 var kindOf = [...]struct {
-	enum, field byte
+	enum, field, created byte
 }{
-	metric.Counter:   {0, 3},
-	metric.Gauge:     {1, 2},
-	metric.Summary:   {2, 4},
-	metric.Unknown:   {3, 5},
-	metric.Histogram: {4, 7},
+	metric.Counter:   {0, 3, 3},
+	metric.Gauge:     {1, 2, 0},
+	metric.Summary:   {2, 4, 4},
+	metric.Unknown:   {3, 5, 0},
+	metric.Histogram: {4, 7, 15},
 }
 
 func appendProtobufHeader(dst []byte, s *section, fam *view.Family) []byte {
@@ -87,15 +93,15 @@ func appendProtobufLabels(dst []byte, labels []metric.Label) []byte {
 
 // appendProtobuf appends a section as one delimited MetricFamily. Lengths come before
 // what they measure, so it looks at the values twice: once to add up the size, once to
-// append. Neither allocates.
-func (v *rendered) appendProtobuf(dst []byte, s *section, values []float64) []byte {
+// append. Neither allocates. starts may be empty.
+func (v *rendered) appendProtobuf(dst []byte, s *section, values []float64, starts []int64) []byte {
 	fam := &v.layout.Families[s.family]
 	headerSize := s.first - s.header
 	size := headerSize
 	start, at := uint32(0), 0
 	for i := range fam.Metrics {
 		points := fam.Metrics[i].Points
-		if m := measure(s, points, values[at:]); start != s.ends[i] && m.shown {
+		if m := measure(s, points, values[at:], startAt(starts, at)); start != s.ends[i] && m.shown {
 			size += 1 + protowire.SizeBytes(int(s.ends[i]-start)-1+m.fieldSize())
 		}
 		start = s.ends[i]
@@ -110,7 +116,7 @@ func (v *rendered) appendProtobuf(dst []byte, s *section, values []float64) []by
 	start, at = 0, 0
 	for i := range fam.Metrics {
 		points := fam.Metrics[i].Points
-		if m := measure(s, points, values[at:]); start != s.ends[i] && m.shown {
+		if m := measure(s, points, values[at:], startAt(starts, at)); start != s.ends[i] && m.shown {
 			labels := prefixes[start+1 : s.ends[i]]
 			dst = append(dst, tagMetric)
 			dst = protowire.AppendVarint(dst, uint64(len(labels)+m.fieldSize()))
@@ -130,6 +136,8 @@ type measured struct {
 	// floats says that some count is no uint64, so that the histogram's are all written
 	// as floats.
 	floats bool
+	// start is since when the points count, in Unix milliseconds; 0: that is not said.
+	start int64
 	// size is the size of the message that holds the points, without its tag and length.
 	size int
 }
@@ -139,8 +147,12 @@ func (m measured) fieldSize() int { return 1 + protowire.SizeBytes(m.size) }
 
 // measure looks at the points of a metric that a section shows. Absent values are left
 // out, as are +Inf buckets: the sample count says the same, and client_golang writes none.
-func measure(s *section, points []view.Point, values []float64) measured {
+func measure(s *section, points []view.Point, values []float64, start int64) measured {
 	var m measured
+	if start > 0 && kindOf[s.typ].created != 0 {
+		m.start = start
+		m.size = 1 + protowire.SizeBytes(timestampSize(start))
+	}
 	if s.typ == metric.Histogram {
 		for i, p := range points {
 			if (p.Kind == view.Bucket || p.Kind == view.Count) && !view.IsAbsent(values[i]) {
@@ -200,7 +212,32 @@ func (m measured) append(dst []byte, s *section, points []view.Point, values []f
 			dst = appendDouble(dst, tagQuantileIs, value)
 		}
 	}
+	if m.start > 0 {
+		dst = append(dst, kindOf[s.typ].created<<3|byte(protowire.BytesType))
+		dst = protowire.AppendVarint(dst, uint64(timestampSize(m.start)))
+		dst = protowire.AppendVarint(append(dst, tagSeconds), uint64(m.start/1000))
+		if nanos := m.start % 1000 * 1e6; nanos != 0 {
+			dst = protowire.AppendVarint(append(dst, tagNanos), uint64(nanos))
+		}
+	}
 	return dst
+}
+
+// startAt returns the start of a value, 0 if there is none.
+func startAt(starts []int64, at int) int64 {
+	if at < len(starts) {
+		return starts[at]
+	}
+	return 0
+}
+
+// timestampSize is the size of a Timestamp of so many milliseconds.
+func timestampSize(milliseconds int64) int {
+	n := 1 + protowire.SizeVarint(uint64(milliseconds/1000))
+	if nanos := milliseconds % 1000 * 1e6; nanos != 0 {
+		n += 1 + protowire.SizeVarint(uint64(nanos))
+	}
+	return n
 }
 
 // integral returns a count as the integer that it usually is. For what is none it

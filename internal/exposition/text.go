@@ -1,6 +1,7 @@
 package exposition
 
 import (
+	"strconv"
 	"strings"
 
 	"github.com/prometheus/common/model"
@@ -178,6 +179,58 @@ func (v *rendered) appendTextPart(dst []byte, s *section, kinds kindSet, values 
 			}
 			start = end
 			i++
+		}
+	}
+	return dst
+}
+
+// hasCreated reports whether samples named _created may be among those of a section, if a format
+// shows these kinds of it.
+func (s *section) hasCreated(f Format, kinds kindSet) bool {
+	return f.openMetrics() && s.typ.Counts() && s.shape == view.Plain && !s.split && kinds == s.kinds
+}
+
+// createdSuffix is what the name of a sample has that says since when a metric counts.
+const createdSuffix = "_created"
+
+// appendTextCreated is appendText with a sample for each known start, after the others of its
+// metric. Its line is that of a sample without a bound, but for the end of the name.
+func (v *rendered) appendTextCreated(dst []byte, s *section, values []float64, starts []int64) []byte {
+	var room [256]byte
+	base := len(s.base) // in a prefix
+	if !model.LegacyValidation.IsValidMetricName(s.base) {
+		base = len(appendQuoted(append(room[:0], '{'), s.base)) - 1
+	}
+	header, prefixes := v.blob[s.header:s.first], v.blob[s.first:]
+	fam := &v.layout.Families[s.family]
+	shown := false
+	from, i := uint32(0), 0
+	for m := range fam.Metrics {
+		start := starts[i]
+		var prefix []byte // of a sample without a bound
+		suffix := 0       // how long the end of its name is
+		for _, p := range fam.Metrics[m].Points {
+			if end := s.ends[i]; from != end && !view.IsAbsent(values[i]) {
+				if !shown {
+					shown = true
+					dst = append(dst, header...)
+				}
+				dst = append(dst, prefixes[from:end]...)
+				dst = metric.AppendValue(dst, values[i])
+				dst = append(dst, '\n')
+				if p.BoundLabel() == "" {
+					prefix, suffix = prefixes[from:end], len(p.Kind.Suffix())
+				}
+			}
+			from = s.ends[i]
+			i++
+		}
+		if start > 0 && prefix != nil {
+			dst = append(dst, prefix[:base]...)
+			dst = append(dst, createdSuffix...)
+			dst = append(dst, prefix[base+suffix:]...)
+			dst = strconv.AppendFloat(dst, float64(start)/1000, 'f', -1, 64)
+			dst = append(dst, '\n')
 		}
 	}
 	return dst

@@ -17,6 +17,7 @@ import (
 	"aggregatord/internal/merge"
 	"aggregatord/internal/policy"
 	"aggregatord/internal/pool"
+	"aggregatord/internal/starts"
 	"aggregatord/internal/telemetry"
 	"aggregatord/internal/view"
 	"aggregatord/internal/watch"
@@ -84,8 +85,12 @@ type member struct {
 	*pool.Pool
 	notifier *watch.Notifier
 	watched  bool // by the notifier; otherwise it is polled
-	stop     context.CancelFunc
-	done     chan struct{} // closed when its loop has ended; nil before it was started
+	// looking is held while a view with starts is taken of the pool, so that its starts meet
+	// the views in their order.
+	looking sync.Mutex
+	starts  keptStarts
+	stop    context.CancelFunc
+	done    chan struct{} // closed when its loop has ended; nil before it was started
 }
 
 // isComing reports whether a pool that came late has files that were not read yet. A part of
@@ -148,6 +153,7 @@ func (f *Fleet) newMember(spec pool.Spec) *member {
 		opts.ArchiveDir = filepath.Join(opts.ArchiveDir, spec.Name)
 	}
 	m := &member{Pool: pool.New(spec, opts)}
+	m.starts.Starts = starts.New()
 	m.notifier = watch.NewNotifier(watch.NotifierOptions{OnFallback: func(err error) {
 		f.logger.Warn("inotify is unavailable; looking at the directory every second", zap.String("dir", spec.Dir()), zap.Error(err))
 	}})
@@ -321,6 +327,7 @@ func (f *Fleet) SetPolicy(p *policy.Policy) error {
 	f.adoptPolicy(p)
 	var errs []error
 	for _, m := range f.all() {
+		m.starts.Unsure(time.Now())                                               // names may be others
 		if err := m.SetPolicy(p); err != nil && !errors.Is(err, pool.ErrClosed) { // one that is just being removed
 			errs = append(errs, err)
 		}

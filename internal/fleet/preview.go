@@ -8,7 +8,6 @@ import (
 
 	"aggregatord/internal/metric"
 	"aggregatord/internal/policy"
-	"aggregatord/internal/pool"
 	"aggregatord/internal/relabel"
 	"aggregatord/internal/view"
 )
@@ -153,7 +152,7 @@ func (f *Fleet) eachMetric(ctx context.Context, yield func(pool string, fam *vie
 	f.policyMu.RLock()
 	defer f.policyMu.RUnlock()
 	members := f.all()
-	snaps, err := gather(ctx, members, (*pool.Pool).Peek)
+	snaps, err := gather(ctx, members, peek)
 	if err != nil {
 		return nil, err
 	}

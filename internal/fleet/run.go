@@ -84,10 +84,12 @@ func (f *Fleet) tend(ctx context.Context, m *member) {
 		}
 		if ctx.Err() != nil { // whatever else there was to do
 			m.Fold() // what files without a name have counted is lost with us
+			f.keepStarts(m, true)
 			return
 		}
 		m.Tend(force)
 		f.told()
+		f.keepStarts(m, false)
 		for tended := time.Now(); m.Fold() && ctx.Err() == nil; {
 			// Folding thousands of files takes a while, and looking at all that are left does,
 			// too.

@@ -26,6 +26,9 @@ type Selection struct {
 	// Bare leaves out the labels that tell pools apart, as if the one pool were a target of its
 	// own.
 	Bare bool
+	// Starts asks for the starts of the values. They cost a look at each, and are known for what
+	// has appeared since they were asked for first.
+	Starts bool
 }
 
 func (s Selection) key() string {
@@ -106,7 +109,7 @@ func (f *Fleet) View(ctx context.Context, sel Selection) (*view.Snapshot, error)
 	if err != nil {
 		return nil, err
 	}
-	snaps, err := gather(ctx, members, (*pool.Pool).Gather)
+	snaps, err := gather(ctx, members, func(m *member) (*view.Snapshot, error) { return f.take(m, sel.Starts) })
 	if err != nil {
 		return nil, err
 	}
@@ -135,14 +138,14 @@ func (f *Fleet) count(members []*member, j *joint, joined *view.Snapshot) {
 }
 
 // gather takes a snapshot of each pool, nil of those that are just being removed.
-func gather(ctx context.Context, members []*member, take func(*pool.Pool) (*view.Snapshot, error)) ([]*view.Snapshot, error) {
+func gather(ctx context.Context, members []*member, take func(*member) (*view.Snapshot, error)) ([]*view.Snapshot, error) {
 	snaps := make([]*view.Snapshot, len(members))
 	errs := make([]error, len(members))
 	var next atomic.Int64
 	work := func() {
 		for i := next.Add(1) - 1; int(i) < len(members); i = next.Add(1) - 1 {
 			if errs[i] = ctx.Err(); errs[i] == nil {
-				snaps[i], errs[i] = take(members[i].Pool)
+				snaps[i], errs[i] = take(members[i])
 			}
 			if errors.Is(errs[i], pool.ErrClosed) {
 				errs[i] = nil
@@ -166,6 +169,9 @@ func gather(ctx context.Context, members []*member, take func(*pool.Pool) (*view
 	}
 	return snaps, nil
 }
+
+// peek is for gather.
+func peek(m *member) (*view.Snapshot, error) { return m.Peek() }
 
 // parts puts snapshots together with what tells them apart.
 func (f *Fleet) parts(sel Selection, members []*member, snaps []*view.Snapshot) []view.Part {

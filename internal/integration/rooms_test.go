@@ -131,7 +131,7 @@ var rooms = map[string]struct {
 		not: []string{"net/http"},
 	},
 	"internal/fleet": {
-		may: []string{"internal/archive", "internal/merge", "internal/metric", "internal/policy", "internal/pool", "internal/relabel", "internal/telemetry", "internal/view", "internal/watch"},
+		may: []string{"internal/archive", "internal/merge", "internal/metric", "internal/policy", "internal/pool", "internal/relabel", "internal/starts", "internal/telemetry", "internal/view", "internal/watch"},
 		why: "it has the pools and joins their views; what is in a directory is a pool's business",
 		not: []string{"net/http", "os"},
 	},
@@ -161,12 +161,17 @@ var rooms = map[string]struct {
 		why: "it lays out what a daemon has answered; who asks, and where it is shown, is the command's business",
 		not: []string{"os", "net/http"},
 	},
+	"internal/starts": {
+		may: []string{"internal/view", "internal/metric"}, onlyStandard: true,
+		why: "it looks at views; where they come from and what is done with starts is not its business",
+		not: []string{"os", "net/http"},
+	},
 	"internal/output": {
 		may: []string{"internal/exposition", "internal/policy", "internal/relabel", "internal/status", "internal/telemetry", "internal/view", "internal/metric"},
 		why: "it sends views that it is given; where they come from, and what the file says about it, is said to it",
 	},
 	"internal/output/outputtest": {
-		may: []string{"internal/view", "internal/metric"},
+		may: []string{"internal/starts", "internal/view", "internal/metric"},
 		why: "it makes views for tests", onlyStandard: true,
 	},
 	"internal/config": {

@@ -24,6 +24,10 @@ const (
 
 var typeNames = [...]string{Unknown: "unknown", Counter: "counter", Gauge: "gauge", Histogram: "histogram", Summary: "summary"}
 
+// Counts reports whether the values of a type only grow, from zero: those of gauges do not, and of
+// an unknown type nobody knows.
+func (t Type) Counts() bool { return t == Counter || t == Histogram || t == Summary }
+
 // String returns the OpenMetrics name of the type.
 func (t Type) String() string {
 	if int(t) < len(typeNames) {

@@ -9,12 +9,14 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 
 	"aggregatord/internal/exposition"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/output/outputtest"
+	"aggregatord/internal/starts"
 	"aggregatord/internal/view"
 )
 
@@ -52,20 +54,25 @@ type moving struct {
 	snap *view.Snapshot
 	r    view.Recycler
 	n    float64
+	// known are the starts of its series.
+	known *starts.Starts
 }
 
-func (m *moving) Gather(context.Context) (*view.Snapshot, error) {
+func (m *moving) Gather(_ context.Context, withStarts bool) (*view.Snapshot, error) {
 	out := m.r.Take(m.snap.Layout)
 	m.n++
 	for i, v := range m.snap.Values {
 		out.Values[i] = v + m.n
+	}
+	if withStarts {
+		out.Starts = m.known.Append(out.Starts[:0], out, time.Now())
 	}
 	return out, nil
 }
 
 // BenchmarkScrape is what a push is compared with: the same view as text with gzip, over HTTP.
 func BenchmarkScrape(b *testing.B) {
-	source := &moving{snap: benchView()}
+	source := &moving{known: starts.New(), snap: benchView()}
 	var enc exposition.Encoder
 	var buf []byte
 	z, err := gzip.NewWriterLevel(nil, gzip.BestSpeed)
@@ -73,7 +80,7 @@ func BenchmarkScrape(b *testing.B) {
 		b.Fatal(err)
 	}
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		snap, _ := source.Gather(r.Context())
+		snap, _ := source.Gather(r.Context(), false)
 		buf = enc.Append(buf[:0], exposition.Format{}, exposition.Filter{}, snap)
 		snap.Release()
 		w.Header().Set("Content-Encoding", "gzip")
@@ -120,7 +127,7 @@ func BenchmarkPush(b *testing.B) {
 	specs["textfile"] = Spec{Name: "a", Textfile: &TextfileSpec{Path: filepath.Join(b.TempDir(), "a.prom")}}
 	for kind, spec := range specs {
 		b.Run(kind, func(b *testing.B) {
-			p := newPusher(New(Options{Source: &moving{snap: benchView()}}), spec)
+			p := newPusher(New(Options{Source: &moving{known: starts.New(), snap: benchView()}}), spec)
 			defer p.sender.close()
 			b.ReportAllocs()
 			for b.Loop() {

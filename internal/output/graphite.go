@@ -44,11 +44,11 @@ func (g *graphite) push(ctx context.Context, f *frame) (sent, error) {
 	g.buf = g.buf[:0]
 	stamp := strconv.AppendInt(nil, f.at.Unix(), 10)
 	for i, p := range f.parts {
-		g.layouts = kept(g.layouts, i, p.snap.Layout, g.render)
+		g.layouts = kept(g.layouts, i, p.Layout, g.render)
 		l := g.layouts[i]
 		start := 0
 		for j, end := range l.ends {
-			value := p.snap.Values[j]
+			value := p.Values[j]
 			if !view.IsAbsent(value) {
 				g.buf = append(g.buf, l.blob[start:end]...)
 				g.buf = appendPythonFloat(g.buf, value)
@@ -209,9 +209,9 @@ func (g *graphite) close() { g.layouts, g.buf = nil, nil }
 func samplesOf(f *frame) int {
 	n := 0
 	for _, p := range f.parts {
-		n += len(p.snap.Values)
-		if slices.ContainsFunc(p.snap.Layout.Families, func(f view.Family) bool { return f.Sparse }) {
-			for _, v := range p.snap.Values {
+		n += len(p.Values)
+		if slices.ContainsFunc(p.Layout.Families, func(f view.Family) bool { return f.Sparse }) {
+			for _, v := range p.Values {
 				if view.IsAbsent(v) {
 					n--
 				}

@@ -11,6 +11,7 @@ import (
 
 	"aggregatord/internal/metric"
 	"aggregatord/internal/output/outputtest"
+	"aggregatord/internal/view"
 )
 
 // bridge pushes the samples of standard input by the Python client's own bridge.
@@ -110,7 +111,7 @@ func TestGraphiteAsPython(t *testing.T) {
 		address, lines = carbon(t)
 		spec.Address = address
 		g := newGraphite(&spec)
-		out, err := g.push(t.Context(), &frame{parts: []part{{snap: snap}, {snap: outputtest.Snapshot(numbers)}}})
+		out, err := g.push(t.Context(), &frame{parts: []*view.Snapshot{snap, outputtest.Snapshot(numbers)}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -100,7 +100,7 @@ func (t *otlp) pushAll(ctx context.Context, f *frame) (out sent, err error) {
 	}
 	at := uint64(f.at.UnixNano())
 	for i, p := range f.parts {
-		t.layouts = kept(t.layouts, i, p.snap.Layout, t.render)
+		t.layouts = kept(t.layouts, i, p.Layout, t.render)
 		l := t.layouts[i]
 		for j := range l.metrics {
 			m := &l.metrics[j]
@@ -218,11 +218,11 @@ func (t *otlp) leave(context.Context, bool) error { return nil }
 func (t *otlp) close() { t.client.CloseIdleConnections() }
 
 // startNano is a start in the unit of OTLP, 0 for an unknown one.
-func startNano(p part, v int) uint64 {
-	if p.starts == nil || p.starts[v] <= 0 {
+func startNano(p *view.Snapshot, v int) uint64 {
+	if len(p.Starts) == 0 || p.Starts[v] <= 0 {
 		return 0
 	}
-	return uint64(p.starts[v]) * uint64(time.Millisecond)
+	return uint64(p.Starts[v]) * uint64(time.Millisecond)
 }
 
 func absent(v float64) bool { return view.IsAbsent(v) }

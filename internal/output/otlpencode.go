@@ -151,15 +151,15 @@ func (m *otlpMetric) append(dst, points []byte) []byte {
 // appendPoints appends data points, from that of metric next on, until there are limit bytes,
 // and at least one. It returns the metric that comes next, how many samples were written and
 // how many OTLP has no way to say.
-func (m *otlpMetric) appendPoints(dst []byte, next, limit int, at uint64, p part) (out []byte, after, n, lost int) {
+func (m *otlpMetric) appendPoints(dst []byte, next, limit int, at uint64, p *view.Snapshot) (out []byte, after, n, lost int) {
 	for ; next < len(m.metrics); next++ {
 		if n > 0 && len(dst) >= limit {
 			break
 		}
 		s := &m.metrics[next]
-		values := p.snap.Values[s.first : s.first+len(s.points)]
+		values := p.Values[s.first : s.first+len(s.points)]
 		start := uint64(0)
-		if counts(m.typ) {
+		if m.typ.Counts() {
 			start = startNano(p, s.first)
 		}
 		var written int

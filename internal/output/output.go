@@ -20,20 +20,19 @@ import (
 // A Source gives the views to send. It must allow several callers at once. The caller
 // releases what it gets.
 type Source interface {
-	Gather(ctx context.Context) (*view.Snapshot, error)
+	// Gather returns the view of now, with the starts of its values if they are wanted.
+	Gather(ctx context.Context, withStarts bool) (*view.Snapshot, error)
 }
 
 // Options of Outputs. Source is needed.
 type Options struct {
 	// Source gives what workers have counted.
 	Source Source
-	// Own gives the daemon's own metrics, for outputs that want them. Default: none.
-	Own func() *view.Snapshot
+	// Own gives the daemon's own metrics, for outputs that want them, as Source does. Default: none.
+	Own func(withStarts bool) *view.Snapshot
 	// Ready reports whether the source has seen everything it knows of. Before that nothing is
 	// sent: totals would be too low. Default: always.
 	Ready func() bool
-	// Starts knows since when series count. Default: NewStarts.
-	Starts *Starts
 	// Metrics are kept up to date. Default: nobody sees them.
 	Metrics *Metrics
 	// ExitTimeout bounds the last push of each output, with its retries. Default:
@@ -59,9 +58,6 @@ const DefaultExitTimeout = 10 * time.Second
 func (o *Options) fill() {
 	if o.Ready == nil {
 		o.Ready = func() bool { return true }
-	}
-	if o.Starts == nil {
-		o.Starts = NewStarts()
 	}
 	if o.Metrics == nil {
 		o.Metrics = NewMetrics(telemetry.NewSet())
@@ -90,8 +86,6 @@ type Status = status.Output
 // and Last once each.
 type Outputs struct {
 	opts Options
-	// ownStarts knows since when the daemon's own series count.
-	ownStarts *Starts
 
 	// mu guards what follows.
 	mu sync.Mutex
@@ -108,24 +102,17 @@ type Outputs struct {
 // New returns Outputs without any output. It starts nothing.
 func New(opts Options) *Outputs {
 	opts.fill()
-	return &Outputs{opts: opts, ownStarts: NewStarts()}
+	return &Outputs{opts: opts}
 }
-
-// Unsure says that series which appear in the next view may have counted before: rules have
-// changed, or there are pools that were not there before. Apply says so itself.
-func (o *Outputs) Unsure() { o.opts.Starts.Unsure(time.Now()) }
 
 // Apply has exactly these outputs from now on, or leaves all as it was and returns what is
 // wrong with a Spec. What is wrong with a file that a Spec names, such as a certificate, costs
 // the pushes of that output until it is right. An output whose Spec is the same goes on as it is. One that is no longer asked for
 // takes its leave as at the end, without a last push; one that has changed begins anew.
-//
-// Call it, too, when the rules have changed by which the source names series.
 func (o *Outputs) Apply(specs []Spec) error {
 	if err := Check(specs); err != nil {
 		return err
 	}
-	o.Unsure()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.ended {
@@ -228,14 +215,12 @@ func (o *Outputs) prime(ctx context.Context) bool {
 	if !o.wantStarts() {
 		return true
 	}
-	at := time.Now()
-	snap, err := o.opts.Source.Gather(ctx)
+	snap, err := o.opts.Source.Gather(ctx, true)
 	if err != nil {
 		o.opts.Logger.Warn("the first look at what is sent failed; start times of series that are new are not known", zap.Error(err))
 		return ctx.Err() == nil
 	}
-	defer snap.Release()
-	o.opts.Starts.Append(nil, snap, at)
+	snap.Release()
 	return true
 }
 
@@ -312,13 +297,14 @@ func (o *Outputs) gather(ctx context.Context, p *pusher) (*frame, error) {
 		return nil, errNotReady
 	}
 	f := &frame{at: time.Now()}
-	snap, err := o.opts.Source.Gather(ctx)
+	wants := p.sender.wantsStarts()
+	snap, err := o.opts.Source.Gather(ctx, wants)
 	if err != nil {
 		return nil, err
 	}
-	f.parts = append(f.parts, p.partOf(0, o.opts.Starts, snap, f.at))
+	f.parts = append(f.parts, p.selections[0].apply(snap))
 	if p.spec.OwnMetrics && o.opts.Own != nil {
-		f.parts = append(f.parts, p.partOf(1, o.ownStarts, o.opts.Own(), f.at))
+		f.parts = append(f.parts, p.selections[1].apply(o.opts.Own(wants)))
 	}
 	return f, nil
 }

@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-
-	"aggregatord/internal/view"
 )
 
 // A pusher is one output.
@@ -33,8 +31,6 @@ type pusher struct {
 	// What follows belongs to the goroutine, and after it to who waits for its end.
 
 	selections [2]*selection // of the source and of the own metrics
-	starts     [2][]int64
-	selected   [2][]int64
 	// failures counts the pushes since the last success, failing is why the last one failed.
 	failures int
 	failing  string
@@ -144,27 +140,6 @@ func (p *pusher) setNext(d time.Duration, timer *time.Timer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.state.Next = unixSeconds(time.Now().Add(d))
-}
-
-// partOf makes a part of a frame of a view, which it takes over.
-func (p *pusher) partOf(which int, starts *Starts, snap *view.Snapshot, at time.Time) part {
-	wants := p.sender.wantsStarts()
-	if wants {
-		p.starts[which] = starts.Append(p.starts[which][:0], snap, at)
-	}
-	out, from := p.selections[which].apply(snap)
-	made := part{snap: out}
-	switch {
-	case wants && from == nil:
-		made.starts = p.starts[which]
-	case wants:
-		selected := p.selected[which][:0]
-		for _, i := range from {
-			selected = append(selected, p.starts[which][i])
-		}
-		p.selected[which], made.starts = selected, selected
-	}
-	return made
 }
 
 // push takes the newest view and sends it. An error is a *PushError, or says that the source

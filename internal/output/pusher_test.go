@@ -21,6 +21,7 @@ import (
 	"aggregatord/internal/metric"
 	"aggregatord/internal/output/outputtest"
 	"aggregatord/internal/telemetry"
+	"aggregatord/internal/view"
 )
 
 // fake is a sender that answers as it is told.
@@ -55,7 +56,7 @@ func (f *fake) push(ctx context.Context, fr *frame) (sent, error) {
 	defer f.mu.Unlock()
 	f.inFlight--
 	if err == nil {
-		f.values = append(f.values, fr.parts[0].snap.Values[0])
+		f.values = append(f.values, fr.parts[0].Values[0])
 	}
 	return sent{samples: 1, bytes: 10}, err
 }
@@ -459,13 +460,13 @@ func TestOwnMetrics(t *testing.T) {
 		true:  {"aggregatord_up": 1, "jobs_total": 4},
 	} {
 		var got map[string]float64
-		o := New(Options{Source: outputtest.NewSource(workers), Own: set.Snapshot})
+		o := New(Options{Source: outputtest.NewSource(workers), Own: func(bool) *view.Snapshot { return set.Snapshot() }})
 		p := newPusher(o, Spec{Name: "a", OwnMetrics: own, Textfile: &TextfileSpec{Path: "/nowhere/a"}})
 		f, err := o.gather(t.Context(), p)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got = outputtest.Samples(f.snapshots()...)
+		got = outputtest.Samples(f.parts...)
 		if diff := outputtest.Diff(want, got); diff != "" {
 			t.Errorf("own %v:\n%s", own, diff)
 		}

@@ -72,7 +72,7 @@ func (p *pushgateway) push(ctx context.Context, f *frame) (sent, error) {
 	if err != nil {
 		return sent{}, classify(ctx, err)
 	}
-	p.buf = p.encoder.Append(p.buf[:0], pushedFormat, exposition.Filter{}, f.snapshots()...)
+	p.buf = p.encoder.Append(p.buf[:0], pushedFormat, exposition.Filter{}, f.parts...)
 	header := http.Header{"Content-Type": {"text/plain; version=0.0.4; charset=utf-8"}}
 	if _, _, err := ask(ctx, p.client, p.spec.Method, target, header, p.buf); err != nil {
 		return sent{bytes: len(p.buf)}, err

@@ -161,12 +161,12 @@ func (r *remoteWrite) pushAll(ctx context.Context, f *frame) (out sent, err erro
 	at := f.at.UnixMilli()
 	var refused error
 	for i, p := range f.parts {
-		l := r.layoutOf(i, p.snap)
+		l := r.layoutOf(i, p)
 		out.leftOut += l.leftOut
 		for c := range l.chunks {
 			chunk := &l.chunks[c]
 			var n int
-			r.buf, n = chunk.append(r.buf[:0], r.v2, at, p.snap.Values, p.starts)
+			r.buf, n = chunk.append(r.buf[:0], r.v2, at, p.Values, p.Starts)
 			if n == 0 {
 				continue
 			}
@@ -185,7 +185,7 @@ func (r *remoteWrite) pushAll(ctx context.Context, f *frame) (out sent, err erro
 			default:
 				return out, err
 			}
-			r.mark(l, chunk, p.snap.Values)
+			r.mark(l, chunk, p.Values)
 		}
 	}
 	if err := r.sendStale(ctx, at, &out); err != nil {

@@ -248,7 +248,7 @@ func TestEncodeAllocations(t *testing.T) {
 	ol := o.render(snap.Layout)
 	if n := testing.AllocsPerRun(10, func() {
 		for i := range ol.metrics {
-			buf, _, _, _ = ol.metrics[i].appendPoints(buf[:0], 0, 1<<20, 1, part{snap, starts})
+			buf, _, _, _ = ol.metrics[i].appendPoints(buf[:0], 0, 1<<20, 1, &view.Snapshot{Layout: snap.Layout, Values: snap.Values, Starts: starts})
 		}
 	}); n > 0 {
 		t.Errorf("otlp: %v allocations", n)

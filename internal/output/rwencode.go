@@ -275,7 +275,7 @@ func (c *rwChunk) append(dst []byte, v2 bool, at int64, values []float64, starts
 		}
 		n++
 		start, startSize := int64(0), 0
-		if v2 && starts != nil && starts[v] > 0 {
+		if v2 && len(starts) > 0 && starts[v] > 0 {
 			start = starts[v]
 			startSize = 1 + protowire.SizeVarint(uint64(start))
 		}

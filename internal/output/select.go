@@ -46,17 +46,16 @@ func newSelection(s *Spec, own bool) *selection {
 	return sel
 }
 
-// apply returns the part of the snapshot to send, and which of its values each of that part's
-// is (nil: all, in order). It takes over the caller's hold on the snapshot.
-func (s *selection) apply(snap *view.Snapshot) (*view.Snapshot, []uint32) {
+// apply returns the part of the snapshot to send. It takes over the caller's hold on the snapshot.
+func (s *selection) apply(snap *view.Snapshot) *view.Snapshot {
 	if snap.Layout != s.in {
 		s.in = snap.Layout
 		s.build(snap.Layout)
 	}
 	if s.out == s.in {
-		return snap, nil
+		return snap
 	}
-	return snap.Map(s.out, s.from), s.from
+	return snap.Map(s.out, s.from)
 }
 
 // build makes the layout that is sent of another one.

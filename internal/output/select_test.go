@@ -47,8 +47,11 @@ func TestSelection(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newSelection(&c.spec, false)
 			src := outputtest.Snapshot(in()...)
+			for _, v := range src.Values {
+				src.Starts = append(src.Starts, int64(v)*1000)
+			}
 			for range 2 { // the second time from what is kept
-				snap, from := s.apply(src)
+				snap := s.apply(src)
 				samples := outputtest.Samples(snap)
 				for part := range strings.FieldsSeq(c.want) {
 					i := strings.LastIndexByte(part, '=')
@@ -63,9 +66,12 @@ func TestSelection(t *testing.T) {
 				if s.leftOut != c.leftOut {
 					t.Errorf("%d left out, want %d", s.leftOut, c.leftOut)
 				}
-				for i, at := range from {
-					if snap.Values[i] != src.Values[at] {
-						t.Errorf("value %d is not %d of the source", i, at)
+				if len(snap.Starts) != len(snap.Values) {
+					t.Errorf("%d starts for %d values", len(snap.Starts), len(snap.Values))
+				}
+				for i, start := range snap.Starts {
+					if start != int64(snap.Values[i])*1000 {
+						t.Errorf("the value %v has the start %d of another one", snap.Values[i], start)
 					}
 				}
 			}

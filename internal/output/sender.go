@@ -13,31 +13,16 @@ import (
 // A frame is what is sent at once: the part of the views that an output selects.
 type frame struct {
 	// at is when the views were taken.
-	at    time.Time
-	parts []part
-}
-
-// A part is of one view. Who sends must not keep it.
-type part struct {
-	snap *view.Snapshot
-	// starts has since when each value counts, in Unix milliseconds: 0 where that is unknown,
-	// and nil if the sender did not ask.
-	starts []int64
+	at time.Time
+	// parts are what is selected of each view. Who sends must not keep them.
+	parts []*view.Snapshot
 }
 
 func (f *frame) release() {
-	for _, p := range f.parts {
-		p.snap.Release()
+	for _, snap := range f.parts {
+		snap.Release()
 	}
 	f.parts = f.parts[:0]
-}
-
-func (f *frame) snapshots() []*view.Snapshot {
-	snaps := make([]*view.Snapshot, len(f.parts))
-	for i, p := range f.parts {
-		snaps[i] = p.snap
-	}
-	return snaps
 }
 
 // sent says what went out in a push.
@@ -53,7 +38,7 @@ type sent struct {
 type sender interface {
 	// push sends the frame. An error is a *PushError.
 	push(ctx context.Context, f *frame) (sent, error)
-	// wantsStarts reports whether the parts of a frame should have starts.
+	// wantsStarts reports whether the parts of a frame should have Starts.
 	wantsStarts() bool
 	// skipsLast reports whether a last push would be undone at once by leave.
 	skipsLast() bool

@@ -62,7 +62,7 @@ func (t *textfile) wantsStarts() bool { return false }
 func (t *textfile) skipsLast() bool { return t.remove }
 
 func (t *textfile) push(_ context.Context, f *frame) (sent, error) {
-	t.buf = t.encoder.Append(t.buf[:0], t.format, exposition.Filter{}, f.snapshots()...)
+	t.buf = t.encoder.Append(t.buf[:0], t.format, exposition.Filter{}, f.parts...)
 	if err := t.replace(t.buf); err != nil {
 		p := &PushError{Result: Unavailable, Retry: true, Err: err}
 		if errors.Is(err, fs.ErrPermission) {

@@ -113,7 +113,7 @@ func TestPaths(t *testing.T) {
 			if resp.StatusCode != tc.code || !strings.Contains(text, tc.words) {
 				t.Errorf("status %d, %q", resp.StatusCode, text)
 			}
-			if tc.want != "" && (len(g.got) != 1 || fmt.Sprint(g.got[0]) != tc.want) {
+			if tc.want != "" && (len(g.got) != 1 || fmt.Sprintf("{%v %v %v}", g.got[0].Pools, g.got[0].BarePools, g.got[0].SelfOnly) != tc.want) {
 				t.Errorf("gathered %v, want %s", g.got, tc.want)
 			}
 		})

@@ -34,6 +34,8 @@ type Request struct {
 	BarePools bool
 	// SelfOnly asks for all of the daemon's own metrics and nothing else.
 	SelfOnly bool
+	// Starts asks for the Starts of the snapshots: a format that is accepted can carry them.
+	Starts bool
 }
 
 // ErrNoPool is wrapped by an error that names a pool that there is not. The scrape gets status

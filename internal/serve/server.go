@@ -64,6 +64,7 @@ func New(opts Options) *Server {
 		opts: opts, lanes: map[laneKey]*lane{}, page: homePage(opts.TelemetryPath),
 		answering: make(chan struct{}, half), encodingWhole: make(chan struct{}, 2*half), encodingParts: make(chan struct{}, half),
 	}
+	s.partial.CreatedSamples = opts.Encoder.CreatedSamples
 	s.outgoing.most = opts.MaxSendingBytes
 	s.webFile, s.verifier = &webFile{path: opts.WebConfigFile, log: opts.Logger}, newVerifier()
 	return s

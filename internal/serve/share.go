@@ -263,6 +263,7 @@ func (s *Server) make(r *rendering, p *packer) {
 	}()
 	var snaps []*view.Snapshot
 	if s.opts.Gatherer != nil {
+		r.request.Starts = s.opts.Encoder.WantsStarts(r.accept)
 		snaps, r.err = s.opts.Gatherer.Gather(r.ctx, r.request)
 		defer func() {
 			for _, snap := range snaps {

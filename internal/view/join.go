@@ -166,10 +166,30 @@ func (j *Joiner) Join(parts []Part) *Snapshot {
 		}
 	}
 	clear(j.members)
+	j.joinStarts(out, parts)
 	for i := range parts {
 		parts[i].Snapshot.Release()
 	}
 	return out
+}
+
+// joinStarts joins the starts of the parts, if any has some.
+func (j *Joiner) joinStarts(out *Snapshot, parts []Part) {
+	if !slices.ContainsFunc(parts, func(p Part) bool { return len(p.Snapshot.Starts) > 0 }) {
+		return
+	}
+	out.Starts = slices.Grow(out.Starts[:0], j.layout.Points)[:j.layout.Points]
+	clear(out.Starts)
+	at := 0
+	for _, f := range j.order {
+		for _, r := range f.runs {
+			s := f.from[r.source]
+			if starts := parts[s.part].Snapshot.Starts; len(starts) > 0 {
+				copy(out.Starts[at:], starts[s.family.First+int(r.from):][:r.n])
+			}
+			at += int(r.n)
+		}
+	}
 }
 
 // Conflicts lists what the last Join left out, by sample name. It never changes.

@@ -263,6 +263,36 @@ func TestJoinChanges(t *testing.T) {
 	}
 }
 
+// TestJoinStarts: starts go with their values, through a join and a map; those of parts that have
+// none are unknown.
+func TestJoinStarts(t *testing.T) {
+	parts := func() []Part {
+		a := snapshot("counter jobs", "q=a 1", "q=c 2", "histogram t", "10")
+		b := snapshot("counter jobs", "q=b 3", "counter only", "4")
+		for _, v := range a.Values {
+			a.Starts = append(a.Starts, int64(v)*1000)
+		}
+		return []Part{part("a", a, "pool", "a"), part("b", b, "pool", "b")}
+	}
+	check := func(s *Snapshot, want ...int64) {
+		t.Helper()
+		if !slices.Equal(s.Starts, want) {
+			t.Errorf("starts %v of values %v, want %v", s.Starts, s.Values, want)
+		}
+	}
+	var j Joiner
+	joined := j.Join(parts())
+	check(joined, 1000, 2000, 0, 0, 10_000, 11_000, 12_000)
+	check(joined.Map(&Layout{Points: 2}, []uint32{4, 2}), 10_000, 0)
+	bare := parts()
+	bare[0].Snapshot.Starts = nil
+	check(j.Join(bare))
+	again := j.Join(parts())
+	check(again, 1000, 2000, 0, 0, 10_000, 11_000, 12_000)
+	again.Release()
+	check(j.joins.Take(joined.Layout))
+}
+
 // many makes the snapshots of many pools with equal series.
 func many(pools, metrics int) []Part {
 	lines := []string{}

@@ -174,6 +174,9 @@ type Snapshot struct {
 	// of is; empty: it is not known. It decides between families that want the same name: see
 	// Joiner.
 	Newest []int64
+	// Starts says of each value since when it counts, in Unix milliseconds: 0 where that is not
+	// known, or where the value does not count; empty: nobody has asked.
+	Starts []int64
 
 	holders atomic.Int32 // besides the first
 	release func(*Snapshot)
@@ -212,7 +215,7 @@ func (r *Recycler) Take(layout *Layout) *Snapshot {
 	if s == nil {
 		s = &Snapshot{release: func(s *Snapshot) { s.Layout = nil; r.pool.Put(s) }}
 	}
-	s.Layout, s.Newest = layout, s.Newest[:0]
+	s.Layout, s.Newest, s.Starts = layout, s.Newest[:0], s.Starts[:0]
 	s.Values = slices.Grow(s.Values[:0], layout.Points)[:layout.Points]
 	return s
 }
@@ -226,6 +229,11 @@ func (s *Snapshot) Map(layout *Layout, from []uint32) *Snapshot {
 	out := mapped.Take(layout)
 	for i, at := range from {
 		out.Values[i] = s.Values[at]
+	}
+	if len(s.Starts) > 0 {
+		for _, at := range from {
+			out.Starts = append(out.Starts, s.Starts[at])
+		}
 	}
 	s.Release()
 	return out

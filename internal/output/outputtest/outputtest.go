@@ -7,8 +7,10 @@ import (
 	"math"
 	"strings"
 	"sync"
+	"time"
 
 	"aggregatord/internal/metric"
+	"aggregatord/internal/starts"
 	"aggregatord/internal/view"
 )
 
@@ -191,12 +193,14 @@ type Source struct {
 	mu   sync.Mutex
 	snap *view.Snapshot
 	err  error
+	// known are the starts of the series it has given.
+	known *starts.Starts
 	// gathers counts the calls of Gather.
 	gathers int
 }
 
 // NewSource returns a source of a view.
-func NewSource(snap *view.Snapshot) *Source { return &Source{snap: snap} }
+func NewSource(snap *view.Snapshot) *Source { return &Source{snap: snap, known: starts.New()} }
 
 // Set changes what it gives.
 func (s *Source) Set(snap *view.Snapshot, err error) {
@@ -213,12 +217,15 @@ func (s *Source) Gathers() int {
 }
 
 // Gather implements output.Source.
-func (s *Source) Gather(context.Context) (*view.Snapshot, error) {
+func (s *Source) Gather(_ context.Context, withStarts bool) (*view.Snapshot, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.gathers++
 	if s.err != nil {
 		return nil, s.err
+	}
+	if withStarts {
+		return &view.Snapshot{Layout: s.snap.Layout, Values: s.snap.Values, Starts: s.known.Append(nil, s.snap, time.Now())}, nil
 	}
 	s.snap.Retain()
 	return s.snap, nil

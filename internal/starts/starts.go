@@ -1,7 +1,6 @@
-package output
+package starts
 
 import (
-	"hash/maphash"
 	"sync"
 	"time"
 
@@ -14,23 +13,17 @@ import (
 //
 // A series that is in the first view was there before anybody looked, so its start is
 // unknown. One that appears later began after the view before, whose time is its start. One
-// that falls was reset after the view before. Earlier may know better.
+// that falls was reset after the view before.
 //
 // A series that goes and comes back with no less than it had goes on: it may have been hidden
 // meanwhile. So series that are gone are remembered, as many as there are present ones and
 // some more.
 type Starts struct {
-	// Earlier, if set before first use, is asked once about each series that appears: an
-	// archive may know since when it counts, and that a pool which is found later is no new
-	// one. The zero time is an unknown start; not ok leaves it to the rules above. It must not
-	// keep the labels.
-	Earlier func(family string, labels []metric.Label) (start time.Time, ok bool)
-
-	seed maphash.Seed
-
 	// mu guards what follows.
 	mu     sync.Mutex
-	series map[uint64]*started
+	series map[uint64]*started // by identity
+	// changed says that State would return something that another daemon must know.
+	changed bool
 	// last is the time of the newest view seen, round how many there were.
 	last  int64
 	round uint64
@@ -45,10 +38,10 @@ type Starts struct {
 
 // started is what is known about one metric with one set of labels.
 type started struct {
-	start int64 // Unix milliseconds, 0: unknown
-	value float64
-	born  uint64 // the round in which it was seen first
-	round uint64 // and last
+	start int64   // Unix milliseconds, 0: unknown
+	value float64 // NaN: it was not seen by this daemon yet
+	born  uint64  // the round in which it was seen first
+	round uint64  // and last
 }
 
 // countedMetric is a metric of a layout that counts.
@@ -61,10 +54,8 @@ type countedMetric struct {
 // remembered is how many series that are gone are remembered at least.
 const remembered = 10_000
 
-// NewStarts returns a Starts that has seen nothing.
-func NewStarts() *Starts {
-	return &Starts{seed: maphash.MakeSeed(), series: map[uint64]*started{}}
-}
+// New returns a Starts that has seen nothing.
+func New() *Starts { return &Starts{series: map[uint64]*started{}} }
 
 // Append looks at a view of a time and appends the start of each of its values to dst, in Unix
 // milliseconds; 0 where it is unknown or where the value does not count. Views may come in
@@ -77,8 +68,8 @@ func (s *Starts) Append(dst []int64, snap *view.Snapshot, at time.Time) []int64 
 		dst = append(dst, 0)
 	}
 	starts, now := dst[from:], at.UnixMilli()
-	if now < s.last {
-		s.eachLocked(snap.Layout, func(c countedMetric, id uint64, _ string, _ []metric.Label) {
+	if now < s.last && s.last-now <= setBack {
+		each(snap.Layout, func(c countedMetric, id uint64) {
 			if known := s.series[id]; known != nil {
 				c.fill(starts, known.start)
 			}
@@ -86,6 +77,7 @@ func (s *Starts) Append(dst []int64, snap *view.Snapshot, at time.Time) []int64 
 		return dst
 	}
 	s.round++
+	s.last = min(s.last, now)
 	if snap.Layout != s.layout {
 		s.learnLocked(snap)
 	}
@@ -98,15 +90,19 @@ func (s *Starts) Append(dst []int64, snap *view.Snapshot, at time.Time) []int64 
 			continue
 		}
 		if value < c.value {
-			c.start = s.last
+			c.start, s.changed = s.last, true
 		}
 		c.value, c.round = value, s.round
-		// A sample is never older than its start.
-		c.fill(starts, min(c.start, now-1))
+		c.start = min(c.start, now-1) // a sample is never older than its start
+		c.fill(starts, c.start)
 	}
 	s.last = now
 	return dst
 }
+
+// setBack is how much older than the newest a view may be, in milliseconds. One that is older by
+// more is a new one by a clock that was set back.
+const setBack = 60_000
 
 func (c countedMetric) fill(starts []int64, start int64) {
 	for i := c.first; i < c.first+c.points; i++ {
@@ -123,7 +119,7 @@ func (s *Starts) Unsure(at time.Time) {
 	if s.round == 0 {
 		return // nothing was seen under any name
 	}
-	s.unsure = at.UnixMilli()
+	s.unsure, s.changed = at.UnixMilli(), true
 	for _, c := range s.metrics {
 		if c.born == s.round {
 			c.start = 0
@@ -134,31 +130,19 @@ func (s *Starts) Unsure(at time.Time) {
 // learnLocked makes the list of the layout's metrics, with what is known of each.
 func (s *Starts) learnLocked(snap *view.Snapshot) {
 	s.layout, s.metrics = snap.Layout, s.metrics[:0]
-	s.eachLocked(snap.Layout, func(c countedMetric, id uint64, family string, labels []metric.Label) {
+	each(snap.Layout, func(c countedMetric, id uint64) {
 		c.started = s.series[id]
 		if c.started == nil {
 			c.started = &started{start: s.last, born: s.round}
 			if s.unsure != 0 {
 				c.start = 0
 			}
-			if s.Earlier != nil {
-				if start, ok := s.Earlier(family, labels); ok {
-					c.start = unixMilli(start)
-				}
-			}
-			s.series[id] = c.started
+			s.series[id], s.changed = c.started, true
 		}
 		c.round = s.round
 		s.metrics = append(s.metrics, c)
 	})
 	s.forgetLocked()
-}
-
-func unixMilli(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixMilli()
 }
 
 // forgetLocked forgets series that are gone, those that have been gone for longest first.
@@ -177,41 +161,48 @@ func (s *Starts) forgetLocked() {
 	}
 }
 
-func counts(t metric.Type) bool {
-	return t == metric.Counter || t == metric.Histogram || t == metric.Summary
-}
-
-// eachLocked yields the metrics of a layout that count, with their identities.
-func (s *Starts) eachLocked(l *view.Layout, yield func(c countedMetric, id uint64, family string, labels []metric.Label)) {
-	var h maphash.Hash
-	h.SetSeed(s.seed)
+// each yields the metrics of a layout that count, with their identities.
+func each(l *view.Layout, yield func(c countedMetric, id uint64)) {
 	var labels []metric.Label
 	for i := range l.Families {
 		f := &l.Families[i]
-		if !counts(f.Type) {
+		if !f.Type.Counts() {
 			continue
 		}
 		at := f.First
 		for j := range f.Metrics {
 			m := &f.Metrics[j]
-			h.Reset()
-			h.WriteString(f.Name)
-			h.WriteByte(byte(f.Type))
 			labels = m.AppendLabels(labels[:0])
-			for _, l := range labels {
-				h.WriteByte(0xff)
-				h.WriteString(l.Name)
-				h.WriteByte(0xfe)
-				h.WriteString(l.Value)
-			}
 			c := countedMetric{first: at, points: len(m.Points), at: at + len(m.Points) - 1}
 			for k, p := range m.Points {
 				if p.Kind == view.Count || p.Kind == view.Total || p.Kind == view.Value {
 					c.at = at + k
 				}
 			}
-			yield(c, h.Sum64(), f.Name, labels)
+			yield(c, identity(f, labels))
 			at += len(m.Points)
 		}
 	}
+}
+
+// identity is a number for a metric that is the same in every daemon: FNV-1a of its name, type
+// and labels, with bytes between them that no UTF-8 has. Two metrics of one number, which is as
+// good as impossible, would share a start.
+func identity(f *view.Family, labels []metric.Label) uint64 {
+	h := hash(14695981039346656037).text(f.Name).mark(byte(f.Type))
+	for _, l := range labels {
+		h = h.mark(0xff).text(l.Name).mark(0xfe).text(l.Value)
+	}
+	return uint64(h)
+}
+
+type hash uint64
+
+func (h hash) mark(b byte) hash { return (h ^ hash(b)) * 1099511628211 }
+
+func (h hash) text(s string) hash {
+	for i := range len(s) {
+		h = h.mark(s[i])
+	}
+	return h
 }
