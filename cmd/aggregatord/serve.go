@@ -326,6 +326,7 @@ func runDaemon(ctx context.Context, opts daemon.Options) error {
 		// that is not left to grow into is a third of all.
 		opts.GCPercent = 25
 	}
+	opts.LimitMemory = true
 	defer opts.Logger.Sync() //nolint:errcheck // standard error cannot be synced everywhere, and nothing is lost
 	return inUse(daemon.Run(ctx, opts))
 }

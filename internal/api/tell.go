@@ -46,7 +46,8 @@ func Overview(f *fleet.Fleet) status.Overview {
 		m.Passes = max(m.Passes, s.Passes)
 		o.Limits = status.Limits{
 			SeriesPerPool: s.IndexLimits.MaxSeries, SeriesPerFamily: s.IndexLimits.MaxFamilySeries, FamiliesPerPool: s.IndexLimits.MaxFamilies,
-			Labels: s.IndexLimits.MaxLabels, LabelNameLength: s.IndexLimits.MaxLabelName, LabelValueLength: s.IndexLimits.MaxLabelValue,
+			BytesPerPool: s.IndexLimits.MaxBytes,
+			Labels:       s.IndexLimits.MaxLabels, LabelNameLength: s.IndexLimits.MaxLabelName, LabelValueLength: s.IndexLimits.MaxLabelValue,
 			FileBytes: s.FileLimits.FileBytes, KeyBytes: s.FileLimits.KeyBytes, OpenFiles: s.OpenFiles,
 		}
 		o.Pools = append(o.Pools, told)

@@ -190,6 +190,7 @@ type Limits struct {
 	SeriesPerPool    *int  `yaml:"series_per_pool,omitempty"`
 	SeriesPerFamily  *int  `yaml:"series_per_family,omitempty"`
 	FamiliesPerPool  *int  `yaml:"families_per_pool,omitempty"`
+	BytesPerPool     *Size `yaml:"bytes_per_pool,omitempty"`
 	LabelsPerSeries  *int  `yaml:"labels_per_series,omitempty"`
 	LabelNameLength  *int  `yaml:"label_name_length,omitempty"`
 	LabelValueLength *int  `yaml:"label_value_length,omitempty"`
@@ -405,7 +406,7 @@ func (c *Config) check(d *decoder) {
 	}
 	for key, limit := range map[string]int64{
 		"pools": orOne(c.Limits.Pools), "series_per_pool": orOne(c.Limits.SeriesPerPool), "series_per_family": orOne(c.Limits.SeriesPerFamily),
-		"families_per_pool": orOne(c.Limits.FamiliesPerPool),
+		"families_per_pool": orOne(c.Limits.FamiliesPerPool), "bytes_per_pool": orOne(c.Limits.BytesPerPool),
 		"labels_per_series": orOne(c.Limits.LabelsPerSeries), "label_name_length": orOne(c.Limits.LabelNameLength),
 		"label_value_length": orOne(c.Limits.LabelValueLength), "file_size": orOne(c.Limits.FileSize), "key_length": orOne(c.Limits.KeyLength),
 	} {
@@ -490,8 +491,8 @@ func (c *Config) spec(d *decoder) policy.Spec {
 		ExternalLabels: c.ExternalLabels,
 		Limits: policy.Limits{
 			SeriesPerPool: orZero(c.Limits.SeriesPerPool), SeriesPerFamily: orZero(c.Limits.SeriesPerFamily),
-			FamiliesPerPool: orZero(c.Limits.FamiliesPerPool),
-			Labels:          orZero(c.Limits.LabelsPerSeries), LabelNameLength: orZero(c.Limits.LabelNameLength),
+			FamiliesPerPool: orZero(c.Limits.FamiliesPerPool), BytesPerPool: int64(orZero(c.Limits.BytesPerPool)),
+			Labels: orZero(c.Limits.LabelsPerSeries), LabelNameLength: orZero(c.Limits.LabelNameLength),
 			LabelValueLength: orZero(c.Limits.LabelValueLength), FileSize: int64(orZero(c.Limits.FileSize)),
 			KeyLength: int(orZero(c.Limits.KeyLength)),
 		},

@@ -79,6 +79,7 @@ limits:
   series_per_pool: 1000
   series_per_family: 100
   families_per_pool: 50
+  bytes_per_pool: 32MiB
   labels_per_series: 10
   label_name_length: 64
   label_value_length: 256
@@ -156,7 +157,7 @@ func TestParse(t *testing.T) {
 		ExternalLabels: map[string]string{"region": "eu"},
 		Info:           []policy.InfoSeries{{Name: "shop_build_info", Help: "Which build this is.", Labels: map[string]string{"version": "1.10"}}},
 		Limits: policy.Limits{
-			SeriesPerPool: 1000, SeriesPerFamily: 100, FamiliesPerPool: 50, Labels: 10, LabelNameLength: 64, LabelValueLength: 256,
+			SeriesPerPool: 1000, SeriesPerFamily: 100, FamiliesPerPool: 50, BytesPerPool: 32 << 20, Labels: 10, LabelNameLength: 64, LabelValueLength: 256,
 			FileSize: 64 << 20, KeyLength: 4096,
 		},
 		MetricRelabelConfigs: []*relabel.Config{
@@ -220,7 +221,7 @@ func TestErrors(t *testing.T) {
 		"key_twice":           {"limits: {file_size: 1MiB}\nlimits: {}\n", []string{"a.yml:2:1: limits: is given twice, first in line 1; leave one of them out"}},
 		"label_twice":         {"external_labels:\n  a: b\n  a: c\n", []string{"a.yml:3:3: external_labels.a: is given twice, first in line 2; leave one of them out"}},
 		"merge_key":           {"limits:\n  <<: {}\n", []string{"a.yml:2:3: limits.<<: merge keys are not known here; write the keys out"}},
-		"list_for_keys":       {"limits: [1]\n", []string{"a.yml:1:9: limits: wants keys with values (pools, series_per_pool, series_per_family, families_per_pool, labels_per_series, label_name_length, label_value_length, file_size, key_length), not a list"}},
+		"list_for_keys":       {"limits: [1]\n", []string{"a.yml:1:9: limits: wants keys with values (pools, series_per_pool, series_per_family, families_per_pool, bytes_per_pool, labels_per_series, label_name_length, label_value_length, file_size, key_length), not a list"}},
 		"keys_for_list":       {"metrics: {match: a}\n", []string{"a.yml:1:10: metrics: wants a list, not keys with values"}},
 		"text_for_list":       {"metrics:\n  - match: a\n    drop_labels: user\n", []string{`a.yml:3:18: metrics[0].drop_labels: wants a list, not "user"`}},
 		"text_for_labels":     {"external_labels: eu\n", []string{`a.yml:1:18: external_labels: wants names with values, not "eu"`}},

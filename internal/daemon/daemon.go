@@ -62,6 +62,10 @@ type Options struct {
 	// GCPercent is given to debug.SetGCPercent a moment after the first scan, which makes much
 	// more garbage than all that follows, or less where the heap is large. 0 leaves it as it is.
 	GCPercent int
+	// LimitMemory sets a soft limit of the process's memory by what its control group may have,
+	// unless GOMEMLIMIT is set, and a default of limits.bytes_per_pool by the soft limit. Default:
+	// neither.
+	LimitMemory bool
 	// Config is what the configuration file says. What it says of pools and of the archive
 	// must be in Pool already. Its file is loaded again when it changes. Default: no file.
 	Config *config.Config
@@ -151,6 +155,10 @@ func Run(ctx context.Context, opts Options) error {
 	set := telemetry.NewSet()
 	m := newMetrics(set)
 	manager := newManager(opts)
+	if opts.LimitMemory {
+		groups, _ := os.ReadFile("/proc/self/cgroup")
+		opts.Fleet.Pool.Merge.MaxBytes = limitMemory(groupMemory(string(groups), "/sys/fs/cgroup"), log, set)
+	}
 	opts.Fleet.Growing = opts.Discovery != nil
 	opts.Fleet.Logger, opts.Fleet.Set, opts.Fleet.Policy = log, set, opts.Config.Policy()
 	opts.Fleet.Reserve = descriptorsBeside(opts.Web)

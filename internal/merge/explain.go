@@ -213,3 +213,6 @@ func (x *Index) Series() int { return x.series }
 
 // Limits returns the options in force, defaults filled in.
 func (x *Index) Limits() Options { return x.opts }
+
+// Bytes is what counts against Options.MaxBytes.
+func (x *Index) Bytes() int64 { return x.bytes }

@@ -91,6 +91,21 @@ type node struct {
 	seen *sighting
 }
 
+// bytes is how much text the node's labels are. The labels of set are among those served.
+func (n *node) bytes() int64 {
+	if n.served == nil {
+		return 0
+	}
+	return labelBytes(n.served.value)
+}
+
+func labelBytes(labels []metric.Label) (n int64) {
+	for _, l := range labels {
+		n += int64(len(l.Name) + len(l.Value))
+	}
+	return n
+}
+
 // withoutEmpty returns the labels that have a value: a label without is as good as none. That
 // is Prometheus's data model, and of two such series in one scrape it keeps the first.
 func withoutEmpty(labels []metric.Label) []metric.Label {

@@ -22,6 +22,10 @@ type Options struct {
 	// MaxFamilies bounds the families, which cost more than series do; 0 means
 	// DefaultMaxFamilies. Beyond it there is ErrFamiliesLimit.
 	MaxFamilies int
+	// MaxBytes bounds the bytes of the raw keys and of the labels that are kept, and seriesBytes
+	// for each series; 0 means DefaultMaxBytes. Beyond it there is ErrBytesLimit. With what is made
+	// of them, such as expositions, about five times as much memory is in use.
+	MaxBytes int64
 	// MaxLabels bounds the labels of one series; 0 means DefaultMaxLabels.
 	MaxLabels int
 	// MaxLabelName and MaxLabelValue bound their lengths in bytes; 0: as long as a key is.
@@ -38,8 +42,12 @@ const (
 	DefaultMaxSeries       = 1_000_000
 	DefaultMaxFamilySeries = 250_000
 	DefaultMaxFamilies     = 20_000
+	DefaultMaxBytes        = 512 << 20
 	DefaultMaxLabels       = 64
 )
+
+// seriesBytes is what a series counts beside the bytes of its keys and labels, against MaxBytes.
+const seriesBytes = 80
 
 // spellings is how many raw keys there may be for each series that may be: another help text
 // or dialect makes another key of the same series, and a deployment may change all help texts.
@@ -157,6 +165,8 @@ type Index struct {
 	removed  int
 	// series and keys count the cells and the raw keys that lead to them, holding the families.
 	series, keys, holding int
+	// bytes is what counts against MaxBytes.
+	bytes int64
 	// now is the present time, in Unix seconds, as last told; 0: never.
 	now float64
 	// refused says that a limit has kept an entry out; seating that none does: see Seat.
@@ -215,6 +225,9 @@ func NewIndex(opts Options) *Index {
 	}
 	if opts.MaxFamilies == 0 {
 		opts.MaxFamilies = DefaultMaxFamilies
+	}
+	if opts.MaxBytes == 0 {
+		opts.MaxBytes = DefaultMaxBytes
 	}
 	if opts.MaxLabels == 0 {
 		opts.MaxLabels = DefaultMaxLabels
@@ -471,6 +484,8 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 				return 0, limited(ErrFamilyLimit, id.family, "%d keys", fam.keys)
 			case x.keys >= spellings*x.opts.MaxSeries:
 				return 0, limited(ErrSeriesLimit, id.family, "%d keys with one more", x.keys)
+			case x.bytes+int64(len(raw)) > x.opts.MaxBytes:
+				return 0, limited(ErrBytesLimit, id.family, "%d bytes with one more key", x.bytes+int64(len(raw)))
 			}
 			x.spell(n, id.labels)
 			x.takeStyle(c, id.point.Style, clampTime(created))
@@ -486,6 +501,14 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 		err = limited(ErrSeriesLimit, id.family, "%d series with one more", x.series)
 	case fam.series == 0 && x.holding >= x.opts.MaxFamilies:
 		err = limited(ErrFamiliesLimit, id.family, "%d families without one", x.holding)
+	default:
+		more := int64(len(raw)) + seriesBytes
+		if n == nil {
+			more += labelBytes(id.labels)
+		}
+		if x.bytes+more > x.opts.MaxBytes {
+			err = limited(ErrBytesLimit, id.family, "%d bytes with one more series", x.bytes+more)
+		}
 	}
 	if err != nil {
 		x.share.labels.put(set)
@@ -512,6 +535,7 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 	n.cells = append(n.cells, cell)
 	slices.SortFunc(n.cells, func(a, b uint32) int { return comparePoints(x.desc[a].point, x.desc[b].point) })
 	x.series++
+	x.bytes += seriesBytes
 	fam.series++
 	if g.kinds&(1<<id.point.Kind) == 0 {
 		g.kinds |= 1 << id.point.Kind
@@ -531,7 +555,9 @@ func (x *Index) spell(n *node, labels []metric.Label) {
 		}
 	}
 	old := n.served
+	x.bytes -= n.bytes()
 	n.served = x.share.labelSet(labels)
+	x.bytes += n.bytes()
 	x.share.labels.put(old)
 	x.touch(n.group)
 }
@@ -539,6 +565,7 @@ func (x *Index) spell(n *node, labels []metric.Label) {
 // addKey makes a raw key lead to a cell.
 func (x *Index) addKey(space *keyspace, fam *family, raw []byte, hash uint32, cell uint32) {
 	space.cells.add(x.share.key(raw, hash), cell)
+	x.bytes += int64(len(raw))
 	x.keys++
 	fam.keys++
 }
@@ -708,6 +735,7 @@ func (x *Index) sweepSpace(space *keyspace) {
 		gone = append(gone, k.cell)
 		x.desc[k.cell].node.group.family.keys--
 		x.keys--
+		x.bytes -= int64(len(k.key.value))
 		x.share.keys.put(k.key)
 		return true
 	})
@@ -728,10 +756,12 @@ func (x *Index) freeCell(c uint32) {
 	n.cells = slices.DeleteFunc(n.cells, func(has uint32) bool { return has == c })
 	if len(n.cells) == 0 {
 		delete(g.nodes, n.set)
+		x.bytes -= n.bytes()
 		x.share.labels.put(n.set)
 		x.share.labels.put(n.served)
 	}
 	x.series--
+	x.bytes -= seriesBytes
 	if fam.series--; fam.series == 0 {
 		x.holding--
 	}

@@ -20,6 +20,8 @@ var (
 	ErrFamilyLimit = errors.New("series limit of the family reached")
 	// ErrFamiliesLimit: the index holds as many families as it may.
 	ErrFamiliesLimit = errors.New("limit of metric families of the pool reached")
+	// ErrBytesLimit: the keys and labels of the index have as many bytes as they may.
+	ErrBytesLimit = errors.New("limit of bytes of the pool reached")
 	// ErrLabelLimit: the series has more labels than it may.
 	ErrLabelLimit = errors.New("label limit of a series reached")
 	// ErrLabelLength: a label's name or value is longer than it may be.

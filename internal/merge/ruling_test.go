@@ -423,7 +423,7 @@ func TestLimits(t *testing.T) {
 	learn("d d_total H", ErrFamiliesLimit)
 	learn("c c_total H l=1", nil)
 	x.Remove(s)
-	if len(x.families) != 0 || x.series != 0 || x.keys != 0 || x.holding != 0 || len(x.free) != len(x.desc)-1 {
+	if len(x.families) != 0 || x.series != 0 || x.keys != 0 || x.bytes != 0 || x.holding != 0 || len(x.free) != len(x.desc)-1 {
 		t.Errorf("something is left: %d families, %d series, %d keys", len(x.families), x.series, x.keys)
 	}
 	s = x.Add(file{kind: "counter", id: "2"}.spec())
@@ -431,4 +431,37 @@ func TestLimits(t *testing.T) {
 	if n := strings.Count(dump(x), "\n"); n != 2 {
 		t.Errorf("%d lines", n)
 	}
+}
+
+// TestBytesLimit: long keys and labels are counted by their bytes. Those known go on, and what is
+// gone makes room.
+func TestBytesLimit(t *testing.T) {
+	long := strings.Repeat("x", 1000)
+	x := NewIndex(Options{MaxBytes: 10_000})
+	learn := func(s *Source, key string, want error) {
+		t.Helper()
+		if err := x.Learn(s, []byte(key), uint32(s.Entries())); !errors.Is(err, want) {
+			t.Errorf("learn %.20q: %v, want %v", key, err, want)
+		}
+	}
+	s := x.Add(file{kind: "counter", id: "1"}.spec())
+	for i := range 4 { // 2 kB each: the key, and the label
+		learn(s, fmt.Sprintf("a a_total H l=%d%s", i, long), nil)
+	}
+	if want := int64(4 * (2*len("l=0"+long) + len("a a_total H ") - len("=") + seriesBytes)); x.Bytes() != want {
+		t.Errorf("%d bytes, want %d", x.Bytes(), want)
+	}
+	learn(s, "a a_total H l=4"+long, ErrBytesLimit)
+	learn(s, "a a_total H l=0"+long, nil)
+	learn(s, "b b_total H", nil)
+	// Another help text, and another spelling of the labels, are bytes of a series that is known.
+	learn(s, "a a_total "+long+" l=0"+long, ErrBytesLimit)
+	learn(s, "a a_total "+long[:500]+" l="+long[:50], nil)
+	// Removing gives everything back.
+	x.Remove(s)
+	if x.Bytes() != 0 {
+		t.Errorf("%d bytes are left", x.Bytes())
+	}
+	s = x.Add(file{kind: "counter", id: "2"}.spec())
+	learn(s, "a a_total H l=4"+long, nil)
 }

@@ -100,6 +100,7 @@ func Compile(spec Spec) (*Policy, error) {
 		{"series_per_pool", int64(spec.Limits.SeriesPerPool)},
 		{"series_per_family", int64(spec.Limits.SeriesPerFamily)},
 		{"families_per_pool", int64(spec.Limits.FamiliesPerPool)},
+		{"bytes_per_pool", spec.Limits.BytesPerPool},
 		{"labels_per_series", int64(spec.Limits.Labels)},
 		{"label_name_length", int64(spec.Limits.LabelNameLength)},
 		{"label_value_length", int64(spec.Limits.LabelValueLength)},

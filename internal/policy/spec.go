@@ -95,6 +95,9 @@ type Limits struct {
 	SeriesPerPool, SeriesPerFamily int
 	// FamiliesPerPool bounds the metrics. Default: merge.DefaultMaxFamilies.
 	FamiliesPerPool int
+	// BytesPerPool bounds the bytes of keys and labels. Default: merge.DefaultMaxBytes, or less
+	// where the daemon may have little memory.
+	BytesPerPool int64
 	// Labels bounds the labels of a series. Default: merge.DefaultMaxLabels.
 	Labels int
 	// LabelNameLength and LabelValueLength are in bytes. Default: as long as a key may be.

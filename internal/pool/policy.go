@@ -61,6 +61,7 @@ func (p *Pool) adoptPolicyLocked(to *policy.Policy) {
 	opts.MaxSeries = cmp.Or(limits.SeriesPerPool, opts.MaxSeries)
 	opts.MaxFamilySeries = cmp.Or(limits.SeriesPerFamily, opts.MaxFamilySeries)
 	opts.MaxFamilies = cmp.Or(limits.FamiliesPerPool, opts.MaxFamilies)
+	opts.MaxBytes = cmp.Or(limits.BytesPerPool, opts.MaxBytes)
 	opts.MaxLabels = cmp.Or(limits.Labels, opts.MaxLabels)
 	opts.MaxLabelName = cmp.Or(limits.LabelNameLength, opts.MaxLabelName)
 	opts.MaxLabelValue = cmp.Or(limits.LabelValueLength, opts.MaxLabelValue)
@@ -243,8 +244,8 @@ func (p *Pool) limitReachedLocked(path string, err *merge.LimitError) {
 		return
 	}
 	p.refusals[r] = true
-	p.logger.Warn("new series are refused, because a limit is reached; those known go on",
-		zap.String("family", r.family), zap.String("reason", string(r.reason)), zap.String("path", path), zap.Error(err))
+	p.logger.Warn("new series are refused, because a limit is reached; those known go on", zap.String("family", r.family),
+		zap.String("reason", string(r.reason)), zap.String("limit", limitKeys[r.reason]), zap.String("path", path), zap.Error(err))
 }
 
 // asLimit returns the LimitError in err, or nil.

@@ -541,6 +541,52 @@ func TestHostileLabels(t *testing.T) {
 	check(5)
 }
 
+// TestHostileBytes has a worker that makes long labels: keys and labels are kept as far as the limit
+// goes, the rest is counted and named with the limit's key; a reload with another limit lets them
+// in, and one with a lower limit lets those that are known go on.
+func TestHostileBytes(t *testing.T) {
+	dir := tmpfs(t)
+	good := write(t, dir, "counter_1.db").set("good_total", 1)
+	h := collect(t, Spec{Path: dir})
+	long := strings.Repeat("x", 10_000)
+	limit := func(bytes int64) {
+		t.Helper()
+		h.force(compile(t, policy.Spec{Limits: policy.Limits{BytesPerPool: bytes}}))
+	}
+	limit(105_000)
+	w := write(t, dir, "counter_2.db")
+	for i := range 20 {
+		w.set("evil_total", 1, "id", strconv.Itoa(i)+long)
+	}
+	h.Tend(true)
+	check := func(evil int) {
+		t.Helper()
+		good.set("good_total", float64(evil))
+		if view := h.view(); strings.Count(view, "evil_total") != evil || !strings.Contains(view, fmt.Sprintf("good_total %d\n", evil)) {
+			t.Errorf("%d series, want %d", strings.Count(view, "evil_total"), evil)
+		}
+	}
+	check(5)
+	if got := h.own("aggregatord_refused_entries_total", "family", "evil", "reason", "bytes_limit"); got != 15 {
+		t.Errorf("%v refused", got)
+	}
+	if got := h.logs.FilterMessageSnippet("new series are refused").All(); len(got) != 1 || got[0].ContextMap()["limit"] != "limits.bytes_per_pool" {
+		t.Errorf("logged %v, want once, with the limit's key", got)
+	}
+	limit(1 << 20)
+	check(20)
+	if got := h.State().IndexLimits.MaxBytes; got != 1<<20 {
+		t.Errorf("the limit is told as %d", got)
+	}
+	limit(50_000)
+	w.set("evil_total", 1, "id", "more")
+	h.Tend(true)
+	check(20)
+	w.die()
+	h.fold()
+	check(20)
+}
+
 // TestRefusedFamilies has more families refused than are named.
 func TestRefusedFamilies(t *testing.T) {
 	dir := tmpfs(t)

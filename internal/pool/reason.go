@@ -30,9 +30,17 @@ const (
 	reasonSeries    store.Reason = "series_limit"
 	reasonFamily    store.Reason = "family_limit"
 	reasonFamilies  store.Reason = "families_limit"
+	reasonBytes     store.Reason = "bytes_limit"
 	reasonLabels    store.Reason = "label_limit"
 	reasonLength    store.Reason = "label_length"
 )
+
+// limitKeys are the keys of the configuration for the limits that keep entries out. Two have one reason.
+var limitKeys = map[store.Reason]string{
+	reasonSeries: "limits.series_per_pool", reasonFamily: "limits.series_per_family", reasonFamilies: "limits.families_per_pool",
+	reasonBytes: "limits.bytes_per_pool", reasonLabels: "limits.labels_per_series",
+	reasonLength: "limits.label_name_length, limits.label_value_length",
+}
 
 // fileReasons are why a file cannot be read, entryReasons why an entry is left out.
 func fileReasons() []store.Reason {
@@ -42,11 +50,18 @@ func fileReasons() []store.Reason {
 }
 
 func entryReasons() []store.Reason {
-	return []store.Reason{store.BadKey, store.KeyTooLong, reasonSample, reasonSeries, reasonFamily, reasonFamilies, reasonLabels, reasonLength}
+	return []store.Reason{store.BadKey, store.KeyTooLong, reasonSample, reasonSeries, reasonFamily, reasonFamilies, reasonBytes, reasonLabels, reasonLength}
 }
 
-// reasonOf extends store.ReasonOf.
+// reasonOf extends store.ReasonOf. Somebody may make millions of entries that cannot be read, so
+// their errors are known by type first.
 func reasonOf(err error) store.Reason {
+	switch err.(type) { //nolint:errorlint // one that wraps another is found below
+	case *store.KeyError:
+		return store.BadKey
+	case *store.KeyTooLongError:
+		return store.KeyTooLong
+	}
 	for _, r := range []struct {
 		err    error
 		reason store.Reason
@@ -55,6 +70,7 @@ func reasonOf(err error) store.Reason {
 		{merge.ErrSeriesLimit, reasonSeries},
 		{merge.ErrFamilyLimit, reasonFamily},
 		{merge.ErrFamiliesLimit, reasonFamilies},
+		{merge.ErrBytesLimit, reasonBytes},
 		{merge.ErrLabelLimit, reasonLabels},
 		{merge.ErrLabelLength, reasonLength},
 		{errDuplicate, reasonDuplicate},

@@ -92,6 +92,7 @@ type Limits struct {
 	SeriesPerPool    int   `json:"series_per_pool"`
 	SeriesPerFamily  int   `json:"series_per_family"`
 	FamiliesPerPool  int   `json:"families_per_pool"`
+	BytesPerPool     int64 `json:"bytes_per_pool"`
 	Labels           int   `json:"labels"`
 	LabelNameLength  int   `json:"label_name_length,omitempty"`
 	LabelValueLength int   `json:"label_value_length,omitempty"`

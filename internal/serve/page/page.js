@@ -72,7 +72,8 @@ function problems() {
       noReason.hidden = all.length > 0;
       const l = status.limits;
       limits.show([
-        ["series per pool", count(l.series_per_pool)], ["series per family", count(l.series_per_family)], ["labels of a series", count(l.labels)],
+        ["series per pool", count(l.series_per_pool)], ["series per family", count(l.series_per_family)], ["families per pool", count(l.families_per_pool)],
+        ["keys and labels per pool", bytes(l.bytes_per_pool)], ["labels of a series", count(l.labels)],
         ["longest label name", l.label_name_length ? count(l.label_name_length) + " bytes" : "as long as a key"], ["longest label value", l.label_value_length ? count(l.label_value_length) + " bytes" : "as long as a key"],
         ["longest key", bytes(l.key_bytes)], ["largest file", bytes(l.file_bytes)], ["open files", count(l.open_files)],
         ["series dropped by rules", status.merge.dropped ? count(status.merge.dropped) : ""], ["series expired by rules", status.merge.expired ? count(status.merge.expired) : ""],
