@@ -290,7 +290,7 @@ func (p *plan) arrange() {
 			escaped = append(escaped, c)
 		}
 	}
-	p.spell(escaped, owners)
+	p.spell(escaped, byRight, owners)
 	for _, c := range escaped {
 		take(c)
 	}
@@ -327,16 +327,32 @@ func (p *plan) arrange() {
 	slices.SortStableFunc(p.omissions, func(a, b Omission) int { return strings.Compare(a.Family, b.Family) })
 }
 
+// names appends the names of which a text has one: those of the samples, and that of the TYPE
+// line, which is also what protobuf calls the family.
+func (c *candidate) names(dst []string) []string {
+	dst = c.sampleNames(dst)
+	if c.typ == metric.Histogram || c.typ == metric.Summary {
+		dst = append(dst, c.base)
+	}
+	return dst
+}
+
 // spell gives another spelling to those whose escaped names are reserved, taken, or wanted by
 // another of them.
-func (p *plan) spell(escaped []*candidate, owners map[string]*candidate) {
+func (p *plan) spell(escaped, all []*candidate, owners map[string]*candidate) {
 	if len(escaped) == 0 {
 		return
+	}
+	families := make(map[string]bool) // histograms and summaries that have their own names
+	for _, c := range all {
+		if c.clear && !c.isLost && (c.typ == metric.Histogram || c.typ == metric.Summary) {
+			families[c.base] = true
+		}
 	}
 	wanted := make(map[string]string) // by name, the raw name that becomes it, or "" for several
 	var names []string
 	for _, c := range escaped {
-		names = c.sampleNames(names[:0])
+		names = c.names(names[:0])
 		for _, name := range names {
 			if raw, ok := wanted[name]; ok && raw != c.raw {
 				wanted[name] = ""
@@ -346,9 +362,9 @@ func (p *plan) spell(escaped []*candidate, owners map[string]*candidate) {
 		}
 	}
 	for _, c := range escaped {
-		names = c.sampleNames(names[:0])
-		if strings.HasPrefix(c.base, "__") || slices.ContainsFunc(names, func(name string) bool {
-			return owners[name] != nil || wanted[name] == ""
+		names = c.names(names[:0])
+		if slices.ContainsFunc(names, func(name string) bool {
+			return strings.HasPrefix(name, "__") || owners[name] != nil || families[name] || wanted[name] == ""
 		}) {
 			c.name(reversibleName(c.raw), p.format)
 			if c.untyped.Reason != "" {

@@ -189,6 +189,24 @@ func TestCollisions(t *testing.T) {
 			nil,
 		},
 		{
+			"reserved_with_its_suffix", text, snaps(snapshot(counter("国"), summaryFam("家"))),
+			[]string{"U___56fd___total counter", "U___5bb6_ summary"},
+			nil,
+		},
+		{
+			// A summary has no sample of its family's name, but that name in its TYPE line.
+			"taken_by_a_TYPE_line", text, snaps(snapshot(gauge("a.b"), summaryFam("a_b"), gauge("c_d"), summaryFam("c.d"))),
+			[]string{"U__a_2e_b gauge", "a_b summary", "U__c_2e_d summary", "c_d gauge"},
+			nil,
+		},
+		{
+			"taken_by_a_family_of_protobuf",
+			Format{Kind: Protobuf},
+			snaps(snapshot(gauge("a.b"), summaryFam("a_b"))),
+			nil,
+			nil,
+		},
+		{
 			"the_reversible_spelling_is_taken", text, snaps(snapshot(gauge("a.b"), gauge("a_b"), gauge("U__a_2e_b"))),
 			[]string{"U__a_2e_b gauge", "a_b gauge"},
 			[]string{`"a.b": name_collision with "U__a_2e_b"`},

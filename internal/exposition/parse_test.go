@@ -29,13 +29,17 @@ import (
 type samples map[string]uint64
 
 func sampleKey(name string, ls []metric.Label) string {
-	ls = slices.Clone(ls)
-	metric.SortLabels(ls)
-	key := strconv.Quote(name)
-	for _, l := range ls {
-		key += fmt.Sprintf(",%q=%q", l.Name, l.Value)
+	byName := func(a, b metric.Label) int { return strings.Compare(a.Name, b.Name) }
+	if !slices.IsSortedFunc(ls, byName) {
+		ls = slices.SortedStableFunc(slices.Values(ls), byName)
 	}
-	return key
+	var room [256]byte
+	key := strconv.AppendQuote(room[:0], name)
+	for _, l := range ls {
+		key = strconv.AppendQuote(append(key, ','), l.Name)
+		key = strconv.AppendQuote(append(key, '='), l.Value)
+	}
+	return string(key)
 }
 
 func bits(f float64) uint64 {
