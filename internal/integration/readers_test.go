@@ -20,6 +20,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"aggregatord/internal/exposition/expositiontest"
+	"aggregatord/internal/metric"
 )
 
 // readable is a program for the tests of readers: every type, each series worth a query.
@@ -255,6 +258,25 @@ func startPrometheusWith(t *testing.T, jobs string, flags ...string) *prometheus
 
 // query evaluates an instant query and returns the value by the labels of each result.
 func (p *prometheusServer) query(expr string) (map[string]string, error) {
+	result, err := p.vector(expr)
+	if err != nil {
+		return nil, err
+	}
+	values := map[string]string{}
+	for _, r := range result {
+		values[seriesOf("", r.Metric)] = fmt.Sprint(r.Value[1])
+	}
+	return values, nil
+}
+
+// element is one result of an instant query.
+type element struct {
+	Metric map[string]string
+	Value  [2]any
+}
+
+// vector evaluates an instant query.
+func (p *prometheusServer) vector(expr string) ([]element, error) {
 	resp, err := http.Get(p.url + "/api/v1/query?query=" + url.QueryEscape(expr))
 	if err != nil {
 		return nil, err
@@ -267,10 +289,7 @@ func (p *prometheusServer) query(expr string) (map[string]string, error) {
 	var answer struct {
 		Status, Error string
 		Data          struct {
-			Result []struct {
-				Metric map[string]string
-				Value  [2]any
-			}
+			Result []element
 		}
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
@@ -279,11 +298,92 @@ func (p *prometheusServer) query(expr string) (map[string]string, error) {
 	if answer.Status != "success" {
 		return nil, fmt.Errorf("query %s: %s", expr, answer.Error)
 	}
-	values := map[string]string{}
-	for _, r := range answer.Data.Result {
-		values[seriesOf("", r.Metric)] = fmt.Sprint(r.Value[1])
+	return answer.Data.Result, nil
+}
+
+// samples returns what Prometheus has stored of a job's last scrape, without the labels of the
+// target and without the series that it makes of each scrape.
+func (p *prometheusServer) samples(job string) (samples []expositiontest.Sample, err error) {
+	result, err := p.vector(fmt.Sprintf("{job=%q,__name__!~%q}", job, "up|scrape_.*"))
+	if err != nil {
+		return nil, err
 	}
-	return values, nil
+	for _, r := range result {
+		s := expositiontest.Sample{Name: r.Metric["__name__"]}
+		for name, value := range r.Metric {
+			if name != "__name__" && name != "job" && name != "instance" {
+				s.Labels = append(s.Labels, metric.Label{Name: name, Value: value})
+			}
+		}
+		metric.SortLabels(s.Labels)
+		if s.Value, err = strconv.ParseFloat(fmt.Sprint(r.Value[1]), 64); err != nil {
+			return nil, err
+		}
+		samples = append(samples, s)
+	}
+	return samples, nil
+}
+
+// TestPrometheusFindsEverything has a real Prometheus scrape a directory that has everything at
+// once, in each format and as it asks by itself: it stores every series that the workers wrote.
+func TestPrometheusFindsEverything(t *testing.T) {
+	t.Parallel()
+	peer(t, "prometheus", "apt-get install prometheus")
+	dir := sourceDir(t)
+	end, err := expositiontest.Write(dir, expositiontest.Files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	})
+	d := serve(t, "--dir", dir, "--web.self-metrics", "off", "--process.disable")
+	plain, text, openMetrics := &asking{}, &asking{accept: acceptText}, &asking{accept: acceptOpenMetrics}
+	native, protobuf := &asking{}, &asking{accept: acceptProtobuf}
+	textual := startPrometheus(t, map[string]string{
+		"plain": plain.start(t, d), "text": text.start(t, d), "openmetrics": openMetrics.start(t, d),
+	})
+	// The feature flag has it ask for protobuf before anything else, and read it.
+	binary := startPrometheus(t, map[string]string{"native": native.start(t, d), "protobuf": protobuf.start(t, d)}, "--enable-feature=native-histograms")
+	for _, c := range []struct {
+		job, media string
+		server     *prometheusServer
+		proxy      *asking
+		// numbers says that the format has bounds as numbers, which Prometheus spells.
+		numbers bool
+	}{
+		{"plain", "text/plain", textual, plain, false}, // as OpenMetrics has no types for all
+		{"text", "text/plain", textual, text, false},
+		{"openmetrics", "application/openmetrics-text", textual, openMetrics, false},
+		{"native", "application/vnd.google.protobuf", binary, native, true},
+		{"protobuf", "application/vnd.google.protobuf", binary, protobuf, true},
+	} {
+		want := expositiontest.Spelled("underscores")
+		for i := range want {
+			// A label without a value is none.
+			want[i].Labels = slices.DeleteFunc(want[i].Labels, func(l metric.Label) bool { return l.Value == "" })
+			for k, l := range want[i].Labels {
+				if c.numbers && l.Name == "le" && l.Value == "1e+010" {
+					want[i].Labels[k].Value = "1e+10"
+				}
+			}
+		}
+		eventually(t, patience, func() error {
+			got, err := c.server.samples(c.job)
+			if err != nil {
+				return err
+			}
+			if diff := expositiontest.Differences(got, want); len(diff) > 0 {
+				return fmt.Errorf("job %s: %d differences:\n%s", c.job, len(diff), strings.Join(diff, "\n"))
+			}
+			return nil
+		})
+		if got := c.proxy.seen(); !slices.Equal(got, []string{c.media}) {
+			t.Errorf("job %s was served %v, want %s", c.job, got, c.media)
+		}
+	}
 }
 
 // TestPrometheus has a real Prometheus scrape each format that it speaks and answer
