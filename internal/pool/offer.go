@@ -129,12 +129,8 @@ func (p *Pool) offerableLocked(t *file) bool {
 		if t.method != watch.MethodLease {
 			return false
 		}
-		fd := int(t.file.Fd())
-		if granted, err := watch.TryLease(fd); err != nil || !granted {
+		if granted, err := watch.AskLease(int(t.file.Fd())); err != nil || !granted {
 			return false // it lives again, or nobody can tell: the next probe will say
-		}
-		if err := watch.ReleaseLease(fd); err != nil {
-			return false
 		}
 	}
 	// Not learnNewLocked: another process of the same ID may have added entries since the last load,

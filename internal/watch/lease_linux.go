@@ -41,8 +41,10 @@ import (
 // leases, a duplicate shares it.
 func TryLease(fd int) (granted bool, err error) { return lease(fd, unix.F_RDLCK) }
 
-func lease(fd, kind int) (granted bool, err error) {
-	switch err := setLease(fd, kind); err {
+func lease(fd, kind int) (granted bool, err error) { return leaseResult(setLease(fd, kind)) }
+
+func leaseResult(err unix.Errno) (granted bool, _ error) {
+	switch err {
 	case 0:
 		return true, nil
 	case unix.EAGAIN:
@@ -219,7 +221,7 @@ func testLeases(dir int) selfTest {
 	defer closeFd(r)
 	for pause := time.Millisecond; err == nil; pause *= 2 {
 		var granted bool
-		if granted, err = leaseFor(r); granted {
+		if granted, err = AskLease(r); granted {
 			break
 		}
 		// Who looks into our /proc/PID/fd at the wrong moment has a share in the descriptor
@@ -258,7 +260,7 @@ func heldByMapping(dir int) (r int, dev uint64, err error) {
 	}
 	dev = uint64(st.Dev) //nolint:unconvert // Dev has 32 bits on some machines
 
-	granted, err := leaseFor(r)
+	granted, err := AskLease(r)
 	if granted {
 		err = errors.New("a lease is granted on a file that is open for writing")
 	}
@@ -268,19 +270,36 @@ func heldByMapping(dir int) (r int, dev uint64, err error) {
 		return r, dev, errors.Join(err, fmt.Errorf("map a file of our own: %w", mapErr))
 	}
 	if err == nil {
-		if granted, err = leaseFor(r); granted {
+		if granted, err = AskLease(r); granted {
 			err = errors.New("a lease is granted on a file that is mapped for writing")
 		}
 	}
 	return r, dev, errors.Join(err, unix.Munmap(m))
 }
 
-// leaseFor takes a lease and releases it, and reports whether it was granted.
-func leaseFor(fd int) (granted bool, err error) {
-	if granted, err = TryLease(fd); granted {
-		err = ReleaseLease(fd)
+// AskLease is [TryLease] for one who only wants the answer: a lease that is granted is released at
+// once. Between the two calls there is nothing at which the scheduler of Go or a collection of
+// garbage could hold us up: whoever opens the file just then waits as long as the lease is held.
+// Only who stops the whole process within that microsecond makes it longer.
+func AskLease(fd int) (granted bool, err error) {
+	taken := rawLease(fd, unix.F_RDLCK)
+	if taken != 0 {
+		return leaseResult(taken)
 	}
-	return granted, err
+	if errno := rawLease(fd, unix.F_UNLCK); errno != 0 && errno != unix.EAGAIN {
+		return true, fmt.Errorf("release lease: %w", errno)
+	}
+	return true, nil
+}
+
+// rawLease asks the kernel without telling the scheduler: neither call waits for anything.
+func rawLease(fd, kind int) unix.Errno {
+	for {
+		_, _, errno := unix.RawSyscall(unix.SYS_FCNTL, uintptr(fd), unix.F_SETLEASE, uintptr(kind))
+		if errno != unix.EINTR {
+			return errno
+		}
+	}
 }
 
 // tryExisting asks for leases on some files of the directory and returns why that is no
@@ -317,7 +336,7 @@ func tryFile(dir int, name string) error {
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return err
 	}
-	_, err = leaseFor(fd)
+	_, err = AskLease(fd)
 	return err
 }
 

@@ -7,6 +7,9 @@ import "golang.org/x/sys/unix"
 // TryLease fails with [ErrLeaseUnsupported]: only Linux has leases.
 func TryLease(int) (granted bool, err error) { return false, ErrLeaseUnsupported }
 
+// AskLease fails with [ErrLeaseUnsupported]: only Linux has leases.
+func AskLease(int) (granted bool, err error) { return false, ErrLeaseUnsupported }
+
 // LeaseBroken fails with [ErrLeaseUnsupported]: only Linux has leases.
 func LeaseBroken(int) (bool, error) { return false, ErrLeaseUnsupported }
 

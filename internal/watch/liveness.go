@@ -139,7 +139,7 @@ func (p *Prober) Probe() (Choice, error) {
 //
 // The ladder, for each file:
 //
-// Lease: [TryLease], released at once. Refused because somebody may write: Alive, by any
+// Lease: [AskLease]. Refused because somebody may write: Alive, by any
 // file system's word. Granted: Dead, where a grant is a proof. It is one where the file's
 // own inode counts everybody who has it open or mapped for writing, and they are all
 // below this kernel. So it is a proof on tmpfs, ext2/3/4, xfs, btrfs, f2fs and ramfs; on
@@ -176,14 +176,12 @@ func (p *Prober) Probe() (Choice, error) {
 //
 // Otherwise Unknown, which counts as alive.
 func (p *Prober) Check(f FileRef) (State, Method) {
-	granted, err := TryLease(int(f.Fd))
+	granted, err := AskLease(int(f.Fd))
 	switch {
 	case err == nil && !granted:
 		return Alive, MethodLease
-	case err == nil:
-		if err := ReleaseLease(int(f.Fd)); err == nil && p.leaseProves(f) {
-			return Dead, MethodLease
-		}
+	case err == nil && p.leaseProves(f):
+		return Dead, MethodLease
 	}
 	if s := p.checkProc(f); s != Unknown {
 		return s, MethodProc
