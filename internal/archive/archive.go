@@ -84,6 +84,8 @@ type Archive struct {
 	db    *bolt.DB               // nil while detached
 	// attached says that db is not nil, to readers that Commit runs beside.
 	attached atomic.Bool
+	// lost says that the file was removed, so that all there is is in memory.
+	lost atomic.Bool
 	// handle is the file that db has open, and left how we left it.
 	handle *os.File
 	left   fs.FileInfo
@@ -194,6 +196,7 @@ func (a *Archive) AttachTo(p *Place, apply func(change func())) (err error) {
 		a.db, a.handle, a.left, a.unsynced = db, f, info, true
 		a.size.Store(info.Size())
 		a.attached.Store(true)
+		a.lost.Store(false)
 		p.WriteOwner()
 		p.removeHalfMade()
 		if apply == nil {
@@ -313,7 +316,7 @@ func (a *Archive) Totals() *Totals { return &a.totals }
 
 // Unsaved is the number of keys with values that are in memory alone.
 func (a *Archive) Unsaved() int {
-	if a.unsavedAll {
+	if a.unsavedAll || a.lost.Load() {
 		return a.totals.Series()
 	}
 	return a.unsaved.Series()

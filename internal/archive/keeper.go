@@ -41,8 +41,10 @@ func (o KeeperOptions) withDefaults() KeeperOptions {
 const (
 	// compactEvery is how long to wait after the archive was written anew, or could not be.
 	compactEvery = 10 * time.Minute
-	// wipeTime is how long nothing is made in a directory that somebody is about to empty.
-	wipeTime = time.Second
+	// quietTime is how long a directory that was emptied must not have changed before anything is
+	// made there: whoever removes all of it, between listing it and removing it, must not meet what
+	// was not there. wipeMost is after how long something is made all the same.
+	quietTime, wipeMost = 2 * time.Second, 10 * time.Second
 	// ballastPart is the part of a file system that a ballast may take at most.
 	ballastPart = 16
 )
@@ -66,8 +68,8 @@ const (
 	Waiting
 	// ReadOnly is Waiting, and the archive in memory is what could be read of the file.
 	ReadOnly
-	// Wiped: the archive was removed while it was open. For a moment nothing is made in the
-	// directory, which may go next.
+	// Wiped: the archive was removed while it was open. Nothing is made in the directory before it
+	// was quiet for a moment: it may go next, or go once more.
 	Wiped
 	// Ready: the archive is open.
 	Ready
@@ -98,6 +100,39 @@ type Keeper struct {
 	writeDue time.Time
 
 	compactDue, ballastDue time.Time
+
+	// wiped is when the archive was removed, or last the directory, zero if there is one in its
+	// place; there is how the directory was then, and still since when it is so.
+	wiped, still time.Time
+	there        dirStat
+}
+
+// dirStat tells one directory from another, and a change of it.
+type dirStat struct {
+	dev, ino uint64
+	changed  unix.Timespec // when a name came or went last
+}
+
+func statDir(path string) (s dirStat) {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) == nil {
+		s = dirStat{uint64(st.Dev), st.Ino, st.Mtim} //nolint:unconvert // Dev is an int32 on macOS
+	}
+	return s
+}
+
+// quiet reports whether something may be made in a directory that was emptied.
+func (k *Keeper) quiet(now time.Time) bool {
+	if k.wiped.IsZero() {
+		return true
+	}
+	switch there := statDir(cmp.Or(k.opts.Dir, k.opts.Watched)); {
+	case there.dev != k.there.dev || there.ino != k.there.ino:
+		k.there, k.wiped, k.still = there, now, now
+	case there != k.there:
+		k.there, k.still = there, now
+	}
+	return now.Sub(k.still) >= quietTime || now.Sub(k.wiped) >= wipeMost
 }
 
 // NewKeeper returns a Keeper that has done nothing yet.
@@ -181,12 +216,18 @@ func (k *Keeper) Open(now time.Time, apply func(change func())) (o Opened) {
 		o.Wiped = true
 		// What cannot be closed is gone all the same.
 		k.archive.Detach() //nolint:errcheck // see above
+		k.archive.lost.Store(true)
 		k.leavePlace()
-		k.state, k.due, k.err = Wiped, now.Add(wipeTime), nil
+		k.state, k.due, k.err = Wiped, time.Time{}, nil
+		k.wiped, k.still, k.there = now, now, statDir(cmp.Or(k.opts.Dir, k.opts.Watched))
 		return o
 	}
 	if now.Before(k.due) {
 		o.Err = k.err
+		return o
+	}
+	if !k.quiet(now) {
+		k.state = Wiped
 		return o
 	}
 	if k.state == Ready { // a commit found it damaged
@@ -202,6 +243,7 @@ func (k *Keeper) Open(now time.Time, apply func(change func())) (o Opened) {
 	if err == nil {
 		k.state, k.err, k.due, k.failures = Ready, nil, time.Time{}, 0
 		k.writeErr, k.writeDue = nil, time.Time{}
+		k.wiped = time.Time{}
 		o.Opened = true
 		return o
 	}
@@ -447,6 +489,14 @@ func (k *Keeper) dropBallast(now time.Time) bool {
 	}
 	k.ballastDue = now.Add(k.opts.Retry)
 	return true
+}
+
+// Hurry has the next Open make an archive in a directory that was emptied, however that changes:
+// for one who is about to end. It reports whether there is anything to hurry for.
+func (k *Keeper) Hurry() bool {
+	hurry := !k.wiped.IsZero() && !k.archive.Attached()
+	k.wiped = time.Time{}
+	return hurry
 }
 
 // Close lets go of the archive and the directory.

@@ -62,10 +62,13 @@ func TestKeeper(t *testing.T) {
 				t.Errorf("%+v", o)
 			}
 			mustDo(t, os.MkdirAll(opts.Watched, 0o700))
-			if o := k.Open(at(10).Add(wipeTime/2), nil); o.Opened || o.State != Wiped {
+			if n := k.Archive().Unsaved(); n != k.Archive().Totals().Series() {
+				t.Errorf("%d series are said to be in memory alone", n)
+			}
+			if o := k.Open(at(10).Add(quietTime/2), nil); o.Opened || o.State != Wiped {
 				t.Errorf("too early: %+v", o)
 			}
-			mustBeReady(t, k.Open(at(10).Add(wipeTime), nil))
+			mustBeReady(t, k.Open(at(10).Add(2*quietTime), nil))
 			wantContents(t, k.Archive(), want)
 			if c := k.Commit(at(12), NewBatch(at(12)), nil); c.Err != nil {
 				t.Errorf("%+v", c)
@@ -73,6 +76,66 @@ func TestKeeper(t *testing.T) {
 			v, err := k.Place().Verify()
 			mustDo(t, err)
 			wantContents(t, v.Archive, want)
+		})
+	}
+}
+
+// TestKeeperWaitsForQuiet: nothing is made in a directory that was emptied and goes on changing, for
+// a while.
+func TestKeeperWaitsForQuiet(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		// change is what happens each second.
+		change func(t *testing.T, dir string)
+		opens  time.Duration
+	}{
+		{"quiet", func(*testing.T, string) {}, quietTime},
+		{"changing", func(t *testing.T, dir string) {
+			mustDo(t, os.WriteFile(filepath.Join(dir, "counter_1.db"), nil, 0o600))
+		}, quietTime + time.Second},
+		{"always_changing", func(t *testing.T, dir string) {
+			f, err := os.CreateTemp(dir, "counter_*.db")
+			mustDo(t, err)
+			mustDo(t, f.Close())
+		}, wipeMost},
+		{"replaced_again_and_again", func(t *testing.T, dir string) {
+			mustDo(t, os.Rename(dir, fmt.Sprint(dir, time.Now().UnixNano())))
+			mustDo(t, os.Mkdir(dir, 0o700))
+		}, 0},
+		{"away", func(t *testing.T, dir string) { mustDo(t, os.RemoveAll(dir)) }, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "watched")
+			mustDo(t, os.Mkdir(dir, 0o700))
+			k := testKeeper(t, KeeperOptions{Watched: dir})
+			mustBeReady(t, k.Open(at(0), nil))
+			mustDo(t, os.Remove(k.Path()))
+			if o := k.Open(at(0), nil); !o.Wiped {
+				t.Fatalf("%+v", o)
+			}
+			opened := time.Duration(0)
+			for s := range 15 {
+				time.Sleep(20 * time.Millisecond) // so that the kernel's clock has ticked
+				c.change(t, dir)
+				now := at(int64(s) + 1)
+				o := k.Open(now, nil)
+				if _, err := os.Lstat(k.Path()); !o.Opened && err == nil {
+					t.Errorf("after %v there is an archive", now.Sub(at(0)))
+				}
+				if o.Opened {
+					opened = now.Sub(at(0))
+					break
+				}
+			}
+			if opened != c.opens {
+				t.Errorf("it was opened after %v, want %v", opened, c.opens)
+			}
+			if hurry := k.Hurry(); hurry != (opened == 0) {
+				t.Errorf("hurry: %v", hurry)
+			}
+			if c.name == "replaced_again_and_again" {
+				mustBeReady(t, k.Open(at(20), nil)) // who is about to end does not wait
+			}
 		})
 	}
 }

@@ -212,7 +212,8 @@ func split(files []*File) (nameless, named []*File) {
 
 // ready reports whether the archive can be written.
 func (f *Folder) ready(now time.Time) bool {
-	return !f.opts.ReadOnly && f.place.Taken() && now.Sub(f.wiped) >= wipeTime && f.keeper.CanWrite(now)
+	// What is not in its place was removed a moment ago, and what is written to it is lost.
+	return !f.opts.ReadOnly && f.place.Taken() && now.Sub(f.wiped) >= wipeTime && f.keeper.CanWrite(now) && f.archive.InPlace()
 }
 
 // failed takes note of an error.
@@ -555,7 +556,22 @@ func (f *Folder) Drop(match func(s archive.Space, raw string) bool) (dropped int
 	return dropped, nil
 }
 
-// Close gives up the archive and the directory. Nothing in it is needed for correctness.
+// Finish writes what is in memory alone because the archive was removed a short while ago: the next
+// daemon would not know it. Elsewhere it does nothing. It comes before Close, which cannot call the
+// pool.
+func (f *Folder) Finish() {
+	if f.opts.ReadOnly || !f.keeper.Hurry() {
+		return
+	}
+	f.retry = time.Time{}
+	if f.Open(false) == nil && f.keeper.State() == archive.Ready {
+		f.wiped = time.Time{}
+		f.Fold()
+	}
+}
+
+// Close gives up the archive and the directory. SIGKILL in its place loses nothing but what is in
+// memory alone because somebody has just removed the archive.
 func (f *Folder) Close() error {
 	if f.view != nil {
 		f.view.Release()

@@ -703,6 +703,50 @@ func TestWiped(t *testing.T) {
 	collect(t, Spec{Path: dir}).want("hits_total 311")
 }
 
+// TestWipedBeforeTheEnd: what is in memory alone, because the directory was emptied a moment ago, is
+// written by a daemon that ends.
+func TestWipedBeforeTheEnd(t *testing.T) {
+	for name, wipe := range map[string]func(dir string) error{
+		"replaced": func(dir string) error { return errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o777)) },
+		"emptied": func(dir string) error {
+			entries, err := os.ReadDir(dir)
+			for _, e := range entries {
+				err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+			}
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(tmpfs(t), "d")
+			if err := os.Mkdir(dir, 0o777); err != nil {
+				t.Fatal(err)
+			}
+			write(t, dir, "counter_1.db").set("hits_total", 5).die()
+			h := collect(t, Spec{Path: dir})
+			h.fold()
+			write(t, dir, "counter_2.db").set("hits_total", 6).die()
+			h.want("hits_total 11")
+			if err := wipe(dir); err != nil {
+				t.Fatal(err)
+			}
+			h.Tend(true)
+			h.Fold()
+			h.Tend(true)
+			h.want("hits_total 11")
+			if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+				t.Errorf("it has made %v at once, %v", entries, err)
+			}
+			if got := h.own("aggregatord_archive_unsaved_series"); got != 1 {
+				t.Errorf("%v series are said to be in memory alone", got)
+			}
+			if err := h.Close(); err != nil {
+				t.Fatal(err)
+			}
+			collect(t, Spec{Path: dir}).want("hits_total 11")
+		})
+	}
+}
+
 // TestFewDescriptors folds more files than may be open at once.
 func TestFewDescriptors(t *testing.T) {
 	dir := tmpfs(t)

@@ -497,6 +497,9 @@ func (p *Pool) lookAtRoomLocked() {
 func (p *Pool) Close() error {
 	p.turn.Lock()
 	defer p.turn.Unlock()
+	if !p.isClosed() {
+		p.folder.Finish()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
