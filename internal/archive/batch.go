@@ -7,10 +7,11 @@ import (
 )
 
 // Bounds of a batch: what is larger, Commit refuses. They keep what one transaction needs of
-// memory and disk within reason; who folds should stay far below.
+// memory and disk within reason; who folds several files at once should stay far below. One file of
+// 1 GiB, which is the default limit, may have 44 million entries and a record of 9 bytes for each.
 const (
-	MaxBatchBytes   = 256 << 20
-	MaxBatchEntries = 8 << 20
+	MaxBatchBytes   = 512 << 20
+	MaxBatchEntries = 48 << 20
 	// MaxKeyBytes is the length of the longest raw key.
 	MaxKeyBytes = 16 << 20
 )

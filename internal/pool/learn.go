@@ -18,9 +18,11 @@ const (
 	firstBytes = 16 << 20
 	// scrapeBytes is how much one scrape learns at most, of all files together.
 	scrapeBytes = 4 << 20
-	// roundBytes is how much one round learns at most of one file, once the pool is ready. Before,
-	// a round learns all: nobody is served until then.
+	// roundBytes is how much one round learns at least of one file, if it has as much, once the pool is
+	// ready. As long as the round has taken less than roundTime it learns more. Before, a round learns
+	// all: nobody is served until then.
 	roundBytes = 8 << 20
+	roundTime  = 500 * time.Millisecond
 )
 
 const (
@@ -81,9 +83,11 @@ func (p *Pool) learnAllLocked() {
 	files := slices.Collect(p.allLocked())
 	all := !p.ready.Load() || p.folder.ReadOnly()
 	p.growing = false
-	for _, t := range files {
+	// Not by the pool's clock: it is the time of others that is taken.
+	for start, i := time.Now(), 0; i < len(files); i++ {
+		t := files[i]
 		before := t.entries
-		for left := int64(roundBytes); t.readable() && (all || left > 0); {
+		for left := int64(roundBytes); t.readable() && (all || left > 0 || time.Since(start) < p.learnFor); {
 			left -= p.learnNewLocked(t, sliceBytes)
 			if !t.more {
 				break

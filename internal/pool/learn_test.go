@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"aggregatord/internal/store"
 )
@@ -181,6 +182,7 @@ func TestLearnsInSlices(t *testing.T) {
 	dir := tmpfs(t)
 	write(t, dir, "counter_1.db").set("hits_total", 1)
 	h := collect(t, Spec{Path: dir})
+	h.learnFor = 0
 	const n = 2 * roundBytes / 16
 	put(t, dir, "counter_2.db", badKeys(n))
 	h.want("hits_total 1")
@@ -200,6 +202,19 @@ func TestLearnsInSlices(t *testing.T) {
 	h.want("hits_total 1")
 	if got := bad(); got != n || rounds < 2 {
 		t.Errorf("%v entries were looked at in %d rounds, want each of %d once", got, rounds, n)
+	}
+}
+
+// TestLearnsForATime: as long as it does not take long, a round learns all of a large file.
+func TestLearnsForATime(t *testing.T) {
+	dir := tmpfs(t)
+	h := collect(t, Spec{Path: dir})
+	h.learnFor = time.Hour
+	const n = 3 * roundBytes / 16
+	put(t, dir, "counter_2.db", badKeys(n))
+	h.Tend(true)
+	if got := h.own("aggregatord_entry_errors_total", "reason", string(store.BadKey)); got != n || h.learning() {
+		t.Errorf("a round has looked at %v entries, want all %d", got, n)
 	}
 }
 

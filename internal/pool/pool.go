@@ -187,6 +187,8 @@ type Pool struct {
 	// partsDue is when gains of removed files are archived again, and partsFrom when that last began.
 	partsDue, partsFrom time.Time
 	partsEvery          time.Duration
+	// learnFor is roundTime but in tests.
+	learnFor time.Duration
 	// forget says that records of files that are gone may be in the archive, and identities that
 	// there are records by identity.
 	forget, identities bool
@@ -248,8 +250,8 @@ func New(spec Spec, opts Options) *Pool {
 	p := &Pool{
 		spec: spec, logger: logger, metrics: opts.Metrics, folds: opts.Metrics.folds.For(spec.Name), now: opts.Now,
 		descriptors: opts.Descriptors, fileLimits: opts.Limits, mergeOptions: opts.Merge, share: opts.Share, onProgress: opts.OnProgress, archiveDir: opts.ArchiveDir,
-		partsEvery: time.Second,
-		prober:     watch.NewProber(spec.Path), lister: watch.NewDir(spec.Path),
+		partsEvery: time.Second, learnFor: roundTime,
+		prober: watch.NewProber(spec.Path), lister: watch.NewDir(spec.Path),
 		files: map[string]*file{}, staged: map[string]*file{}, open: map[store.Identity]*file{}, asked: map[string]bool{},
 		shown: map[archive.Space]*shown{}, gauges: map[fileGauge]telemetry.Gauge{}, refusals: map[refusal]bool{}, reported: map[merge.Conflict]bool{}, heirs: map[string]bool{},
 	}
