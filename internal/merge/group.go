@@ -298,23 +298,29 @@ type Loss struct {
 	Family, Winner string
 	// Since is since when the index knows, in Unix seconds.
 	Since float64
+	// Settled says that all that wants the sample name for what has lost is folded, and a source
+	// that is not wants it for the winner.
+	Settled bool
 }
 
 // Losses calls yield for the entries of a source that lose against a newer one, by the layout
 // of the last Snapshot. Those of a folded source come back when the winner goes, unless their
-// owner drops them: it may after a time, as the winner will be the newer one for ever.
+// owner drops them: it may after a time, of those that are Settled, as the winner will be the newer
+// one for ever.
 func (x *Index) Losses(s *Source, yield func(Loss)) {
 	lost := func(entry int, c uint32) {
 		if c == sink {
 			return
 		}
 		if g := x.desc[c].node.group; g.loser != nil {
-			yield(Loss{entry, g.family.name, g.loser.describe(g), g.since})
+			settled := g.alive < 0 && g.dead < 0 && (g.loser.alive >= 0 || g.loser.dead >= 0)
+			yield(Loss{entry, g.family.name, g.loser.describe(g), g.since, settled})
 		}
 	}
 	if !slices.ContainsFunc(s.groups, func(g *group) bool { return g.loser != nil }) {
 		return
 	}
+	x.rankAll()
 	for i, c := range s.cells {
 		lost(i, c)
 	}

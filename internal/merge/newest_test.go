@@ -103,6 +103,26 @@ func TestLaterFoldedWins(t *testing.T) {
 	if got := x.Conflicts(); !slices.Equal(got, want) {
 		t.Errorf("conflicts are %+v, want %+v", got, want)
 	}
+	// With a source that is not folded the winner is the newer one for certain.
+	for _, step := range []struct {
+		kind, key string
+		settled   bool
+	}{{"gauge max", "x_total x_total H", true}, {"counter", "x x_total H", false}} {
+		add(t, x, file{kind: step.kind, id: "9" + step.kind, created: 150e9, entries: []entry{{step.key, 0, 0}}})
+		dump(x)
+		lost = nil
+		x.Losses(counters, func(l Loss) { lost = append(lost, l) })
+		for _, l := range lost {
+			if l.Settled != step.settled {
+				t.Errorf("beside a %s: %+v", step.kind, l)
+			}
+		}
+	}
+	for _, s := range slices.Clone(x.Sources()) {
+		if s != counters && s != gauges {
+			x.Remove(s)
+		}
+	}
 	// An entry of its own time.
 	if err := x.LearnAt(counters, []byte("x x_total H"), 7, 300e9); err != nil {
 		t.Fatal(err)

@@ -27,7 +27,7 @@ type Metrics struct {
 
 	archiveUp, archiveSeries, archiveUnsaved, archiveBytes telemetry.GaugeVec // pool
 	awaiting, removing                                     telemetry.GaugeVec // pool
-	expired, merged                                        telemetry.CounterVec
+	expired, merged, superseded                            telemetry.CounterVec
 	folds                                                  *fold.Vectors
 	set                                                    *telemetry.Set
 }
@@ -61,6 +61,7 @@ func NewMetrics(set *telemetry.Set) *Metrics {
 		awaiting:       set.GaugeVec("aggregatord_archive_awaiting_files", "Dead workers' files that are not archived yet.", "pool"),
 		removing:       set.GaugeVec("aggregatord_archive_removing_files", "Archived files that are about to be removed.", "pool"),
 		expired:        set.CounterVec("aggregatord_archive_expired_workers_total", "Dead workers whose gauges in mode all were dropped by retention.", "pool"),
+		superseded:     set.CounterVec("aggregatord_archive_superseded_series_total", "Archived series dropped an hour after newer workers gave their metric another type or mode.", "pool"),
 		merged:         set.CounterVec("aggregatord_merged_elsewhere_files_total", "Dead workers' files that another archiver merged into a file of its own and removed.", "pool"),
 		folds:          fold.NewVectors(set), set: set,
 	}
@@ -69,7 +70,7 @@ func NewMetrics(set *telemetry.Set) *Metrics {
 // prepare makes a pool's counters, so that they are there before they count and the first
 // event is an increase, too.
 func (m *Metrics) prepare(pool string) {
-	for _, v := range []telemetry.CounterVec{m.rescans, m.scanErrors, m.expired, m.merged} {
+	for _, v := range []telemetry.CounterVec{m.rescans, m.scanErrors, m.expired, m.merged, m.superseded} {
 		v.With(pool)
 	}
 	for _, reason := range fileReasons() {

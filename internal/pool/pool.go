@@ -189,6 +189,8 @@ type Pool struct {
 	partsEvery          time.Duration
 	// learnFor is roundTime but in tests.
 	learnFor time.Duration
+	// supersededDue is when to look next for archived series that lost to newer ones.
+	supersededDue time.Time
 	// forget says that records of files that are gone may be in the archive, and identities that
 	// there are records by identity.
 	forget, identities bool
@@ -331,6 +333,7 @@ func (p *Pool) Tend(force bool) {
 func (p *Pool) Fold() (more bool) {
 	p.turn.Lock()
 	defer p.turn.Unlock()
+	p.dropSuperseded()
 	return p.folder.Fold()
 }
 
