@@ -83,14 +83,21 @@ type Fleet struct {
 // member is one pool of the fleet.
 type member struct {
 	*pool.Pool
-	notifier *watch.Notifier
-	watched  bool // by the notifier; otherwise it is polled
+	descriptors *pool.Descriptors
+	notifier    *watch.Notifier
+	watched     bool // by the notifier; otherwise it is polled
 	// looking is held while a view with starts is taken of the pool, so that its starts meet
 	// the views in their order.
 	looking sync.Mutex
 	starts  keptStarts
 	stop    context.CancelFunc
 	done    chan struct{} // closed when its loop has ended; nil before it was started
+}
+
+// Close gives back everything.
+func (m *member) Close() error {
+	defer m.descriptors.EndPart()
+	return m.Pool.Close()
 }
 
 // isComing reports whether a pool that came late has files that were not read yet. A part of
@@ -129,6 +136,9 @@ func New(opts Options) (*Fleet, error) {
 		opts.Pool.Metrics = pool.NewMetrics(opts.Set)
 	}
 	opts.Pool.Descriptors, opts.Pool.Share = pool.NewDescriptors(opts.Reserve), merge.NewShare()
+	if opts.Growing {
+		opts.Pool.Descriptors.Grows()
+	}
 	f := &Fleet{opts: opts, logger: opts.Logger, metrics: newMetrics(opts.Set), joints: map[string]*joint{}}
 	f.adoptPolicy(opts.Policy)
 	if len(opts.Pools) == 0 && !opts.Growing {
@@ -152,7 +162,8 @@ func (f *Fleet) newMember(spec pool.Spec) *member {
 	if opts.ArchiveDir != "" {
 		opts.ArchiveDir = filepath.Join(opts.ArchiveDir, spec.Name)
 	}
-	m := &member{Pool: pool.New(spec, opts)}
+	opts.Descriptors = opts.Descriptors.Part()
+	m := &member{Pool: pool.New(spec, opts), descriptors: opts.Descriptors}
 	m.starts.Starts = starts.New()
 	m.notifier = watch.NewNotifier(watch.NotifierOptions{OnFallback: func(err error) {
 		f.logger.Warn("inotify is unavailable; looking at the directory every second", zap.String("dir", spec.Dir()), zap.Error(err))
