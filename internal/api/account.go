@@ -33,7 +33,13 @@ func Explain(ctx context.Context, f *fleet.Fleet, sel selector.Selector, limit i
 		out.Time = max(out.Time, moment(p.State().LastPass))
 	}
 	for i := range e.Items {
-		out.Items = append(out.Items, explanationOf(e, &e.Items[i], refs[i]))
+		told := explanationOf(e, &e.Items[i], refs[i])
+		if p := f.Pool(e.Items[i].Pool); p != nil {
+			for k := range told.Contributions {
+				told.Contributions[k].Path = shownPath(p.Spec(), told.Contributions[k].Path)
+			}
+		}
+		out.Items = append(out.Items, told)
 	}
 	return out, nil
 }

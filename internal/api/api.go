@@ -34,10 +34,20 @@ type Options struct {
 	Started time.Time
 	// Processes lists the processes of the pools; it must be cheap. Default: none are watched.
 	Processes func() []status.Process
+	// Discovery tells how the search for pools went, and where those came from that it found, by
+	// name; it must be cheap. Default: no pools are looked for.
+	Discovery func() (status.Discovery, map[string]Origin)
 	// Config returns the configuration in force; it must be cheap. Default: an empty one.
 	Config func() status.Config
 	// Outputs tells about the outputs; it must be cheap. Default: there are none.
 	Outputs func() []status.Output
+}
+
+// An Origin is where a pool came from that was found.
+type Origin struct {
+	Source string
+	// Vanished is when it was not found any more, Until when it will be removed.
+	Vanished, Until time.Time
 }
 
 // An API answers questions. It is safe for several goroutines.
@@ -154,6 +164,7 @@ var paging = []string{"search", "sort", "limit", "offset"}
 
 var questions = map[string]question{
 	"status":    {nil, false, (*API).overview},
+	"pools":     {append([]string{"source"}, paging...), false, (*API).pools},
 	"workers":   {append([]string{"pool"}, paging...), false, (*API).workers},
 	"processes": {append([]string{"pool", "worker"}, paging...), false, (*API).processes},
 	"files":     {append([]string{"pool", "worker"}, paging...), false, (*API).files},
@@ -292,10 +303,53 @@ func (a *API) overview(ctx context.Context, _ params) (any, error) {
 	if err := a.refresh(ctx); err != nil {
 		return nil, err
 	}
-	o := Overview(a.opts.Fleet)
+	o := a.describe()
 	o.Build = a.opts.Build
 	o.Started = unixSeconds(a.opts.Started)
 	return o, nil
+}
+
+// describe is Overview with what the search for pools knows.
+func (a *API) describe() status.Overview {
+	if a.opts.Discovery == nil {
+		return Overview(a.opts.Fleet, nil, nil)
+	}
+	found, origins := a.opts.Discovery()
+	return Overview(a.opts.Fleet, &found, origins)
+}
+
+// pools lists the pools. Those with problems come first.
+func (a *API) pools(ctx context.Context, q params) (any, error) {
+	if err := a.refresh(ctx); err != nil {
+		return nil, err
+	}
+	all := a.describe().Pools
+	slices.SortStableFunc(all, func(a, b status.Pool) int { return compareTrouble(&b, &a) })
+	return list(q, all, defaultLimit, listing[status.Pool]{
+		keep: func(p *status.Pool) bool { return !q.Has("source") || p.Source == q.Get("source") },
+		text: func(p *status.Pool) []string {
+			return append([]string{p.Name, p.Dir, p.Source}, slices.Collect(maps.Values(p.Labels))...)
+		},
+		sorts: map[string]func(a, b *status.Pool) int{
+			"name":       func(a, b *status.Pool) int { return strings.Compare(a.Name, b.Name) },
+			"dir":        func(a, b *status.Pool) int { return strings.Compare(a.Dir, b.Dir) },
+			"source":     func(a, b *status.Pool) int { return strings.Compare(a.Source, b.Source) },
+			"trouble":    compareTrouble,
+			"vanished":   func(a, b *status.Pool) int { return cmp.Compare(a.Vanished, b.Vanished) },
+			"alive":      func(a, b *status.Pool) int { return cmp.Compare(a.Workers.Alive, b.Workers.Alive) },
+			"dead":       func(a, b *status.Pool) int { return cmp.Compare(a.Workers.Dead, b.Workers.Dead) },
+			"entries":    func(a, b *status.Pool) int { return cmp.Compare(a.Entries, b.Entries) },
+			"series":     func(a, b *status.Pool) int { return cmp.Compare(a.Series, b.Series) },
+			"used_bytes": func(a, b *status.Pool) int { return cmp.Compare(a.UsedBytes, b.UsedBytes) },
+			"size_bytes": func(a, b *status.Pool) int { return cmp.Compare(a.SizeBytes, b.SizeBytes) },
+		},
+	})
+}
+
+// compareTrouble puts the pool with less to worry about first.
+func compareTrouble(a, b *status.Pool) int {
+	rank := func(p *status.Pool) int { return slices.Index([]string{"", "warning", "error"}, p.Trouble) }
+	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Problems, b.Problems))
 }
 
 func (a *API) config(context.Context, params) (any, error) {

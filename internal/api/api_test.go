@@ -616,3 +616,59 @@ func TestExplainCorpus(t *testing.T) {
 	}
 	t.Logf("%d series of %d directories", explained, len(dirs))
 }
+
+// TestDiscovered: pools tell where they came from and when they will go, those with problems come
+// first, and a directory is told by the path that people know.
+func TestDiscovered(t *testing.T) {
+	web, jobs := tmpfs(t), tmpfs(t)
+	write(t, web, "counter_1.db", requests("/", 3))
+	c, err := fleet.New(fleet.Options{Pools: []pool.Spec{
+		{Name: "jobs", Path: jobs, Labels: []metric.Label{{Name: "team", Value: "blue"}}},
+		{Name: "lost", Path: filepath.Join(jobs, "none")},
+		{Name: "web", Path: web, Origin: "/app/metrics"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &harness{t: t, collector: c, API: New(Options{Fleet: c, Discovery: func() (status.Discovery, map[string]Origin) {
+		return status.Discovery{LeftOut: 2, Limit: 3, Problems: []string{"a link leads out"}}, map[string]Origin{"web": {"processes", time.Unix(100, 0), time.Unix(160, 0)}}
+	}})}
+	t.Cleanup(func() {
+		h.forget()
+		h.drop.Stop()
+		c.Close()
+	})
+	tend(c)
+	all := get[status.Page[status.Pool]](h, "pools")
+	if all.Total != 3 || all.Items[0].Name != "lost" || all.Items[0].Trouble != "error" || all.Items[0].Problems != 1 {
+		t.Errorf("%+v", all)
+	}
+	found := get[status.Page[status.Pool]](h, "pools?source=processes")
+	if found.Matching != 1 {
+		t.Fatalf("%+v", found)
+	}
+	if p := found.Items[0]; p.Name != "web" || p.Dir != "/app/metrics" || p.Vanished != 100 || p.Until != 160 {
+		t.Errorf("%+v", p)
+	}
+	if p := get[status.Page[status.Pool]](h, "pools?search=BLUE"); p.Matching != 1 || p.Items[0].Name != "jobs" || p.Items[0].Source != "configuration" {
+		t.Errorf("%+v", p)
+	}
+	if p := get[status.Page[status.Pool]](h, "pools?sort=-name&limit=1"); p.Matching != 3 || p.Items[0].Name != "web" {
+		t.Errorf("%+v", p)
+	}
+	o := get[status.Overview](h, "status")
+	var said []string
+	for _, p := range o.Problems {
+		said = append(said, p.Text)
+	}
+	if text := strings.Join(said, "\n"); !strings.Contains(text, "2 pools were found and not served, because there may be 3.") || !strings.Contains(text, "Discovery: a link leads out.") {
+		t.Errorf("problems %q", said)
+	}
+	if f := get[status.Page[status.File]](h, "files?pool=web"); f.Matching != 1 || f.Items[0].Path != "/app/metrics/counter_1.db" {
+		t.Errorf("%+v", f)
+	}
+	e := get[status.Explanations](h, "explain?series=requests_total")
+	if e.Matching != 1 || e.Items[0].Contributions[0].Path != "/app/metrics/counter_1.db" {
+		t.Errorf("%+v", e)
+	}
+}

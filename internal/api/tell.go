@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"aggregatord/internal/fleet"
+	"aggregatord/internal/metric"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/status"
 	"aggregatord/internal/store"
@@ -25,8 +26,8 @@ func moment(t time.Time) float64 {
 }
 
 // Overview tells of the pools and of what they make together. Build and Started are left
-// empty.
-func Overview(f *fleet.Fleet) status.Overview {
+// empty. The search for pools may be nil, and so may be where pools came from.
+func Overview(f *fleet.Fleet, search *status.Discovery, origins map[string]Origin) status.Overview {
 	o := status.Overview{Ready: f.Ready(), Pools: []status.Pool{}, Problems: []status.Problem{}}
 	if !o.Ready {
 		o.Problems = append(o.Problems, status.Problem{Severity: "warning", Text: "Not all source files have been read yet, so nothing is served.", Action: "Wait a moment; if it lasts, the log says why."})
@@ -34,6 +35,17 @@ func Overview(f *fleet.Fleet) status.Overview {
 	for _, p := range f.Pools() {
 		s := p.State()
 		told := poolOf(&s)
+		told.Labels = labelsOf(f.TargetLabels(s.Spec))
+		if o, ok := origins[s.Name]; ok {
+			told.Source, told.Vanished, told.Until = o.Source, moment(o.Vanished), moment(o.Until)
+		}
+		wrong := problems(&told)
+		told.Problems = len(wrong)
+		for _, w := range wrong {
+			if told.Trouble != severityError {
+				told.Trouble = w.Severity
+			}
+		}
 		m := &o.Merge
 		m.Families += s.Families
 		m.Samples += s.Samples
@@ -51,7 +63,11 @@ func Overview(f *fleet.Fleet) status.Overview {
 			FileBytes: s.FileLimits.FileBytes, KeyBytes: s.FileLimits.KeyBytes, OpenFiles: s.OpenFiles,
 		}
 		o.Pools = append(o.Pools, told)
-		o.Problems = append(o.Problems, problems(&told)...)
+		o.Problems = append(o.Problems, wrong...)
+	}
+	if search != nil {
+		o.Discovery = search
+		o.Problems = append(o.Problems, problemsOf(search)...)
 	}
 	if n := o.Merge.Conflicts; n > 0 {
 		o.Problems = append(o.Problems, status.Problem{Severity: "warning", Text: fmt.Sprintf("Files disagree on the type or mode of %s; the newest file's samples are served.", several(n, "metric")), Action: "It ends when all workers run the same version of the application."})
@@ -59,9 +75,46 @@ func Overview(f *fleet.Fleet) status.Overview {
 	return o
 }
 
+// severityError is the worse severity.
+const severityError = "error"
+
+// problemsOf says in words what is wrong with the search for pools.
+func problemsOf(search *status.Discovery) []status.Problem {
+	var all []status.Problem
+	if n := search.LeftOut; n > 0 {
+		all = append(all, status.Problem{
+			Severity: severityError, Text: fmt.Sprintf("%s found and not served, because there may be %d.", several(n, "pool was", "pools were"), search.Limit),
+			Action: "Raise limits.pools.",
+		})
+	}
+	for _, text := range search.Problems {
+		all = append(all, status.Problem{Severity: "warning", Text: "Discovery: " + text + "."})
+	}
+	return all
+}
+
+// labelsOf returns labels by name, without that of the pool's name.
+func labelsOf(labels []metric.Label) map[string]string {
+	out := map[string]string{}
+	for _, l := range labels {
+		if l.Name != "pool" {
+			out[l.Name] = l.Value
+		}
+	}
+	return out
+}
+
+// shownPath is a path in a pool's directory as people know it.
+func shownPath(s pool.Spec, path string) string {
+	if rest, ok := strings.CutPrefix(path, s.Path+"/"); ok && s.Origin != "" {
+		return s.Origin + "/" + rest
+	}
+	return path
+}
+
 func poolOf(s *pool.State) status.Pool {
 	p := status.Pool{
-		Name: s.Name, Dir: s.Path, Up: s.Up, Series: s.Series, Entries: s.Entries, UsedBytes: s.Used, SizeBytes: s.Size,
+		Name: s.Name, Dir: s.Dir(), Source: "configuration", Ready: s.Ready, Up: s.Up, Series: s.Series, Entries: s.Entries, UsedBytes: s.Used, SizeBytes: s.Size,
 		Liveness: status.Liveness{
 			Method: s.Liveness.Method.String(), FileSystem: s.Liveness.FileSystem, Reason: s.Liveness.Reason, Files: map[string]int{},
 		},
@@ -85,7 +138,7 @@ func poolOf(s *pool.State) status.Pool {
 	}
 	a := &s.Archive
 	p.Archive = status.Archive{
-		State: archiveState(a), Path: a.Path, Bytes: a.State.Bytes, Series: a.Series, Unsaved: a.Unsaved,
+		State: archiveState(a), Path: shownPath(s.Spec, a.Path), Bytes: a.State.Bytes, Series: a.Series, Unsaved: a.Unsaved,
 		Folds: a.Folds, FoldedFiles: a.Files, FoldedBytes: a.Stats.Bytes, Created: moment(a.Created), LastFold: moment(a.LastFold),
 		Errors: a.Errors, Reopened: a.Reopened, Expired: a.Expired, Awaiting: a.Awaiting, Removing: a.Removing,
 	}
@@ -136,13 +189,13 @@ func problems(p *status.Pool) []status.Problem {
 		all = append(all, status.Problem{Pool: p.Name, Severity: severity, Text: fmt.Sprintf(format, args...), Action: action})
 	}
 	switch {
-	case p.Up, p.Error == "": // or it has not been looked at yet
+	case p.Up, p.Error == "", p.Vanished > 0: // or it has not been looked at yet, or is known to be gone
 	case strings.Contains(p.Error, syscall.ENOENT.Error()):
-		say("error", "Make it before the application starts, or give the right one by --dir.", "The directory %s does not exist.", p.Dir)
+		say(severityError, "Make it before the application starts, or give the right one by --dir.", "The directory %s does not exist.", p.Dir)
 	case strings.Contains(p.Error, syscall.EACCES.Error()):
-		say("error", "Run the daemon as the workers' user.", "The daemon may not list the directory %s.", p.Dir)
+		say(severityError, "Run the daemon as the workers' user.", "The daemon may not list the directory %s.", p.Dir)
 	default:
-		say("error", "Run aggregatord doctor there.", "The directory %s cannot be listed: %s.", p.Dir, p.Error)
+		say(severityError, "Run aggregatord doctor there.", "The directory %s cannot be listed: %s.", p.Dir, p.Error)
 	}
 	if n := p.Liveness.Files["none"]; n > 0 {
 		why, action := "", "Run the daemon as the workers' user, or grant it CAP_LEASE."
@@ -165,7 +218,7 @@ func problems(p *status.Pool) []status.Problem {
 		case strings.Contains(p.Archive.Error, syscall.EROFS.Error()):
 			action = "Use a file system that can be written to, for instance by --archive.dir."
 		}
-		say("error", action, "Files of dead workers are not archived: %s.", p.Archive.Error)
+		say(severityError, action, "Files of dead workers are not archived: %s.", p.Archive.Error)
 	}
 	if p.OtherArchiver > 0 {
 		say("warning", "Stop one of the two.", "Another archiver merges the files of dead workers into one of its own, so nothing is archived here.")
@@ -182,10 +235,10 @@ func problems(p *status.Pool) []status.Problem {
 	}
 	if s := p.FileSystem; s != nil {
 		if s.TotalBytes > 0 && s.FreeBytes < s.TotalBytes/fullPart {
-			say("error", "Make room, or give it more.", "The file system of %s has %d of %d bytes free; when it is full, the next value a worker stores kills it.", p.Dir, s.FreeBytes, s.TotalBytes)
+			say(severityError, "Make room, or give it more.", "The file system of %s has %d of %d bytes free; when it is full, the next value a worker stores kills it.", p.Dir, s.FreeBytes, s.TotalBytes)
 		}
 		if s.TotalInodes > 0 && s.FreeInodes < s.TotalInodes/fullPart {
-			say("error", "Remove files, or give it more inodes.", "The file system of %s has %d of %d inodes free.", p.Dir, s.FreeInodes, s.TotalInodes)
+			say(severityError, "Remove files, or give it more inodes.", "The file system of %s has %d of %d inodes free.", p.Dir, s.FreeInodes, s.TotalInodes)
 		}
 	}
 	return all
@@ -209,20 +262,20 @@ func Workers(f *fleet.Fleet) []status.Worker {
 func Files(f *fleet.Fleet, keep func(*status.File) bool) []status.File {
 	all := []status.File{}
 	for _, p := range f.Pools() {
-		name := p.Spec().Name
+		spec := p.Spec()
 		for _, told := range p.Files(func(t *pool.File) bool {
-			out := fileOf(name, t)
+			out := fileOf(spec, t)
 			return keep(&out)
 		}) {
-			all = append(all, fileOf(name, &told))
+			all = append(all, fileOf(spec, &told))
 		}
 	}
 	return all
 }
 
-func fileOf(name string, t *pool.File) status.File {
+func fileOf(spec pool.Spec, t *pool.File) status.File {
 	f := status.File{
-		Pool: name, Worker: t.ID, Path: t.Path, Type: t.Type.String(), Mode: t.Mode.String(), State: string(t.State), Reason: string(t.Reason),
+		Pool: spec.Name, Worker: t.ID, Path: shownPath(spec, t.Path), Type: t.Type.String(), Mode: t.Mode.String(), State: string(t.State), Reason: string(t.Reason),
 		Dialect: t.Dialect, Entries: t.Entries, UsedBytes: t.Used, SizeBytes: t.Size, Created: moment(t.Created), Changed: moment(t.Changed),
 	}
 	if t.Open {

@@ -115,7 +115,7 @@ type Options struct {
 	// Processes says how the processes of the pools are watched; its Pools, Logger and Metrics
 	// are Run's to fill. Nil: they are not.
 	Processes *process.Options
-	// Discovery finds pools that come and go; its Static, Add, Remove, Set and Logger are
+	// Discovery finds pools that come and go; its Static, Add, Remove, Writing, OnRound, Set and Logger are
 	// Run's to fill. Nil: there are only those of Fleet.
 	Discovery *discover.Options
 }

@@ -6,9 +6,11 @@ import (
 
 	"go.uber.org/zap"
 
+	"aggregatord/internal/api"
 	"aggregatord/internal/discover"
 	"aggregatord/internal/fleet"
 	"aggregatord/internal/serve"
+	"aggregatord/internal/status"
 	"aggregatord/internal/telemetry"
 )
 
@@ -21,6 +23,11 @@ func newFinder(opts Options, pools *fleet.Fleet, set *telemetry.Set) *discover.F
 	o := *opts.Discovery
 	o.Static, o.Set, o.Logger = opts.Fleet.Pools, set, opts.Logger.With(zap.String("room", "discover"))
 	o.Add, o.Remove = pools.Add, pools.Remove
+	o.OnRound = opts.Fleet.OnTend // while there is no pool, nobody else says that all is well
+	o.Writing = func(name string) bool {
+		p := pools.Pool(name)
+		return p != nil && p.Writing()
+	}
 	f := discover.New(o)
 	f.Round()
 	return f
@@ -58,6 +65,18 @@ func (g gatherer) poolReady(name string) error {
 		return fmt.Errorf("%w: %q", fleet.ErrComing, name)
 	}
 	return nil
+}
+
+// discovery tells how the search for pools went, and where they came from.
+func (g gatherer) discovery() (status.Discovery, map[string]api.Origin) {
+	r := g.finder.Report()
+	origins := map[string]api.Origin{}
+	for name, o := range g.finder.Origins() {
+		origins[name] = api.Origin{Source: o.From, Vanished: o.Vanished, Until: o.Until}
+	}
+	return status.Discovery{
+		LeftOut: r.LeftOut, Limit: r.Limit, Problems: append([]string{}, r.Problems...), Hints: append([]string{}, r.Hints...),
+	}, origins
 }
 
 // targets lists the pools for Prometheus.

@@ -19,8 +19,13 @@ func newAPI(g gatherer, reloader *reloader, outputs *output.Outputs) *api.API {
 	if g.processes != nil {
 		processes = g.processes.Processes
 	}
+	var search func() (status.Discovery, map[string]api.Origin)
+	if g.finder != nil {
+		search = g.discovery
+	}
 	return api.New(api.Options{
 		Fleet:     g.pools,
+		Discovery: search,
 		Gather:    g.all,
 		Processes: processes,
 		Build:     status.Build{Version: info.Version, Revision: info.Revision, GoVersion: info.GoVersion},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -106,6 +107,7 @@ func TestParsePattern(t *testing.T) {
 type steps struct{ found []Found }
 
 func (s *steps) Find() ([]Found, []error) { return s.found, nil }
+func (s *steps) Hint() string             { return "Nothing is found." }
 func (s *steps) Close() error             { return nil }
 
 // TestFinder: pools come, go, come back, make room and take each other's names.
@@ -193,6 +195,53 @@ func TestKubelet(t *testing.T) {
 	}
 	if found, _ := s.Find(); len(found) != 1 {
 		t.Errorf("got %q", list(found))
+	}
+	// A volume without source files is let go: the kubelet wants to unmount it.
+	if err := os.Remove(filepath.Join(root, "pods", "22222222-bbbb", volumes, "metrics", "counter_1.db")); err != nil {
+		t.Fatal(err)
+	}
+	if found, _ := s.Find(); len(found) != 0 {
+		t.Errorf("got %q", list(found))
+	}
+	if want := "No emptyDir volume of the 1 pods below " + root + " has source files."; s.Hint() != want {
+		t.Errorf("hint %q", s.Hint())
+	}
+}
+
+// TestReport: what is left out, refused or not found at all is told, and so is where pools came from
+// and how long they stay.
+func TestReport(t *testing.T) {
+	source, now, writing := &steps{}, time.Unix(1000, 0), false
+	f := New(Options{
+		Sources: []Source{source, &steps{}}, MaxPools: 1, Retention: time.Minute,
+		Now: func() time.Time { return now }, Writing: func(string) bool { return writing },
+		Add: func(pool.Spec) error { return nil }, Remove: func(string) error { return nil },
+	})
+	found := Found{Spec: pool.Spec{Name: "a", Path: "/a"}, Node: Node{1, 1}, From: FromKubelet}
+	source.found = []Found{found, {Spec: pool.Spec{Name: "b", Path: "/b"}, Node: Node{1, 2}}, {Spec: pool.Spec{Name: ".", Path: "/c"}}}
+	f.Round()
+	want := Report{[]string{`directory "/c": "." cannot be the name of a pool; rename the directory`}, 1, 1, []string{"Nothing is found."}}
+	if got := f.Report(); !reflect.DeepEqual(got, want) {
+		t.Errorf("report %+v", got)
+	}
+	if got := f.Origins(); !reflect.DeepEqual(got, map[string]Origin{"a": {From: FromKubelet}}) {
+		t.Errorf("origins %+v", got)
+	}
+	source.found, writing = nil, true
+	for range 2 {
+		f.Round()
+		now = now.Add(time.Hour)
+	}
+	if got := f.Origins(); !reflect.DeepEqual(got, map[string]Origin{"a": {From: FromKubelet}}) {
+		t.Errorf("a pool that processes write to goes: %+v", got)
+	}
+	writing = false
+	f.Round()
+	if got := f.Origins(); !reflect.DeepEqual(got, map[string]Origin{"a": {FromKubelet, now, now.Add(time.Minute)}}) {
+		t.Errorf("origins %+v", got)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -36,13 +36,24 @@ type Found struct {
 	Open func() (*os.File, error)
 	// Meta is told to who asks for targets, beside the labels.
 	Meta map[string]string
+	// From says which kind of source has found it.
+	From string
 }
+
+// What Found.From may be.
+const (
+	FromPattern   = "pattern"
+	FromProcesses = "processes"
+	FromKubelet   = "kubelet"
+)
 
 // A Source finds directories. It is used by one goroutine.
 type Source interface {
 	// Find returns the directories that are there now, in an order that does not depend on
 	// chance, and one error for each thing that could not be used. It must be cheap.
 	Find() ([]Found, []error)
+	// Hint says in a sentence why the last Find may have found nothing.
+	Hint() string
 	// Close gives up what the source holds.
 	Close() error
 }
@@ -57,6 +68,13 @@ type Options struct {
 	// Add and Remove change what is served.
 	Add    func(pool.Spec) error
 	Remove func(name string) error
+	// Writing reports whether processes are known to write to a pool. Such a pool stays although its
+	// source does not find it: somebody has removed the files that they write to, and what they
+	// count is seen nowhere else. Default: none is known.
+	Writing func(name string) bool
+	// OnRound is called by Run when it begins, and after each round. It must return soon. Default:
+	// nothing.
+	OnRound func()
 	// Retention is how long a pool is served after its source has found it for the last time.
 	// Default: DefaultRetention.
 	Retention time.Duration
@@ -100,7 +118,8 @@ type Finder struct {
 	gone     map[string]gone
 	problems map[string]bool
 	failed   map[string]failure // pools that could not be added, by name
-	leftOut  bool               // there are more pools than there may be
+	leftOut  int                // how many pools more there are than there may be
+	hints    []string           // of sources that found nothing
 	rounds   int
 
 	removals sync.WaitGroup
@@ -151,6 +170,12 @@ func New(opts Options) *Finder {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
+	if opts.Writing == nil {
+		opts.Writing = func(string) bool { return false }
+	}
+	if opts.OnRound == nil {
+		opts.OnRound = func() {}
+	}
 	return &Finder{
 		opts: opts, logger: opts.Logger, pools: map[string]*served{}, leaving: map[string]bool{}, gone: map[string]gone{},
 		problems: map[string]bool{}, failed: map[string]failure{},
@@ -166,12 +191,24 @@ func New(opts Options) *Finder {
 	}
 }
 
+// Once looks for pools once. What it finds stays reachable until closeAll is called.
+func Once(opts Options) (found []pool.Spec, report Report, closeAll func() error) {
+	opts.Add = func(s pool.Spec) error {
+		found = append(found, s)
+		return nil
+	}
+	f := New(opts)
+	f.Round()
+	return found, f.Report(), f.Close
+}
+
 // Run looks for pools until ctx is done.
 func (f *Finder) Run(ctx context.Context) {
 	ticker := time.NewTicker(f.opts.Interval)
 	defer ticker.Stop()
 	defer f.removals.Wait()
 	for {
+		f.opts.OnRound()
 		select {
 		case <-ctx.Done():
 			return
@@ -215,8 +252,12 @@ func (f *Finder) wantedLocked(problems map[string]bool) []Found {
 		}
 	}
 	var wanted []Found
+	f.hints = f.hints[:0]
 	for _, source := range f.opts.Sources {
 		found, errs := source.Find()
+		if len(found) == 0 {
+			f.hints = append(f.hints, source.Hint())
+		}
 		for _, err := range errs {
 			problems[err.Error()] = true
 		}
@@ -276,6 +317,7 @@ func (f *Finder) retireLocked(wanted []Found, now time.Time) {
 			}
 		case ok:
 			f.removeLocked(name, "another directory has taken its name")
+		case !ok && f.opts.Writing(name):
 		case s.vanished.IsZero():
 			s.vanished = now
 			f.logger.Info("pool is gone; what it left is served until its retention ends", zap.String("pool", name), zap.String("dir", s.Spec.Dir()), zap.Duration("retention", f.opts.Retention))
@@ -346,12 +388,12 @@ func (f *Finder) addLocked(wanted []Found, now time.Time, problems map[string]bo
 	f.failed = still
 	f.metrics.leftOut.Set(float64(leftOut))
 	switch {
-	case leftOut > 0 && !f.leftOut:
+	case leftOut > 0 && f.leftOut == 0:
 		f.logger.Warn("more pools are found than may be served; the others are left out; raise limits.pools", zap.Int("limit", f.opts.MaxPools), zap.Int("left_out", leftOut))
-	case leftOut == 0 && f.leftOut:
+	case leftOut == 0 && f.leftOut > 0:
 		f.logger.Info("all pools that are found are served again")
 	}
-	f.leftOut = leftOut > 0
+	f.leftOut = leftOut
 }
 
 // evictLocked makes room by removing the pool that has vanished first, if one has.
@@ -423,6 +465,47 @@ func (f *Finder) Meta(name string) map[string]string {
 		return s.Meta
 	}
 	return nil
+}
+
+// A Report is what the finder did in its last round.
+type Report struct {
+	// Problems are what it could not use, and LeftOut is how many pools more it found than Limit,
+	// which is how many there may be.
+	Problems       []string
+	LeftOut, Limit int
+	// Hints are of sources that found nothing.
+	Hints []string
+}
+
+// Report tells what the finder did in its last round.
+func (f *Finder) Report() Report {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return Report{slices.Sorted(maps.Keys(f.problems)), f.leftOut, f.opts.MaxPools, slices.Clone(f.hints)}
+}
+
+// Origin is where a pool came from.
+type Origin struct {
+	// From is one of FromPattern and the others.
+	From string
+	// Vanished is when its source did not find it any more, and Until when it will be removed; both
+	// are zero while it is found.
+	Vanished, Until time.Time
+}
+
+// Origins returns where the pools came from that the finder has added, by name.
+func (f *Finder) Origins() map[string]Origin {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := make(map[string]Origin, len(f.pools))
+	for name, s := range f.pools {
+		o := Origin{From: s.From, Vanished: s.vanished}
+		if !s.vanished.IsZero() {
+			o.Until = s.vanished.Add(f.opts.Retention)
+		}
+		all[name] = o
+	}
+	return all
 }
 
 // Close gives up the sources, and the descriptors of pools. Run must have returned, and the

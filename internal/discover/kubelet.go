@@ -16,22 +16,27 @@ import (
 //
 //	ROOT/pods/UID/volumes/kubernetes.io~empty-dir/VOLUME   the volume
 //	LOGS/NAMESPACE_POD_UID                                 whose it is
+//
+// A volume is a pool as long as it has source files. When the last process has gone and its files
+// are archived, the pool goes after its retention, and whatever it had open with it: the kubelet
+// cannot unmount a volume of a pod that has ended before that. The archive stays in the volume,
+// so a container that starts again goes on with it.
 type Kubelet struct {
 	// Root is the kubelet's directory. Logs is that of the pods' logs; without it pools have no
 	// labels namespace and pod.
 	Root, Logs string
-	// Volume is the name of the volumes. Default: those that have source files.
+	// Volume is the name of the volumes. Default: any.
 	Volume string
 }
 
 // kubeletSource is a Kubelet that is looked at.
 type kubeletSource struct {
 	Kubelet
-	known map[string]bool // volumes that had source files once, by path
+	pods int // that were there when it was looked at last
 }
 
 // NewKubelet returns the source.
-func NewKubelet(k Kubelet) Source { return &kubeletSource{Kubelet: k, known: map[string]bool{}} }
+func NewKubelet(k Kubelet) Source { return &kubeletSource{Kubelet: k} }
 
 // Close implements Source.
 func (s *kubeletSource) Close() error { return nil }
@@ -57,8 +62,8 @@ func (s *kubeletSource) Find() ([]Found, []error) {
 			}
 		}
 	}
+	s.pods = len(pods)
 	var found []Found
-	known := map[string]bool{}
 	for _, pod := range pods {
 		uid := pod.Name()
 		above := filepath.Join(s.Root, "pods", uid, "volumes", "kubernetes.io~empty-dir")
@@ -71,10 +76,9 @@ func (s *kubeletSource) Find() ([]Found, []error) {
 			if !v.IsDir() || (s.Volume != "" && v.Name() != s.Volume) {
 				continue // a link is no directory here
 			}
-			if s.Volume == "" && !s.known[path] && !hasSources(path) {
+			if !hasSources(path) {
 				continue
 			}
-			known[path] = true
 			info, err := os.Lstat(path)
 			if err != nil {
 				continue // just gone
@@ -86,12 +90,20 @@ func (s *kubeletSource) Find() ([]Found, []error) {
 					Name: strings.Join(parts, "_"), Path: path,
 					Labels: labelsOf(map[string]string{"namespace": o.namespace, "pod": o.pod, "uid": uid, "volume": v.Name()}),
 				},
-				ID: path, Node: nodeOf(info),
+				ID: path, Node: nodeOf(info), From: FromKubelet,
 			})
 		}
 	}
-	s.known = known
 	return found, errs
+}
+
+// Hint implements Source.
+func (s *kubeletSource) Hint() string {
+	volumes := "emptyDir volume"
+	if s.Volume != "" {
+		volumes += fmt.Sprintf(" %q", s.Volume)
+	}
+	return fmt.Sprintf("No %s of the %d pods below %s has source files.", volumes, s.pods, s.Root)
 }
 
 // short is as much of a pod's UID as tells it from its namesakes.

@@ -164,6 +164,11 @@ func (s *patternSource) Find() ([]Found, []error) {
 	return found, s.errs
 }
 
+// Hint implements Source.
+func (s *patternSource) Hint() string {
+	return fmt.Sprintf("The pattern %s leads to no directory now.", s.Glob)
+}
+
 // walk calls use with each directory that the segments lead to.
 func (s *patternSource) walk(dir string, segments []segment, captures []string, use func(string, []string, fs.FileInfo)) {
 	if len(segments) == 0 {
@@ -294,6 +299,6 @@ func (s *patternSource) found(path, rel string, captures []string, info fs.FileI
 	}
 	return Found{
 		Spec: pool.Spec{Name: strings.ReplaceAll(name, "/", "-"), Path: path, Settings: s.Glob, Labels: labelsOf(labels)},
-		ID:   path, Node: nodeOf(info),
+		ID:   path, Node: nodeOf(info), From: FromPattern,
 	}
 }

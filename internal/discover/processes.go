@@ -14,6 +14,17 @@ type Processes struct {
 	Unit, Command string
 }
 
+// filters spells the patterns that are set.
+func (p *Processes) filters() string {
+	var set []string
+	for _, f := range [][2]string{{"path", p.Path}, {"user", p.User}, {"unit", p.Unit}, {"command", p.Command}} {
+		if f[1] != "" {
+			set = append(set, f[0]+": "+f[1])
+		}
+	}
+	return strings.Join(set, ", ")
+}
+
 // like reports whether text matches a pattern.
 func like(pattern, text string) bool {
 	if pattern == "" {

@@ -34,6 +34,7 @@ type processSource struct {
 	// named keeps a directory's name and labels when its first process goes and others stay.
 	named  map[place]pool.Spec
 	rounds int
+	hidden bool // some processes could not be looked at in the last round
 }
 
 // place is a directory as a process sees it.
@@ -51,6 +52,7 @@ type proc struct {
 	who                      credentials
 	hints                    []hint
 	places                   []place
+	filtered                 bool // it has a directory, and the filters leave it out
 }
 
 // credentials say what a process may change.
@@ -102,7 +104,7 @@ func (s *processSource) Find() ([]Found, []error) {
 			living[pid] = p
 		}
 	}
-	s.known = living
+	s.known, s.hidden = living, hidden
 	if hidden {
 		errs = append(errs, errHidden)
 	}
@@ -126,6 +128,23 @@ func (s *processSource) Find() ([]Found, []error) {
 		}
 	}
 	return found, errs
+}
+
+// Hint implements Source.
+func (s *processSource) Hint() string {
+	filtered := ""
+	for _, p := range s.known {
+		if p.filtered && (filtered == "" || p.command < filtered) {
+			filtered = p.command
+		}
+	}
+	switch {
+	case filtered != "":
+		return fmt.Sprintf("Processes such as %q write source files, and the filters (%s) leave all of them out.", filtered, s.filters())
+	case s.hidden:
+		return "No process that may be looked at writes source files."
+	}
+	return "No process writes source files."
 }
 
 // pids lists the processes, without ourselves.
@@ -241,8 +260,12 @@ func (s *processSource) examine(pid int, start uint64) (*proc, error) {
 	if err := s.describe(p); err != nil {
 		return nil, err
 	}
-	if p.command == "aggregatord" || !like(s.Unit, p.unit) || !like(s.Command, p.command) ||
+	if p.command == "aggregatord" {
+		return p, nil
+	}
+	if !like(s.Unit, p.unit) || !like(s.Command, p.command) ||
 		(!like(s.User, p.user) && !like(s.User, strconv.Itoa(int(p.who.uid)))) {
+		p.filtered = true
 		return p, nil
 	}
 	for _, h := range dirs {
@@ -250,6 +273,7 @@ func (s *processSource) examine(pid int, start uint64) (*proc, error) {
 			p.hints = append(p.hints, h)
 		}
 	}
+	p.filtered = len(p.hints) == 0
 	slices.SortFunc(p.hints, func(a, b hint) int { return strings.Compare(a.path, b.path) })
 	return p, nil
 }
@@ -434,6 +458,7 @@ func (s *processSource) found(p *proc, at place) Found {
 			}
 			return dir, nil
 		},
+		From: FromProcesses,
 		Meta: map[string]string{"__meta_aggregatord_cwd": p.cwd, "__meta_aggregatord_user": p.user},
 	}
 }

@@ -13,4 +13,6 @@ func (noProcesses) Find() ([]Found, []error) {
 	return nil, []error{errors.New("only Linux tells which processes write to which directories; name them by --dir")}
 }
 
+func (noProcesses) Hint() string { return "Processes are looked for on Linux only." }
+
 func (noProcesses) Close() error { return nil }

@@ -87,6 +87,7 @@ func (e *examination) ask(ctx context.Context) *answered {
 		}
 	}
 	e.compare(a)
+	e.discovery(a)
 	if up, err := question[status.Samples](ctx, d, "series", url.Values{"match": {"aggregatord_watch_up"}}); err == nil {
 		if slices.ContainsFunc(up.Items, func(s status.Sample) bool { return s.Value == 0 && (a.pool == nil || s.Labels["pool"] == a.pool.Name) }) {
 			e.add(Warning, "events", "The daemon gets no file system events, so it lists the directory every second.",
@@ -180,6 +181,59 @@ func (e *examination) compare(a *answered) {
 	if owner, ok := e.owner(); ok && a.user != nil && *a.user != 0 && *a.user != owner {
 		e.add(Warning, "user", fmt.Sprintf("The daemon runs as user %d, and the files belong to user %d.", *a.user, owner),
 			fmt.Sprintf("Run the daemon as user %d: only the owner of a file learns whether its worker is dead.", owner))
+	}
+}
+
+// discovery says what the daemon could not use of what it found, and what it did not find.
+func (e *examination) discovery(a *answered) {
+	search := a.Discovery
+	if search == nil {
+		return
+	}
+	if search.LeftOut > 0 {
+		e.add(Problem, "discovery", fmt.Sprintf("The daemon has found %s more than it may serve (%d).", plural(search.LeftOut, "pool"), search.Limit),
+			"Raise limits.pools, or narrow the patterns and filters.")
+	}
+	for _, problem := range search.Problems {
+		e.add(Warning, "discovery", "The daemon says: "+problem+".", "")
+	}
+	for _, hint := range search.Hints {
+		e.add(Warning, "discovery", hint, "Compare that with the paths, the filters and the user of the daemon.")
+	}
+	if search.LeftOut == 0 && len(search.Problems)+len(search.Hints) == 0 {
+		e.ok("discovery", "The daemon serves every pool that it finds.")
+	}
+}
+
+// mostPools is of how many pools problems are listed.
+const mostPools = 10
+
+// allPools tells of all pools of a daemon that looks for them, where no directory is given.
+func (e *examination) allPools(a *answered) {
+	wrong, vanished := 0, 0
+	for i := range a.Pools {
+		if a.Pools[i].Problems > 0 {
+			wrong++
+		}
+		if a.Pools[i].Vanished > 0 {
+			vanished++
+		}
+	}
+	e.ok("pools", "The daemon serves %s, of which %d have problems and %d wait for the end of their retention.", plural(len(a.Pools), "pool"), wrong, vanished)
+	told := 0
+	for _, p := range a.Problems {
+		if p.Pool == "" {
+			continue
+		}
+		if told++; told > mostPools {
+			e.add(Warning, "pools", "There are more problems of pools.", "The section Problems of its page lists them all.")
+			return
+		}
+		level := Warning
+		if p.Severity == "error" {
+			level = Problem
+		}
+		e.add(level, "pool", p.Pool+": "+p.Text, p.Action)
 	}
 }
 

@@ -87,10 +87,13 @@ func Examine(ctx context.Context, opts Options) []Finding {
 	ofDaemon := e.findings
 	e.findings = nil
 	there := false
-	if e.opts.Dir == "" {
-		e.notNamed()
-	} else {
+	switch {
+	case e.opts.Dir != "":
 		there = e.directory()
+	case a != nil && a.Discovery != nil && e.opts.PID == 0:
+		e.allPools(a)
+	default:
+		e.notNamed()
 	}
 	if there {
 		e.fileSystem()

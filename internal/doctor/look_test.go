@@ -204,3 +204,50 @@ func TestUnreadClient(t *testing.T) {
 		t.Error("there is a source file")
 	}
 }
+
+// TestDiscovery: what a daemon could not use of what it found, and what it did not find, is told, and
+// where it looks for pools, no directory need be given.
+func TestDiscovery(t *testing.T) {
+	for name, tc := range map[string]struct {
+		search status.Discovery
+		level  Level
+		check  string
+		words  string
+	}{
+		"sound":    {status.Discovery{}, OK, "discovery", "serves every pool that it finds"},
+		"too_many": {status.Discovery{LeftOut: 3, Limit: 2}, Problem, "discovery", "found 3 pools more than it may serve (2)"},
+		"refused":  {status.Discovery{Problems: []string{`"/x/thief" is a link that leads out of "/x"`}}, Warning, "discovery", "leads out of"},
+		"nothing":  {status.Discovery{Hints: []string{"The pattern /x/* leads to no directory now."}}, Warning, "discovery", "/x/*"},
+		"pools":    {status.Discovery{}, OK, "pools", "serves 2 pools, of which 1 have problems and 1 wait"},
+		"problem":  {status.Discovery{}, Problem, "pool", "web: It is full."},
+	} {
+		t.Run(name, func(t *testing.T) {
+			answer := status.Overview{
+				Build: status.Build{Version: "v1"}, Ready: true, Discovery: &tc.search,
+				Pools:    []status.Pool{{Name: "jobs", Dir: "/x/jobs", Up: true, Vanished: 1}, {Name: "web", Dir: "/x/web", Up: true, Problems: 1, Trouble: "error"}},
+				Problems: []status.Problem{{Pool: "web", Severity: "error", Text: "It is full.", Action: "Make room."}},
+			}
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != "/api/v1/status" {
+					w.WriteHeader(404)
+					return
+				}
+				json.NewEncoder(w).Encode(status.Response[status.Overview]{Status: "success", Data: answer}) //nolint:errcheck // a test
+			}))
+			defer server.Close()
+			u, err := url.Parse(server.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found := Examine(t.Context(), Options{Daemon: &Daemon{URL: u, Name: server.URL, Client: server.Client()}, procRoot: t.TempDir()})
+			if !slices.ContainsFunc(found, func(f Finding) bool {
+				return f.Level == tc.level && f.Check == tc.check && strings.Contains(f.Found, tc.words)
+			}) {
+				t.Errorf("no %s about %s that says %q among %v", tc.level, tc.check, tc.words, found)
+			}
+			if slices.ContainsFunc(found, func(f Finding) bool { return f.Check == "directory" }) {
+				t.Errorf("a directory is missed: %v", found)
+			}
+		})
+	}
+}

@@ -1,6 +1,9 @@
 package pool
 
-import "aggregatord/internal/store"
+import (
+	"aggregatord/internal/store"
+	"aggregatord/internal/watch"
+)
 
 // An OpenFile is a source file that some process may still write to.
 type OpenFile struct {
@@ -21,4 +24,19 @@ func (p *Pool) OpenFiles() []OpenFile {
 		}
 	}
 	return files
+}
+
+// Writing reports whether a process is known to write to the pool, other than that in doubt a file
+// counts as alive. It waits for nobody: while the pool is busy, the answer is yes.
+func (p *Pool) Writing() bool {
+	if !p.mu.TryLock() {
+		return true
+	}
+	defer p.mu.Unlock()
+	for t := range p.allLocked() {
+		if t.file != nil && t.isAlive() && t.answered() && t.method != watch.MethodNone {
+			return true
+		}
+	}
+	return false
 }

@@ -56,11 +56,24 @@ type Overview struct {
 	// Ready says that the first look at all directories is done.
 	Ready bool   `json:"ready"`
 	Pools []Pool `json:"pools"`
-	Merge Merge  `json:"merge"`
+	// Discovery is left out if no pools are looked for.
+	Discovery *Discovery `json:"discovery,omitempty"`
+	Merge     Merge      `json:"merge"`
 	// Limits are those in force.
 	Limits Limits `json:"limits"`
 	// Problems is what an operator should look at now, in words; empty if all is well.
 	Problems []Problem `json:"problems"`
+}
+
+// Discovery is how the search for pools went the last time.
+type Discovery struct {
+	// LeftOut is how many pools were found and are not served, because there may be Limit.
+	LeftOut int `json:"left_out"`
+	Limit   int `json:"limit"`
+	// Problems are what could not be used, in words, and Hints say of sources that found nothing
+	// why that may be.
+	Problems []string `json:"problems"`
+	Hints    []string `json:"hints"`
 }
 
 // A Build says which program this is.
@@ -115,6 +128,20 @@ type Problem struct {
 type Pool struct {
 	Name string `json:"name"` // empty for a directory without a name
 	Dir  string `json:"dir"`
+	// Source is where the pool comes from: configuration (a flag, the environment or the file),
+	// pattern, processes or kubelet.
+	Source string `json:"source"`
+	// Labels tell it apart, beside its name.
+	Labels map[string]string `json:"labels,omitempty"`
+	// Ready says that all its files were read once.
+	Ready bool `json:"ready"`
+	// Vanished is when its directory or its last process was found to be gone, and Until when it
+	// will be removed unless that comes back; left out of pools that are there.
+	Vanished float64 `json:"vanished,omitempty"`
+	Until    float64 `json:"until,omitempty"`
+	// Trouble is the worst severity of its problems, empty without any, and Problems counts them.
+	Trouble  string `json:"trouble,omitempty"`
+	Problems int    `json:"problems"`
 	// Up says that the directory could be listed the last time; Error why it could not.
 	Up         bool     `json:"up"`
 	Error      string   `json:"error,omitempty"`

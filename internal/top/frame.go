@@ -3,6 +3,7 @@ package top
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -176,7 +177,7 @@ func (v *View) notes(now time.Time) []terminal.Line {
 var help = []string{
 	"",
 	"q, Ctrl-C     quit",
-	"/             show only families and workers with a text in their name",
+	"/             show only families, workers and pools with a text in their name",
 	"↑ ↓ j k       scroll; PgUp, PgDn, Home and End, too",
 	"Tab           scroll the other table: families or workers",
 	"s             order the families by rate, series or name",
@@ -240,11 +241,12 @@ func (v *View) body(width, height int, now time.Time) []terminal.Line {
 		}
 		f = append(f, line)
 	}
-	most = len(o.Pools)
+	shown := v.pools()
+	most = len(shown)
 	if height > 0 {
 		most = max(height/6, 1)
 	}
-	f = append(f, limited(pools(o.Pools, width), most, len(o.Pools), "pools")...)
+	f = append(f, limited(poolTable(shown, clock, width), most, len(shown), "pools")...)
 
 	families, total := v.families()
 	workers, workersTotal := v.workers()
@@ -349,10 +351,23 @@ func (v *View) cost() string {
 	return "View     " + strings.Join(parts, "; ")
 }
 
-func pools(all []status.Pool, width int) []terminal.Line {
+// pools are those to be shown: the ones with problems come first.
+func (v *View) pools() []*status.Pool {
+	var shown []*status.Pool
+	for i := range v.now.Overview.Pools {
+		p := &v.now.Overview.Pools[i]
+		if v.matches(append(slices.Collect(maps.Values(p.Labels)), p.Name, p.Dir)...) {
+			shown = append(shown, p)
+		}
+	}
+	rank := func(p *status.Pool) int { return slices.Index([]string{"", "warning", "error"}, p.Trouble) }
+	slices.SortStableFunc(shown, func(a, b *status.Pool) int { return cmp.Compare(rank(b), rank(a)) })
+	return shown
+}
+
+func poolTable(all []*status.Pool, clock float64, width int) []terminal.Line {
 	var rows [][]string
-	for i := range all {
-		p := &all[i]
+	for _, p := range all {
 		archive := p.Archive.State
 		if p.Archive.Bytes > 0 {
 			archive += " " + size(float64(p.Archive.Bytes))
@@ -365,13 +380,16 @@ func pools(all []status.Pool, width int) []terminal.Line {
 			free = fmt.Sprintf("%.0f%%", 100*float64(s.FreeBytes)/float64(s.TotalBytes))
 		}
 		dir := p.Dir
-		if !p.Up {
+		switch {
+		case p.Vanished > 0:
+			dir += " (gone; removed in " + span(time.Duration(max(p.Until-clock, 0)*float64(time.Second))) + ")"
+		case !p.Up:
 			dir += " (cannot be read)"
 		}
 		rows = append(rows, []string{
 			cmp.Or(p.Name, "-"), strconv.Itoa(p.Workers.Alive), strconv.Itoa(p.Workers.Dead),
 			strconv.Itoa(p.Files.Alive + p.Files.Dead + p.Files.Staged + p.Files.Removed + p.Files.Failed),
-			size(float64(p.SizeBytes)), free, p.Liveness.Method, archive, dir,
+			size(float64(p.SizeBytes)), free, p.Liveness.Method, p.Source, archive, dir,
 		})
 	}
 	return table([]column{
@@ -382,6 +400,7 @@ func pools(all []status.Pool, width int) []terminal.Line {
 		{"SIZE", true, 4},
 		{"FREE", true, 0},
 		{"BY", false, 2},
+		{"FROM", false, 5},
 		{"ARCHIVE", false, 0},
 		{"DIRECTORY", false, 0},
 	}, rows, width)

@@ -287,3 +287,33 @@ func TestWords(t *testing.T) {
 		}
 	}
 }
+
+// TestManyPools: of a hundred pools those with problems are shown first, one that has gone says when
+// it will be removed, and the filter finds a pool by its labels.
+func TestManyPools(t *testing.T) {
+	v := &View{Source: "http://x:1", Every: time.Second}
+	r := read(0, nil)
+	for i := range 100 {
+		r.Overview.Pools = append(r.Overview.Pools, status.Pool{Name: fmt.Sprintf("app-%d", i), Dir: fmt.Sprintf("/run/apps/%d", i), Source: "pattern", Up: true, Labels: map[string]string{"team": fmt.Sprintf("team%d", i%7)}})
+	}
+	r.Overview.Pools[42].Trouble, r.Overview.Pools[42].Problems = "warning", 1
+	r.Overview.Pools[77].Trouble, r.Overview.Pools[77].Problems = "error", 1
+	r.Overview.Pools[77].Vanished, r.Overview.Pools[77].Until = 1, r.FamiliesAt+30
+	v.Add(r)
+	text := func() string {
+		var all []string
+		for _, line := range v.Frame(160, 40, r.At) {
+			all = append(all, line.Text)
+		}
+		return strings.Join(all, "\n")
+	}
+	got := text()
+	bad, worse, fine := strings.Index(got, "app-42 "), strings.Index(got, "app-77 "), strings.Index(got, "app-0 ")
+	if worse < 0 || bad < worse || fine < bad || !strings.Contains(got, "gone; removed in 30s") || !strings.Contains(got, "more pools") || !strings.Contains(got, "pattern") {
+		t.Errorf("got\n%s", got)
+	}
+	v.Filter = "team3"
+	if got := text(); strings.Contains(got, "app-0 ") || !strings.Contains(got, "app-3 ") {
+		t.Errorf("filtered\n%s", got)
+	}
+}

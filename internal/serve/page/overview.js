@@ -5,9 +5,9 @@ import { ask, tryAsk } from "./ask.js";
 import { events, line, Memory } from "./charts.js";
 import { el, link, list, number, setClass, setText, table } from "./dom.js";
 import { bytes, clock, count, duration, parse, plural, rate, span, time } from "./format.js";
-import { archiveKind, archiveState, poolPanel } from "./worker.js";
+import { poolColumns, poolPanel } from "./worker.js";
 
-const BUSIEST = 8, FAMILIES = 2000, PANELS = 3;
+const BUSIEST = 8, FAMILIES = 2000, PANELS = 3, ROWS = 10, PROBLEMS = 10;
 
 // problemNode shows one problem and, where the daemon says it, what to do about it.
 export function problemNode() {
@@ -30,7 +30,7 @@ export const bySeverity = (problems) => [...problems].sort((a, b) => (b.severity
 
 export function overview() {
   const memory = new Memory();
-  const problems = el("div"), pools = el("div");
+  const problems = el("div"), more = el("a", { href: "#problems", hidden: true }), pools = el("div");
   const scraped = number("Scrapes"), workers = number("Workers", "#workers"), samples = number("Samples served", "#metrics"), room = number("Least free space"), folded = number("Files archived", "#archive");
   const latency = line("chart small", "time of a scrape"), latencyAxis = el("p", { class: "dim" });
   const births = events("workers that were born and that died"), birthsAxis = el("p", { class: "dim" });
@@ -40,14 +40,16 @@ export function overview() {
   let scrapes = null;
   return {
     title: "Overview",
-    node: el("div", {}, problems, el("div", { class: "numbers" }, scraped, workers, samples, room, folded),
+    node: el("div", {}, problems, more, el("div", { class: "numbers" }, scraped, workers, samples, room, folded),
       el("div", { class: "pair" },
         el("section", { class: "panel" }, el("h2", {}, "Time of a scrape"), latency, latencyAxis),
         el("section", { class: "panel" }, el("h2", {}, "Workers born and died"), births, birthsAxis)),
       el("h2", {}, "Busiest metrics"), busiest.node, el("h2", {}, "Pools"), many, pools),
     async refresh() {
       const s = app.status, sum = (f) => s.pools.reduce((n, p) => n + f(p), 0);
-      showProblems(bySeverity(s.problems));
+      showProblems(bySeverity(s.problems).slice(0, PROBLEMS));
+      more.hidden = s.problems.length <= PROBLEMS;
+      setText(more, "All " + count(s.problems.length) + " problems");
       const dead = sum((p) => p.workers.dead), waiting = sum((p) => p.archive.awaiting);
       workers.show(count(sum((p) => p.workers.alive)), dead ? count(dead) + " dead" : "alive");
       samples.show(count(s.merge.samples), plural(s.merge.families, "family", "families") + ", merged in " + duration(s.merge.last_seconds));
@@ -192,20 +194,15 @@ class Timeline {
   }
 }
 
-// poolTable is for many pools: what is wrong comes first.
+// poolTable is for many pools: the first of those with problems, and a way to all of them.
 function poolTable() {
-  const node = table([
-    { head: "pool", class: "name", show: (cell, p) => link(cell, p.name || p.dir, "#pool/" + encodeURIComponent(p.name), { "data-row": true }) },
-    { head: "state", show: (cell, p) => { setText(cell, p.up ? "watched" : "cannot be read"); setClass(cell, p.up ? "good" : "error"); } },
-    { head: "alive", class: "num", text: (p) => count(p.workers.alive) },
-    { head: "dead", class: "num opt", text: (p) => count(p.workers.dead) },
-    { head: "files", class: "num opt", text: (p) => count(p.files.alive + p.files.dead + p.files.staged + p.files.removed + p.files.failed) },
-    { head: "series", class: "num", text: (p) => count(p.series) },
-    { head: "free", class: "num", text: (p) => (p.file_system && p.file_system.total_bytes ? (100 * p.file_system.free_bytes / p.file_system.total_bytes).toFixed(0) + "%" : "") },
-    { head: "archive", show: (cell, p) => { setText(cell, archiveState(p)); setClass(cell, archiveKind(p)); } },
-  ], { key: (p) => p.name, empty: "There is no pool." });
-  const show = node.show;
-  const trouble = (p) => (p.up ? 0 : 2) + (archiveKind(p) === "error" ? 1 : 0);
-  node.show = (pools) => show([...pools].sort((a, b) => trouble(b) - trouble(a)));
+  const grid = table(poolColumns.map(({ sort, ...c }) => c), { key: (p) => p.name, empty: "There is no pool." });
+  const all = el("a", { href: "#pools" }), node = el("div", {}, grid, el("p", {}, all));
+  const rank = (p) => ["", "warning", "error"].indexOf(p.trouble || "") * 1000 + p.problems;
+  node.show = (pools) => {
+    grid.show([...pools].sort((a, b) => rank(b) - rank(a)).slice(0, ROWS));
+    all.hidden = pools.length <= ROWS;
+    setText(all, "All " + count(pools.length) + " pools, with a search");
+  };
   return node;
 }

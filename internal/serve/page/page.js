@@ -9,7 +9,7 @@ import { bytes, count, plural, span, time } from "./format.js";
 import { fileColumns, metrics, workers } from "./lists.js";
 import { metric } from "./metric.js";
 import { bySeverity, overview, problemNode } from "./overview.js";
-import { archiveKind, archiveState, pool, worker } from "./worker.js";
+import { archiveKind, archiveState, pool, pools, worker } from "./worker.js";
 
 const INTERVAL = 2000, LONGEST_WAIT = 30000, KEPT_SECTIONS = 20;
 
@@ -104,7 +104,7 @@ function config() {
 
 let section = null, shown = null;
 const made = new Map();
-const makers = { overview, workers, metrics, archive, problems, config };
+const makers = { overview, pools, workers, metrics, archive, problems, config };
 
 // make makes the section that the address names, or returns null.
 function make([name, ...parts]) {

@@ -2,7 +2,7 @@
 
 import { app } from "./app.js";
 import { ask } from "./ask.js";
-import { el, facts, meter, setName, setText } from "./dom.js";
+import { el, facts, link, meter, setClass, setName, setText } from "./dom.js";
 import { bytes, count, plural, span, time } from "./format.js";
 import { fileColumns, lister } from "./lists.js";
 
@@ -32,8 +32,8 @@ export function worker(pool, id) {
 
 // poolPanel shows a pool: its directory, how deaths are known, room and archive.
 export function poolPanel() {
-  const title = el("h2"), path = el("p", { class: "path" }), error = el("p", { class: "problem error" }), dir = facts(), life = facts(), space = facts(), archive = facts(), bar = meter();
-  const node = el("section", { class: "panel" }, title, path, error, el("div", { class: "columns" },
+  const title = el("h2"), path = el("p", { class: "path" }), where = el("p", { class: "dim" }), error = el("p", { class: "problem error" }), dir = facts(), life = facts(), space = facts(), archive = facts(), bar = meter();
+  const node = el("section", { class: "panel" }, title, path, where, error, el("div", { class: "columns" },
     el("div", {}, el("h3", {}, "Directory"), dir), el("div", {}, el("h3", {}, "Liveness"), life),
     el("div", {}, el("h3", {}, "Space"), bar, space), el("div", {}, el("h3", {}, "Archive"), archive)));
   node.show = (p) => {
@@ -42,8 +42,9 @@ export function poolPanel() {
     setName(path, p.dir);
     error.hidden = !p.error;
     setText(error, p.error);
+    setText(where, origin(p));
     dir.show([
-      ["state", p.up ? "watched" : p.error ? "cannot be read" : "waiting", p.up ? "good" : "error"],
+      ["state", poolState(p), poolKind(p)],
       ["files", count(p.files.alive + p.files.dead + p.files.staged + p.files.removed + p.files.failed)],
       ["unreadable", p.files.failed ? count(p.files.failed) : "", "error"],
       ["foreign", p.files.foreign ? count(p.files.foreign) : ""],
@@ -70,6 +71,46 @@ export function poolPanel() {
     ]);
   };
   return node;
+}
+
+// origin says where a pool was found and what tells it apart.
+function origin(p) {
+  const labels = Object.entries(p.labels || {}).map(([name, v]) => name + "=" + v).join(", ");
+  const from = { pattern: "found by a pattern", processes: "found by its processes", kubelet: "found by its pod" }[p.source] || "";
+  return [from, labels].filter(Boolean).join(": ");
+}
+
+// poolState says whether a pool is there; one that has gone is served for a while.
+export function poolState(p) {
+  if (p.vanished) return "gone " + time.ago(p.vanished) + ", removed in " + span(Math.max(0, p.until - time.now()));
+  return p.up ? "watched" : p.error ? "cannot be read" : "waiting";
+}
+
+export function poolKind(p) { return p.vanished ? "off" : p.up ? "good" : "error"; }
+
+export const poolColumns = [
+  { head: "pool", sort: "name", class: "name", show: (cell, p) => link(cell, p.name || p.dir, "#pool/" + encodeURIComponent(p.name), { "data-row": true }) },
+  { head: "state", sort: "vanished", falling: true, show: (cell, p) => { setText(cell, poolState(p)); setClass(cell, poolKind(p)); } },
+  { head: "problems", sort: "trouble", class: "num", falling: true, show: (cell, p) => { setText(cell, p.problems ? count(p.problems) : ""); setClass(cell, "num " + (p.trouble || "")); } },
+  { head: "alive", sort: "alive", class: "num", falling: true, text: (p) => count(p.workers.alive) },
+  { head: "dead", sort: "dead", class: "num opt", falling: true, text: (p) => count(p.workers.dead) },
+  { head: "series", sort: "series", class: "num", falling: true, text: (p) => count(p.series) },
+  { head: "free", class: "num opt", text: (p) => (p.file_system && p.file_system.total_bytes ? (100 * p.file_system.free_bytes / p.file_system.total_bytes).toFixed(0) + "%" : "") },
+  { head: "archive", class: "opt", show: (cell, p) => { setText(cell, archiveState(p)); setClass(cell, "opt " + archiveKind(p)); } },
+  { head: "from", sort: "source", class: "opt", text: (p) => p.source },
+  { head: "labels", class: "wrap opt", text: (p) => Object.entries(p.labels || {}).map(([name, v]) => name + "=" + v).join(" ") },
+];
+
+// pools is the list of all pools. Those with problems come first.
+export function pools() {
+  const all = lister({
+    title: "Pools", question: "pools", placeholder: "Search name, directory or label", sort: "-trouble",
+    empty: () => "There is no pool yet. Pools appear here when a directory, a process or a pod with source files is found.",
+    key: (p) => p.name, columns: poolColumns,
+  });
+  all.parent = "overview";
+  all.node.prepend(el("h2", {}, el("a", { href: "#overview" }, "Overview"), " / Pools"));
+  return all;
 }
 
 // archiveState says how an archive is; of a directory that is not there it says nothing bad.
