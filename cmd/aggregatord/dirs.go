@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -20,6 +21,8 @@ type dirOptions struct {
 	configured []config.Pool
 	// discovers says that pools are found by other means, too.
 	discovers bool
+	// sources are those other means, for a command that reads once.
+	sources []discover.Source
 }
 
 func (o *dirOptions) addFlags(f *pflag.FlagSet) {
@@ -54,10 +57,27 @@ func (o *dirOptions) specs() ([]pool.Spec, error) {
 	if len(errs) > 0 {
 		return nil, usageError{errors.Join(errs...)}
 	}
-	if len(specs) == 0 {
+	if len(specs) == 0 && len(patterns) > 0 {
 		return nil, usagef("no directory is there that %s leads to", patterns[0].Glob)
 	}
 	return specs, distinct(specs)
+}
+
+// found is existing with the directories that are found by other means. They stay reachable until
+// close is called. What is found and cannot be read is told, and left out.
+func (o *dirOptions) found(tell func(problem string)) (specs []pool.Spec, closeAll func() error, err error) {
+	specs, err = o.existing()
+	if err != nil || len(o.sources) == 0 {
+		return specs, func() error { return nil }, err
+	}
+	more, report, closeAll := discover.Once(discover.Options{Sources: o.sources, Static: specs})
+	for _, problem := range report.Problems {
+		tell(problem)
+	}
+	if specs = append(specs, more...); len(specs) == 0 {
+		return nil, nil, errors.Join(usagef("no directory is found: %s", strings.Join(report.Hints, " ")), closeAll())
+	}
+	return specs, closeAll, nil
 }
 
 // given returns the directories and patterns of the flags or, without any, of the configuration

@@ -18,8 +18,13 @@ type discoverOptions struct {
 }
 
 func (o *discoverOptions) addFlags(f *pflag.FlagSet) {
-	f.BoolVar(&o.processes, "discover", false, "serve the directories that running processes write to, or name in PROMETHEUS_MULTIPROC_DIR,\nalso those of containers")
+	o.addFlag(f, "serve")
 	durationVar(f, &o.retention, "discover.retention", discover.DefaultRetention, "how long a found pool is served after its directory\nor last process is gone")
+}
+
+// addFlag is addFlags for a command that looks once.
+func (o *discoverOptions) addFlag(f *pflag.FlagSet, verb string) {
+	f.BoolVar(&o.processes, "discover", false, verb+" the directories that running processes write to, or name in PROMETHEUS_MULTIPROC_DIR,\nalso those of containers")
 }
 
 func (o *discoverOptions) validate() error {
@@ -35,12 +40,8 @@ func (o *discoverOptions) on(c *config.Config) bool {
 	return o.processes || len(c.Discovery) > 0
 }
 
-// apply puts what was asked for into the daemon's options.
-func (o *discoverOptions) apply(opts *daemon.Options, patterns []discover.Pattern) {
-	var sources []discover.Source
-	for _, p := range patterns {
-		sources = append(sources, discover.NewPattern(p))
-	}
+// sources are what finds pools beside patterns.
+func (o *discoverOptions) sources() (sources []discover.Source) {
 	byProcess := o.processes
 	for _, d := range o.loaded.Discovery {
 		if k := d.Kubelet; k != nil {
@@ -54,6 +55,16 @@ func (o *discoverOptions) apply(opts *daemon.Options, patterns []discover.Patter
 	if byProcess {
 		sources = append(sources, discover.NewProcesses(discover.Processes{}))
 	}
+	return sources
+}
+
+// apply puts what was asked for into the daemon's options.
+func (o *discoverOptions) apply(opts *daemon.Options, patterns []discover.Pattern) {
+	var sources []discover.Source
+	for _, p := range patterns {
+		sources = append(sources, discover.NewPattern(p))
+	}
+	sources = append(sources, o.sources()...)
 	if len(sources) == 0 {
 		return
 	}

@@ -24,17 +24,19 @@ import (
 )
 
 type dumpOptions struct {
-	dirs    dirOptions
-	config  configOptions
-	archive archiveOptions
-	log     logOptions
-	format  string
-	output  string
-	names   []string
+	dirs     dirOptions
+	discover discoverOptions
+	config   configOptions
+	archive  archiveOptions
+	log      logOptions
+	format   string
+	output   string
+	names    []string
 }
 
 func (o *dumpOptions) addFlags(f *pflag.FlagSet) {
 	o.dirs.addFlags(f)
+	o.discover.addFlag(f, "read")
 	o.config.addFlags(f)
 	o.archive.addDirFlag(f)
 	f.StringVar(&o.format, "format", exposition.FormatNames()[0], "`FORMAT`: "+strings.Join(exposition.FormatNames(), ", "))
@@ -56,6 +58,7 @@ is safe beside a running pool and a running daemon. Files that cannot be read ar
 on standard error; the rest is printed. The exit code is 1 if no metric has a --name.`,
 		Example: `  aggregatord dump --dir /dev/shm/myapp
   aggregatord dump --dir /dev/shm/myapp --format json --name http_requests_total
+  aggregatord dump --discover --format json
   aggregatord dump --dir /dev/shm/myapp --output /var/lib/node_exporter/textfile/myapp.prom`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
@@ -65,7 +68,7 @@ on standard error; the rest is printed. The exit code is 1 if no metric has a --
 	return cmd
 }
 
-func (o *dumpOptions) run(cmd *cobra.Command) error {
+func (o *dumpOptions) run(cmd *cobra.Command) (err error) {
 	format, err := exposition.ParseFormat(o.format)
 	if err != nil {
 		return usageError{fmt.Errorf("--format: %w", err)}
@@ -79,10 +82,15 @@ func (o *dumpOptions) run(cmd *cobra.Command) error {
 	if err := o.config.load(cmd.Flags(), &o.dirs, &o.archive); err != nil {
 		return err
 	}
-	dirs, err := o.dirs.existing()
+	// Whoever names a directory wants that one, whatever the file has the daemon look for.
+	if o.dirs.discovers = o.discover.on(o.config.loaded) && (o.discover.processes || len(o.dirs.dirs) == 0); o.dirs.discovers {
+		o.dirs.sources = o.discover.sources()
+	}
+	dirs, closeAll, err := o.dirs.found(func(problem string) { logger.Warn("discovery cannot use something", zap.String("problem", problem)) })
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, closeAll()) }()
 	opts := fleet.Options{
 		Pools: dirs, Policy: o.config.loaded.Policy(), Logger: logger,
 		Pool: pool.Options{ArchiveDir: o.archive.dir, OnProgress: progress.files},

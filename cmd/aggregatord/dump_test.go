@@ -663,3 +663,30 @@ func TestDumpOutputFails(t *testing.T) {
 		onlyFile(t, path, "old")
 	})
 }
+
+// TestDumpDiscovered: what is found without being named is printed with its labels, and a command
+// that finds nothing says where it looked.
+func TestDumpDiscovered(t *testing.T) {
+	root := sourceDir(t)
+	volume := filepath.Join(root, "pods", "11111111-aaaa", "volumes", "kubernetes.io~empty-dir", "metrics")
+	for _, dir := range []string{volume, filepath.Join(root, "logs", "prod_web-0_11111111-aaaa")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := filepath.Join(root, "aggregatord.yml")
+	text := fmt.Sprintf("discovery: [{kubelet: {root: %s, logs: %s/logs}}]\n", root, root)
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	call(t, "dump", "--config.file", config).oneLine(t, exitUsage, "no directory is found: No emptyDir volume of the 1 pods below "+root)
+	write(t, volume, "counter_1.db", entry{"hits", "hits_total", nil, 7, 0})
+	want := samples{`hits_total{namespace="prod",pod="web-0",pool="prod_web-0_metrics_11111111",uid="11111111-aaaa",volume="metrics"}`: 7}
+	if got := parseText(t, must(t, "dump", "--config.file", config)); !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	// A directory that is named is the only one.
+	if got := parseText(t, must(t, "dump", "--config.file", config, "--dir", volume)); !maps.Equal(got, samples{"hits_total": 7}) {
+		t.Errorf("got %v", got)
+	}
+}
