@@ -47,6 +47,12 @@ func serveAs(t *testing.T, attr *syscall.SysProcAttr, flags ...string) *daemon {
 // startDaemon is serveAs for any subcommand that serves.
 func startDaemon(t *testing.T, attr *syscall.SysProcAttr, subcommand string, flags ...string) *daemon {
 	t.Helper()
+	return startDaemonBy(t, nil, attr, subcommand, flags...)
+}
+
+// startDaemonBy is startDaemon by a command that becomes the daemon, such as setpriv.
+func startDaemonBy(t *testing.T, by []string, attr *syscall.SysProcAttr, subcommand string, flags ...string) *daemon {
+	t.Helper()
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux tells which processes are dead, and most of what is expected here depends on it")
 	}
@@ -58,7 +64,8 @@ func startDaemon(t *testing.T, attr *syscall.SysProcAttr, subcommand string, fla
 	if subcommand == "serve" && !slices.Contains(flags, "--archive.rest") {
 		args = append(args, "--archive.rest", "300ms") // so that tests need not wait for the default
 	}
-	cmd := exec.Command(builtDaemon(t), args...)
+	args = append(append(slices.Clone(by), builtDaemon(t)), args...)
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.SysProcAttr = attr
 	cmd.Env = append(os.Environ(), quickExit)
 	d := &daemon{process: start(t, cmd), client: &http.Client{Timeout: patience, Transport: &http.Transport{}}}

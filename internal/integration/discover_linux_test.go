@@ -3,13 +3,17 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
-	"net"
+	"maps"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // randomApp makes its directory at random, as many applications do, and counts.
@@ -21,6 +25,31 @@ Counter("hits", "Hits.").inc(int(sys.argv[1]))
 time.sleep(600)
 `
 
+// sampled is what Prometheus answers for one series.
+type sampled struct {
+	Metric map[string]string
+	Value  [2]any
+}
+
+// prometheusOf starts a Prometheus that scrapes what the daemon tells it to, and returns how to ask it.
+func prometheusOf(t *testing.T, prometheus, root string, d *daemon) (query func(q string) ([]sampled, error)) {
+	t.Helper()
+	address := freeAddress(t)
+	config := writeFile(t, filepath.Join(root, "prometheus.yml"), fmt.Sprintf(
+		"global: {scrape_interval: 500ms, scrape_timeout: 500ms}\nscrape_configs: [{job_name: pools, http_sd_configs: [{url: '%s/-/sd', refresh_interval: 500ms}]}]\n", d.URL))
+	start(t, exec.Command(prometheus, "--config.file", config, "--storage.tsdb.path", filepath.Join(root, "tsdb"), "--web.listen-address", address))
+	return func(q string) (out []sampled, err error) {
+		resp, err := http.Get("http://" + address + "/api/v1/query?query=" + url.QueryEscape(q))
+		if err != nil {
+			return nil, err
+		}
+		defer resp.Body.Close()
+		var body struct{ Data struct{ Result []sampled } }
+		err = json.NewDecoder(resp.Body).Decode(&body)
+		return body.Data.Result, err
+	}
+}
+
 // TestDiscovered finds processes that make their directories at random, one of them in
 // namespaces of its own, and pools by pattern; Prometheus scrapes each as a target.
 func TestDiscovered(t *testing.T) {
@@ -31,51 +60,17 @@ func TestDiscovered(t *testing.T) {
 	unshare := peer(t, "unshare", "apt-get install util-linux")
 	interpreter := python(t, "prometheus_client")
 	root := t.TempDir()
-	script := filepath.Join(root, "random_app.py")
-	if err := os.WriteFile(script, []byte(randomApp), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	script := writeFile(t, filepath.Join(root, "random_app.py"), randomApp)
 	start(t, exec.Command(interpreter, script, "7", root))
 	inside := start(t, exec.Command(unshare, "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
 		"sh", "-c", `mount -t tmpfs none /mnt && exec "$0" "$1" 9 /mnt`, interpreter, script))
 	// Other tests may have applications at the same time.
-	config := filepath.Join(root, "aggregatord.yml")
-	text := "discovery: [{processes: {command: random_app.py}}]\npools: [{glob: '" + root + "/apps/*/metrics', name: 'jobs-$1', labels: {app: '$1'}}]\n"
-	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	config := writeFile(t, filepath.Join(root, "aggregatord.yml"), "discovery: [{processes: {command: random_app.py}}]\npools: [{glob: '"+root+"/apps/*/metrics', name: 'jobs-$1', labels: {app: '$1'}}]\n")
 	d := serve(t, "--config.file", config, "--discover.retention", "2s")
 	if err := os.MkdirAll(filepath.Join(root, "apps", "blog", "metrics"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
-	prom := filepath.Join(root, "prometheus.yml")
-	text = fmt.Sprintf("global: {scrape_interval: 500ms, scrape_timeout: 500ms}\nscrape_configs: [{job_name: pools, http_sd_configs: [{url: '%s/-/sd', refresh_interval: 500ms}]}]\n", d.URL)
-	if err := os.WriteFile(prom, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	start(t, exec.Command(prometheus, "--config.file", prom, "--storage.tsdb.path", filepath.Join(root, "tsdb"), "--web.listen-address", address))
-	type sample struct {
-		Metric map[string]string
-		Value  [2]any
-	}
-	query := func(q string) (out []sample, err error) {
-		resp, err := http.Get("http://" + address + "/api/v1/query?query=" + q)
-		if err != nil {
-			return nil, err
-		}
-		defer resp.Body.Close()
-		var body struct{ Data struct{ Result []sample } }
-		err = json.NewDecoder(resp.Body).Decode(&body)
-		return body.Data.Result, err
-	}
+	query := prometheusOf(t, prometheus, root, d)
 	var gone string
 	eventually(t, patience, func() error {
 		up, err := query("up==1")
@@ -114,6 +109,195 @@ func TestDiscovered(t *testing.T) {
 		up, err := query("up")
 		if err != nil || len(up) != 2 {
 			return fmt.Errorf("up %v, %w", up, err)
+		}
+		return nil
+	})
+}
+
+// toldApp makes its directory at random and counts what it is told to.
+const toldApp = `
+import os, sys, tempfile
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="random-", dir=sys.argv[1])
+from prometheus_client import Counter
+hits = Counter("hits", "Hits.")
+for line in sys.stdin:
+    hits.inc(int(line))
+    print("counted", line, end="", flush=True)
+`
+
+// killedFor is how long applications are killed and started again.
+const killedFor = 15 * time.Second
+
+// TestDiscoveredApplications has gunicorn and Celery, each in mount and pid namespaces of its own,
+// and an application that makes its directory at random, killed and started again under one daemon
+// that finds them. What each pool has counted is what its application was asked for, at any time,
+// and Prometheus has each as a target of its own.
+func TestDiscoveredApplications(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	prometheus := peer(t, "prometheus", "apt-get install prometheus")
+	gunicorn := peer(t, "gunicorn", "apt-get install gunicorn")
+	redis := peer(t, "redis-server", "apt-get install redis-server")
+	interpreter := python(t, "flask", "celery", "redis", "prometheus_client")
+	root := publicDir(t)
+	for _, dir := range []string{"web", "jobs", "backing-web", "backing-jobs"} {
+		if err := os.Mkdir(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := writeFile(t, filepath.Join(root, "aggregatord.yml"), "discovery: [{processes: {path: '"+root+"/*'}}]\n")
+	d := serve(t, "--config.file", config)
+	query := prometheusOf(t, prometheus, root, d)
+	script := writeFile(t, filepath.Join(root, "told_app.py"), toldApp)
+	// contained starts a command that has a directory which is elsewhere for everybody else.
+	contained := func(t *testing.T, name string, env []string, command ...string) *process {
+		t.Helper()
+		args := append([]string{
+			"--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c",
+			`mount --bind "$0" "$1" && export PROMETHEUS_MULTIPROC_DIR="$1" && shift && exec "$@"`, filepath.Join(root, "backing-"+name), filepath.Join(root, name),
+		}, command...)
+		cmd := exec.Command(peer(t, "unshare", "apt-get install util-linux"), args...)
+		cmd.Dir, cmd.Env = filepath.Dir(app(t, "tasks.py")), append(append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1"), env...)
+		return start(t, cmd)
+	}
+	// sums are what the daemon serves of a family, by pool.
+	sums := func(sample string) (map[string]float64, error) {
+		body, err := get(d, "/metrics")
+		sums := map[string]float64{}
+		for line := range strings.Lines(body) {
+			series, value, _ := strings.Cut(line, "} ")
+			name, labels, _ := strings.Cut(series, "{")
+			if name != sample {
+				continue
+			}
+			_, pool, _ := strings.Cut(labels, `pool="`)
+			pool, _, _ = strings.Cut(pool, `"`)
+			v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				return nil, err
+			}
+			sums[pool] += v
+		}
+		return sums, err
+	}
+	// agree waits until a family's pools have exactly what is in the ledger, in any order.
+	agree := func(t *testing.T, sample string, ledger ...float64) {
+		t.Helper()
+		slices.Sort(ledger)
+		eventually(t, patience, func() error {
+			got, err := sums(sample)
+			if values := slices.Sorted(maps.Values(got)); err != nil || !slices.Equal(values, ledger) {
+				return fmt.Errorf("%s: %v, want %v, %w", sample, got, ledger, err)
+			}
+			return nil
+		})
+	}
+	const shopTotal, jobsTotal, hitsTotal = "shop_requests_total", "jobs_done_total", "hits_total"
+	var requests, tasks float64
+	var hits []float64
+	deadline := time.Now().Add(killedFor)
+	// rounds calls round, with whether it is the last, at least twice.
+	rounds := func(round func(last bool)) {
+		for i := 0; ; i++ {
+			last := i > 0 && time.Now().After(deadline)
+			if round(last); last {
+				return
+			}
+		}
+	}
+	t.Run("applications", func(t *testing.T) {
+		t.Run("gunicorn", func(t *testing.T) {
+			t.Parallel()
+			socket := filepath.Join(root, "web.sock")
+			client := unixClient(t, socket)
+			rounds(func(last bool) {
+				server := contained(t, "web", nil, gunicorn, "--workers", "2", "--bind", "unix:"+socket, "shop:app")
+				eventually(t, patience, func() error { return fetch(client, "/pid") })
+				for range 50 {
+					if err := fetch(client, "/order/1"); err != nil {
+						t.Fatal(err)
+					}
+					requests++
+				}
+				agree(t, shopTotal, requests)
+				if !last {
+					client.CloseIdleConnections()
+					server.kill()
+				}
+			})
+		})
+		t.Run("celery", func(t *testing.T) {
+			t.Parallel()
+			socket := filepath.Join(root, "redis.sock")
+			broker := start(t, exec.Command(redis, "--port", "0", "--unixsocket", socket, "--dir", t.TempDir(), "--save", "", "--appendonly", "no"))
+			broker.await("readiness", func(line string) bool { return strings.Contains(line, "eady to accept connections") })
+			address := "BROKER_URL=redis+socket://" + socket
+			rounds(func(last bool) {
+				server := contained(t, "jobs", []string{address}, interpreter, "-m", "celery", "-A", "tasks", "worker", "--pool", "prefork",
+					"--loglevel", "WARNING", "--concurrency", "2", "--without-gossip", "--without-mingle", "--without-heartbeat")
+				send := exec.Command(interpreter, app(t, "tasks.py"), "send", "50")
+				send.Env = appEnv(sourceDir(t), address)
+				if err := start(t, send).wait(); err != nil {
+					t.Fatal(err)
+				}
+				tasks += 50
+				agree(t, jobsTotal, tasks)
+				if !last {
+					server.kill()
+				}
+			})
+		})
+		t.Run("random", func(t *testing.T) {
+			t.Parallel()
+			rounds(func(last bool) {
+				cmd := exec.Command(interpreter, script, root)
+				stdin, err := cmd.StdinPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				server := start(t, cmd)
+				for i := 1; i <= 3; i++ {
+					told := len(hits)*10 + i
+					if _, err := fmt.Fprintln(stdin, told); err != nil {
+						t.Fatal(err)
+					}
+					server.await("the count", func(line string) bool { return line == fmt.Sprint("counted ", told) })
+				}
+				hits = append(hits, float64(3*len(hits)*10+6))
+				agree(t, hitsTotal, slices.Clone(hits)...)
+				if !last {
+					server.kill()
+				}
+			})
+		})
+	})
+	if t.Failed() {
+		return
+	}
+	t.Logf("%v requests, %v tasks, %d applications with a directory at random", requests, tasks, len(hits))
+	// Nobody is alive now, and each is still a target until its retention ends.
+	agree(t, shopTotal, requests)
+	agree(t, jobsTotal, tasks)
+	agree(t, hitsTotal, slices.Clone(hits)...)
+	eventually(t, patience, func() error {
+		up, err := query("up == 1")
+		if err != nil || len(up) != 2+len(hits) {
+			return fmt.Errorf("%d targets are up: %v, %w", len(up), up, err)
+		}
+		for _, sample := range []string{shopTotal, jobsTotal, hitsTotal} {
+			want, err := sums(sample)
+			if err != nil {
+				return err
+			}
+			got := map[string]float64{}
+			answer, err := query("sum by (pool) (" + sample + ")")
+			for _, s := range answer {
+				v, _ := strconv.ParseFloat(fmt.Sprint(s.Value[1]), 64)
+				got[s.Metric["pool"]] = v
+			}
+			if err != nil || !maps.Equal(got, want) {
+				return fmt.Errorf("Prometheus has %s %v, the daemon %v, %w", sample, got, want, err)
+			}
 		}
 		return nil
 	})
