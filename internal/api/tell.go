@@ -88,7 +88,12 @@ func problemsOf(search *status.Discovery) []status.Problem {
 		})
 	}
 	for _, text := range search.Problems {
-		all = append(all, status.Problem{Severity: "warning", Text: "Discovery: " + text + "."})
+		p := status.Problem{Severity: "warning", Text: "Discovery: " + text + ".", Action: "Compare that with the paths and the user of the daemon."}
+		// The room says what helps behind the last semicolon, where it knows that.
+		if i := strings.LastIndex(text, "; "); i >= 0 {
+			p.Text, p.Action = "Discovery: "+text[:i]+".", strings.ToUpper(text[i+2:i+3])+text[i+3:]+"."
+		}
+		all = append(all, p)
 	}
 	return all
 }

@@ -75,8 +75,8 @@ func (e *examination) ask(ctx context.Context) *answered {
 		return nil
 	}
 	a := &answered{Overview: overview, user: e.userOfDaemon()}
-	if e.opts.Dir == "" && e.opts.PID == 0 && len(a.Pools) == 1 {
-		// The daemon may run on another machine.
+	if e.opts.Dir == "" && e.opts.PID == 0 && len(a.Pools) == 1 && a.Pools[0].Source != "processes" {
+		// The daemon may run on another machine, and a process sees its directory at a path of its own.
 		if _, err := os.Stat(a.Pools[0].Dir); err == nil {
 			e.opts.Dir = a.Pools[0].Dir
 		}
