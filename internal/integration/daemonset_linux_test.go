@@ -94,13 +94,14 @@ func TestDaemonSetCapabilities(t *testing.T) {
 			t.Run(manifest+"/without_"+without, func(t *testing.T) {
 				t.Parallel()
 				root := publicDir(t)
-				script := writeFile(t, filepath.Join(root, "secret_"+without+"_app.py"), secretApp)
+				script := "secret_" + manifest + "_" + without + "_app.py" // no other test has one of that name
+				path := writeFile(t, filepath.Join(root, script), secretApp)
 				logs, how, config := filepath.Join(root, "logs"), "fixed", fmt.Sprintf("discovery: [{kubelet: {root: %s, logs: %s/logs}}]\n", root, root)
 				dir := kubeletTree(t, root, logs, "web-0", "11111111-aaaa")
 				if manifest == "processes" {
-					how, config = "random", "discovery: [{processes: {command: secret_"+without+"_app.py}}]\n"
+					how, config = "random", "discovery: [{processes: {command: "+script+"}}]\n"
 				}
-				app := inContainer(t, script, how, dir)
+				app := inContainer(t, path, how, dir)
 				file := writeFile(t, filepath.Join(root, "aggregatord.yml"), config)
 				caps := "-all"
 				for _, c := range all {

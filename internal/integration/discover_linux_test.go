@@ -195,9 +195,9 @@ func TestDiscoveredApplications(t *testing.T) {
 	const shopTotal, jobsTotal, hitsTotal = "shop_requests_total", "jobs_done_total", "hits_total"
 	var requests, tasks float64
 	var hits []float64
-	deadline := time.Now().Add(killedFor)
-	// rounds calls round, with whether it is the last, at least twice.
+	// rounds calls round for a while, with whether it is the last, at least twice.
 	rounds := func(round func(last bool)) {
+		deadline := time.Now().Add(killedFor)
 		for i := 0; ; i++ {
 			last := i > 0 && time.Now().After(deadline)
 			if round(last); last {

@@ -19,6 +19,8 @@ type pageState struct {
 	make func(t *testing.T, dir string) (flags []string, attr *syscall.SysProcAttr)
 	// overview, workers and problems are what these sections say.
 	overview, workers, problems []string
+	// pool is one that the list of pools is searched for, if there is such a list.
+	pool string
 }
 
 var pageNobody = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -90,8 +92,9 @@ var pageStates = map[string]pageState{
 			}
 			return flags, nil
 		},
-		overview: []string{"pool-50", "cannot be read", "pool-99"},
+		overview: []string{"pool-50", "cannot be read", "pool-99", "All 100 pools"},
 		workers:  []string{"pool-00"},
+		pool:     "pool-73",
 	},
 	"thousand_workers": {
 		make: func(t *testing.T, dir string) ([]string, *syscall.SysProcAttr) {
@@ -157,6 +160,16 @@ func TestPageStates(t *testing.T) {
 					}
 					b.fits(title)
 					b.picture("state-" + name + "-" + view.name + "-" + strings.ToLower(title))
+				}
+				if state.pool != "" {
+					b.goTo("#pools", "Pools")
+					b.until("the pool with a problem first", `document.querySelector("main tbody tr")?.innerText.includes("pool-50")`)
+					b.says("main", "1–50 of 100", "configuration")
+					b.fits("Pools")
+					b.picture("state-" + name + "-" + view.name + "-pools")
+					b.typeInto("main input[type=search]", state.pool)
+					b.until("one pool", `document.querySelectorAll("main tbody tr").length === 1`)
+					b.says("main tbody", state.pool)
 				}
 				b.keys()
 				b.quiet()

@@ -7,7 +7,7 @@ import { el, link, list, number, setClass, setText, table } from "./dom.js";
 import { bytes, clock, count, duration, parse, plural, rate, span, time } from "./format.js";
 import { poolColumns, poolPanel } from "./worker.js";
 
-const BUSIEST = 8, FAMILIES = 2000, PANELS = 3, ROWS = 10, PROBLEMS = 10;
+const BUSIEST = 8, FAMILIES = 2000, PANELS = 3, ROWS = 100, PROBLEMS = 10;
 
 // problemNode shows one problem and, where the daemon says it, what to do about it.
 export function problemNode() {
@@ -201,7 +201,7 @@ function poolTable() {
   const rank = (p) => ["", "warning", "error"].indexOf(p.trouble || "") * 1000 + p.problems;
   node.show = (pools) => {
     grid.show([...pools].sort((a, b) => rank(b) - rank(a)).slice(0, ROWS));
-    all.hidden = pools.length <= ROWS;
+    all.hidden = pools.length <= 10;
     setText(all, "All " + count(pools.length) + " pools, with a search");
   };
   return node;
