@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"aggregatord/internal/buildinfo"
+	"aggregatord/internal/config"
 	"aggregatord/internal/daemon"
 	"aggregatord/internal/discover"
 	"aggregatord/internal/doctor"
@@ -139,7 +140,7 @@ func (o *webOptions) validate() error {
 	}
 	if o.configFile != "" {
 		if err := serve.CheckWebConfig(o.configFile); err != nil {
-			return usagef("--web.config.file: %w", err)
+			return usagef("--web.config.file: %w", config.ExplainWeb(o.configFile, err))
 		}
 	}
 	if o.maxRequests < 0 {

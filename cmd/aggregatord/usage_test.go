@@ -22,6 +22,10 @@ func TestWrongCalls(t *testing.T) {
 	if err := os.WriteFile(webConfig, []byte("tls_config: {}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	password := filepath.Join(dir, "password.yml")
+	if err := os.WriteFile(password, []byte("basic_auth_users:\n  me: secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	serve := func(args ...string) []string {
 		return append([]string{"serve", "--dir", dir, "--web.listen-address", "127.0.0.1:0"}, args...)
 	}
@@ -69,34 +73,35 @@ func TestWrongCalls(t *testing.T) {
 		"one_of_two_unnamed":   {[]string{"serve", "--dir", "web=" + dir, "--dir", missing}, []string{missing, "--dir web=" + missing}},
 		"duplicate_names":      {[]string{"serve", "--dir", "web=" + dir, "--dir", "web=" + missing}, []string{`"web"`}},
 
-		"log_level":        {serve("--log.level", "loud"), []string{"--log.level", `"loud"`, "debug, info, warn or error"}},
-		"log_level_fatal":  {dump("--log.level", "fatal"), []string{"--log.level", `"fatal"`}},
-		"log_format":       {serve("--log.format", "xml"), []string{"--log.format", `"xml"`, "console or json"}},
-		"dump_log_format":  {dump("--log.format", "xml"), []string{"--log.format", `"xml"`}},
-		"address_port":     {serve("--web.listen-address", "9500"), []string{"--web.listen-address", `"9500"`, "host:port"}},
-		"address_no_port":  {serve("--web.listen-address", "localhost:"), []string{"--web.listen-address", `"localhost:"`}},
-		"address_bad_port": {serve("--web.listen-address", "localhost:nope"), []string{"--web.listen-address", `"localhost:nope"`}},
-		"address_range":    {serve("--web.listen-address", ":65536"), []string{"--web.listen-address", `":65536"`}},
-		"unix_no_path":     {serve("--web.listen-address", "unix:"), []string{"--web.listen-address", "unix:PATH"}},
-		"unix_too_long":    {serve("--web.listen-address", "unix:/"+strings.Repeat("x", 200)), []string{"--web.listen-address", "103"}},
-		"socket_mode":      {serve("--web.socket-mode", "rw"), []string{"--web.socket-mode", "0660"}},
-		"socket_mode_9":    {serve("--web.socket-mode", "0690"), []string{"--web.socket-mode", "0660"}},
-		"web_config_none":  {serve("--web.config.file", missing), []string{"--web.config.file", missing, "no such file"}},
-		"web_config_bad":   {serve("--web.config.file", webConfig), []string{"--web.config.file", webConfig, "tls_config"}},
-		"two_kinds":        {serve("--web.systemd-socket"), []string{"--web.systemd-socket", "--web.listen-address"}},
-		"max_requests":     {serve("--web.max-requests", "-1"), []string{"--web.max-requests"}},
-		"read_timeout":     {serve("--web.read-timeout", "-1s"), []string{"--web.read-timeout"}},
-		"write_timeout":    {serve("--web.write-timeout", "-1s"), []string{"--web.write-timeout"}},
-		"idle_timeout":     {serve("--web.idle-timeout", "-1s"), []string{"--web.idle-timeout"}},
-		"demo_unix":        {[]string{"demo", "--web.listen-address", "unix:/x"}, []string{"--web.listen-address", "host:port"}},
-		"path_relative":    {serve("--web.telemetry-path", "metrics"), []string{"--web.telemetry-path", `"metrics"`}},
-		"path_root":        {serve("--web.telemetry-path", "/"), []string{"--web.telemetry-path", "taken"}},
-		"path_taken":       {serve("--web.telemetry-path", "/-/ready"), []string{"--web.telemetry-path", "taken"}},
-		"path_taken_api":   {serve("--web.telemetry-path", "/api/v1/status"), []string{"--web.telemetry-path", "taken"}},
-		"path_query":       {serve("--web.telemetry-path", "/m?a=b"), []string{"--web.telemetry-path", `"/m?a=b"`}},
-		"no_time_to_stop":  {serve("--web.shutdown-timeout", "0"), []string{"--web.shutdown-timeout", "above 0"}},
-		"negative_time":    {serve("--web.shutdown-timeout", "-1s"), []string{"--web.shutdown-timeout", "above 0"}},
-		"dump_format":      {dump("--format", "xml"), []string{"--format", `"xml"`, "openmetrics"}},
+		"log_level":           {serve("--log.level", "loud"), []string{"--log.level", `"loud"`, "debug, info, warn or error"}},
+		"log_level_fatal":     {dump("--log.level", "fatal"), []string{"--log.level", `"fatal"`}},
+		"log_format":          {serve("--log.format", "xml"), []string{"--log.format", `"xml"`, "console or json"}},
+		"dump_log_format":     {dump("--log.format", "xml"), []string{"--log.format", `"xml"`}},
+		"address_port":        {serve("--web.listen-address", "9500"), []string{"--web.listen-address", `"9500"`, "host:port"}},
+		"address_no_port":     {serve("--web.listen-address", "localhost:"), []string{"--web.listen-address", `"localhost:"`}},
+		"address_bad_port":    {serve("--web.listen-address", "localhost:nope"), []string{"--web.listen-address", `"localhost:nope"`}},
+		"address_range":       {serve("--web.listen-address", ":65536"), []string{"--web.listen-address", `":65536"`}},
+		"unix_no_path":        {serve("--web.listen-address", "unix:"), []string{"--web.listen-address", "unix:PATH"}},
+		"unix_too_long":       {serve("--web.listen-address", "unix:/"+strings.Repeat("x", 200)), []string{"--web.listen-address", "103"}},
+		"socket_mode":         {serve("--web.socket-mode", "rw"), []string{"--web.socket-mode", "0660"}},
+		"socket_mode_9":       {serve("--web.socket-mode", "0690"), []string{"--web.socket-mode", "0660"}},
+		"web_config_none":     {serve("--web.config.file", missing), []string{"--web.config.file", missing, "no such file"}},
+		"web_config_bad":      {serve("--web.config.file", webConfig), []string{"--web.config.file", webConfig, "tls_config"}},
+		"web_config_password": {serve("--web.config.file", password), []string{"--web.config.file", password + ":2:7: basic_auth_users.me: is not a bcrypt hash", "htpasswd -nBC 10 me"}},
+		"two_kinds":           {serve("--web.systemd-socket"), []string{"--web.systemd-socket", "--web.listen-address"}},
+		"max_requests":        {serve("--web.max-requests", "-1"), []string{"--web.max-requests"}},
+		"read_timeout":        {serve("--web.read-timeout", "-1s"), []string{"--web.read-timeout"}},
+		"write_timeout":       {serve("--web.write-timeout", "-1s"), []string{"--web.write-timeout"}},
+		"idle_timeout":        {serve("--web.idle-timeout", "-1s"), []string{"--web.idle-timeout"}},
+		"demo_unix":           {[]string{"demo", "--web.listen-address", "unix:/x"}, []string{"--web.listen-address", "host:port"}},
+		"path_relative":       {serve("--web.telemetry-path", "metrics"), []string{"--web.telemetry-path", `"metrics"`}},
+		"path_root":           {serve("--web.telemetry-path", "/"), []string{"--web.telemetry-path", "taken"}},
+		"path_taken":          {serve("--web.telemetry-path", "/-/ready"), []string{"--web.telemetry-path", "taken"}},
+		"path_taken_api":      {serve("--web.telemetry-path", "/api/v1/status"), []string{"--web.telemetry-path", "taken"}},
+		"path_query":          {serve("--web.telemetry-path", "/m?a=b"), []string{"--web.telemetry-path", `"/m?a=b"`}},
+		"no_time_to_stop":     {serve("--web.shutdown-timeout", "0"), []string{"--web.shutdown-timeout", "above 0"}},
+		"negative_time":       {serve("--web.shutdown-timeout", "-1s"), []string{"--web.shutdown-timeout", "above 0"}},
+		"dump_format":         {dump("--format", "xml"), []string{"--format", `"xml"`, "openmetrics"}},
 	} {
 		t.Run(name, func(t *testing.T) { call(t, tc.args...).oneLine(t, exitUsage, tc.says...) })
 	}
