@@ -428,7 +428,7 @@ func (e *examination) holder(a *answered) {
 	case err != nil:
 		e.add(Warning, "daemon", err.Error()+".", "Run this as the user of the daemon.")
 	case held:
-		e.ok("daemon", "%s%s archives this directory.", strings.ToUpper(who[:1]), who[1:])
+		e.ok("daemon", "This directory is archived by %s.", who)
 	default:
 		e.add(Warning, "daemon", "No daemon archives this directory.", "Start one: aggregatord serve --dir "+e.opts.Dir)
 	}
