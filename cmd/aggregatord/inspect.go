@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -65,6 +66,9 @@ func (o *inspectOptions) run(w io.Writer, paths []string) error {
 			continue
 		}
 		in, err := store.Inspect(path, store.Limits{})
+		if info, statErr := os.Stat(path); err != nil && statErr == nil && info.IsDir() {
+			err = fmt.Errorf("%w; it is a directory: give its files, %s", err, filepath.Join(path, "*.db"))
+		}
 		if err != nil {
 			errs = append(errs, err)
 			continue

@@ -281,7 +281,7 @@ func TestInspectOthers(t *testing.T) {
 		call(t, "inspect", path).oneLine(t, exitFailure, path, "no such file or directory")
 	})
 	t.Run("directory", func(t *testing.T) {
-		call(t, "inspect", dir).oneLine(t, exitFailure, dir, "not a regular file")
+		call(t, "inspect", dir).oneLine(t, exitFailure, dir, "not a regular file", "it is a directory: give its files, "+filepath.Join(dir, "*.db"))
 	})
 	t.Run("fifo", func(t *testing.T) {
 		path := filepath.Join(dir, "counter_11.db")

@@ -55,6 +55,9 @@ func listenAll(opts Options) (listeners []net.Listener, err error) {
 			l, err = net.Listen("tcp", addr)
 		}
 		if err != nil {
+			if errors.Is(err, syscall.EADDRNOTAVAIL) {
+				err = fmt.Errorf("%w; this machine does not have the address", err)
+			}
 			return listeners, fmt.Errorf("listen on %q: %w", addr, err)
 		}
 		opened(l)

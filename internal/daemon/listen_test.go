@@ -45,6 +45,18 @@ func TestUnixSocket(t *testing.T) {
 	}
 }
 
+// TestListenElsewhere: an address of another machine is told as that.
+func TestListenElsewhere(t *testing.T) {
+	const address = "192.0.2.1:9500" // of no machine, by RFC 5737
+	l, err := listenAll(Options{ListenAddresses: []string{address}, Logger: zap.NewNop()})
+	for _, opened := range l {
+		opened.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), address) || !strings.Contains(err.Error(), "this machine does not have the address") {
+		t.Errorf("listening there: %v", err)
+	}
+}
+
 // TestUnixSocketInTheWay: a dead daemon's socket makes way; what is in use, and what is no
 // socket, does not.
 func TestUnixSocketInTheWay(t *testing.T) {

@@ -87,7 +87,7 @@ func (r *reloader) loaded(c *config.Config) {
 	}
 	for _, p := range c.Pools {
 		if !served[p.Name] && p.Glob == "" {
-			r.logger.Warn("the configuration speaks of a pool that is not served", zap.String("config", c.File()), zap.String("pool", p.Name))
+			r.logger.Warn("the configuration has rules for a pool that is not served", zap.String("config", c.File()), zap.String("pool", p.Name))
 		}
 	}
 }
@@ -156,7 +156,7 @@ func (r *reloader) run(ctx context.Context) {
 				}
 			})
 			if err != nil && ctx.Err() == nil {
-				r.logger.Warn("changes of the configuration file are found by looking only", zap.Error(err))
+				r.logger.Warn("inotify is unavailable; looking at the configuration file every few seconds", zap.Error(err))
 			}
 		})
 	}

@@ -330,7 +330,7 @@ func TestReloadNeedsRestart(t *testing.T) {
 			}
 		}
 	}
-	if !slices.Contains(d.messages(), "the configuration speaks of a pool that is not served") {
+	if !slices.Contains(d.messages(), "the configuration has rules for a pool that is not served") {
 		t.Error("it does not tell of pool jobs")
 	}
 }

@@ -40,7 +40,7 @@ func newManager(opts Options) *manager {
 
 func (s *manager) tell(state string) {
 	if _, err := systemd.SdNotify(false, state); err != nil {
-		s.log.Warn("systemd cannot be told", zap.String("state", state), zap.Error(err))
+		s.log.Warn("systemd cannot be notified", zap.String("state", state), zap.Error(err))
 	}
 }
 

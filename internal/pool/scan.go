@@ -67,7 +67,7 @@ func (p *Pool) scanLocked(force bool) {
 func (p *Pool) chooseMethodLocked() {
 	choice, err := p.prober.Probe()
 	if err != nil {
-		p.logger.Warn("cannot find out how to know dead processes", zap.Error(err))
+		p.logger.Warn("cannot find out whether read leases tell which processes are dead; trying again", zap.Error(err))
 		return
 	}
 	fields := []zap.Field{zap.Stringer("method", choice.Method), zap.String("file_system", choice.FileSystem)}
