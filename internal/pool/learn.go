@@ -18,6 +18,9 @@ const (
 	firstBytes = 16 << 20
 	// scrapeBytes is how much one scrape learns at most, of all files together.
 	scrapeBytes = 4 << 20
+	// refusedBytes is what an entry that is left out is worth beside its own bytes: it takes the
+	// time of some that are known, and somebody may fill a file with the shortest of the kind.
+	refusedBytes = 128
 	// roundBytes is how much one round learns at least of one file, if it has as much, once the pool is
 	// ready. As long as the round has taken less than roundTime it learns more. Before, a round learns
 	// all: nobody is served until then.
@@ -36,8 +39,8 @@ const (
 // learnLocked tells the index of entries that appeared since the last time: of about limit bytes
 // at most, or of all if limit is 0. It returns how many bytes it were.
 func (p *Pool) learnLocked(t *file, limit int64) (walked int64) {
-	before := t.learned
-	t.more, t.learnErr = t.file.LearnSome(store.LearnOptions{MaxBytes: limit, Guesses: p.guessesLocked(t)}, func(e store.Entry) {
+	before, toll := t.learned, int64(0)
+	t.more, t.learnErr = t.file.LearnSome(store.LearnOptions{MaxBytes: limit, Toll: &toll, Guesses: p.guessesLocked(t)}, func(e store.Entry) {
 		entry := t.entries
 		if entry == 0 {
 			p.identifyLocked(t, e.Key)
@@ -45,6 +48,7 @@ func (p *Pool) learnLocked(t *file, limit int64) (walked int64) {
 		t.entries++
 		t.learned = max(t.learned, int64(e.Slot)*8)
 		if e.Err != nil {
+			toll = refusedBytes
 			p.refusedLocked(t, e, e.Err)
 			return
 		}
@@ -53,6 +57,7 @@ func (p *Pool) learnLocked(t *file, limit int64) (walked int64) {
 			tag = nil // the cells that tags tell of may be others' now
 		}
 		if err := p.index.LearnTagged(t.source, e.Key, e.Slot, tag); err != nil {
+			toll = refusedBytes
 			p.refusedLocked(t, e, err)
 			return
 		}

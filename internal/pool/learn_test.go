@@ -3,8 +3,10 @@ package pool
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -244,4 +246,39 @@ func TestBadFileDelaysNobody(t *testing.T) {
 		t.Errorf("%v files were folded at once, want the 40 good ones", got)
 	}
 	h.want("hits_total 50")
+}
+
+// TestUnreadableKeys has a file with many of the shortest entries that cannot be read. They cost more
+// than their bytes, so a scrape looks at fewer; what is behind them is found all the same.
+func TestUnreadableKeys(t *testing.T) {
+	dir := tmpfs(t)
+	h := collect(t, Spec{Path: dir})
+	h.view()
+	const n = 70_000
+	b := make([]byte, 8)
+	add := func(key string) {
+		b = binary.LittleEndian.AppendUint32(b, uint32(len(key)))
+		b = append(b, key...)
+		b = append(b, strings.Repeat(" ", 8-(len(key)+4)%8)...)
+		b = binary.LittleEndian.AppendUint64(b, math.Float64bits(3))
+	}
+	for range n {
+		add("x")
+	}
+	add(`["behind","behind_total",{},""]`)
+	binary.LittleEndian.PutUint32(b, uint32(len(b)))
+	if err := os.WriteFile(filepath.Join(dir, "counter_1.db"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused := func() float64 { return h.own("aggregatord_entry_errors_total", "reason", "bad_key") }
+	if h.view(); refused() == 0 || refused() > scrapeBytes/refusedBytes+1 {
+		t.Errorf("a scrape has looked at %v entries that cannot be read", refused())
+	}
+	for h.Tend(true); h.learning(); {
+		h.Tend(true)
+	}
+	h.want("behind_total 3")
+	if refused() != n {
+		t.Errorf("%v refused, want each once", refused())
+	}
 }

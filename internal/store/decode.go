@@ -332,8 +332,10 @@ type walk struct {
 	marks *marks
 	// guesses, if not nil, are used, and told of the entries.
 	guesses *Guesses
-	// stop is the offset at which to stop, 0 for none.
+	// stop is the offset at which to stop, 0 for none; toll, if not nil, brings it nearer by so
+	// many bytes.
 	stop int64
+	toll *int64
 }
 
 // walk yields the entries from c on up to w.end, and moves c past those it yielded. With
@@ -368,6 +370,10 @@ func (w *window) walk(c *cursor, how walk, yield func(Entry)) damage {
 		c.next = next
 		c.entries++
 		yield(e)
+		if how.toll != nil && how.stop > 0 {
+			how.stop = max(1, how.stop-*how.toll)
+			*how.toll = 0
+		}
 	}
 	return damage{}
 }

@@ -384,6 +384,9 @@ type LearnOptions struct {
 	// MaxBytes bounds how much of the file one call walks over, give or take an entry. 0: all
 	// there is. It bounds what a file costs that somebody has made large.
 	MaxBytes int64
+	// Toll, if not nil, is where the receiver says of an entry how many bytes it is worth beside
+	// its own, against MaxBytes. It is 0 again before the next entry.
+	Toll *int64
 	// Guesses, if not nil, make files with equal keys cheaper.
 	Guesses *Guesses
 }
@@ -464,7 +467,7 @@ func (f *File) LearnSome(opts LearnOptions, yield func(Entry)) (more bool, err e
 	f.used, w.end, f.grown, f.looked = used, used, false, true
 	how := walk{format: f.format(), marks: &f.marks, guesses: opts.Guesses}
 	if opts.MaxBytes > 0 {
-		how.stop = f.cur.next + opts.MaxBytes
+		how.stop, how.toll = f.cur.next+opts.MaxBytes, opts.Toll
 	}
 	d = w.walk(&f.cur, how, f.meets(func(e Entry) {
 		if e.Err != nil && (f.shortest == 0 || e.Err.KeyBytes < f.shortest) {

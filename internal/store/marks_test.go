@@ -323,6 +323,32 @@ func TestEmpty(t *testing.T) {
 	}
 }
 
+// TestLearnToll: an entry may be worth more than its bytes.
+func TestLearnToll(t *testing.T) {
+	f := open(t, write(t, bigImage(Wide, 3000).honest()))
+	const slice, toll = 10_000, 4000
+	n, more := 0, true
+	for more {
+		before, at := n, int64(0)
+		var err error
+		if more, err = f.LearnSome(LearnOptions{MaxBytes: slice, Toll: &at}, func(Entry) {
+			if at != 0 {
+				t.Errorf("the toll is %d before an entry", at)
+			}
+			n++
+			at = toll
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if n == before || n-before > slice/toll+1 {
+			t.Fatalf("%d entries in one call", n-before)
+		}
+	}
+	if n != 3000 {
+		t.Errorf("%d entries", n)
+	}
+}
+
 // TestLearnSome walks over a large file in slices.
 func TestLearnSome(t *testing.T) {
 	m := bigImage(Wide, 3000)
