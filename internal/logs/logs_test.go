@@ -2,6 +2,7 @@ package logs
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -224,6 +225,37 @@ func FuzzCut(f *testing.F) {
 		}
 		if len(s) <= most && got != s {
 			t.Fatalf("Cut(%q, %d) = %q", s, most, got)
+		}
+	})
+}
+
+// FuzzLine: whatever a file is called, and whatever an error says, a line of the log is one line of
+// bounded length, without control characters, and of the JSON format valid JSON.
+func FuzzLine(f *testing.F) {
+	f.Add("/dev/shm/counter_1.db", "no such file")
+	f.Add("/a\nFATAL  made up\r\x1b[2J\x00", "\u2028\x85\"}\n{")
+	f.Add(strings.Repeat("\x01", 300), strings.Repeat("\xff\\", 1000))
+	encoding := zap.NewProductionEncoderConfig()
+	var out bytes.Buffer
+	encoders := map[string]zapcore.Encoder{"json": zapcore.NewJSONEncoder(encoding), "text": zapcore.NewConsoleEncoder(encoding)}
+	f.Fuzz(func(t *testing.T, path, text string) {
+		for name, encoder := range encoders {
+			out.Reset()
+			log := zap.New(NewCore(zapcore.NewCore(encoder, zapcore.AddSync(&out), zap.InfoLevel)))
+			log.With(zap.String("dir", path)).Warn("file is left out", zap.String("path", path), zap.Error(errors.New(text)))
+			line := out.String()
+			if strings.Count(line, "\n") != 1 || !strings.HasSuffix(line, "\n") || !utf8.ValidString(line) {
+				t.Fatalf("%s: %q", name, line)
+			}
+			if i := strings.IndexFunc(line[:len(line)-1], func(r rune) bool { return r < ' ' && r != '\t' }); i >= 0 {
+				t.Fatalf("%s: a control character at %d of %q", name, i, line)
+			}
+			if most := 3*6*maxText + 512; len(line) > most { // each byte may be spelled as \u0001
+				t.Fatalf("%s: %d bytes", name, len(line))
+			}
+			if name == "json" && !json.Valid([]byte(line)) {
+				t.Fatalf("%q is not JSON", line)
+			}
 		}
 	})
 }
