@@ -84,10 +84,11 @@ func TestAlerts(t *testing.T) {
 	if err := os.WriteFile(noDirectory, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// A daemon with a limit, files that disagree, and a configuration that becomes wrong.
+	// A daemon with a limit, an output that nobody receives, files that disagree, and a configuration
+	// that becomes wrong.
 	limited, config := sourceDir(t), filepath.Join(t.TempDir(), "aggregatord.yml")
 	worker(limited)
-	if err := os.WriteFile(config, []byte("limits: {series_per_family: 3}\n"), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte("limits: {series_per_family: 3}\noutputs: [{name: nobody, interval: 1s, graphite: {address: '127.0.0.1:1'}}]\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for i, base := range []string{"gauge_max_2.db", "gauge_min_3.db"} {
@@ -183,6 +184,7 @@ func TestAlerts(t *testing.T) {
 		"limited: AggregatordConfigReloadFailed",
 		"limited: AggregatordConflicts",
 		"limited: AggregatordEntriesRefused",
+		"limited: AggregatordOutputFails",
 		"pools/crowded: AggregatordInodesLow",
 		"pools/damaged: AggregatordFileErrors",
 		"pools/full: AggregatordSpaceLow",

@@ -32,8 +32,8 @@ func TestDeployRules(t *testing.T) {
 	t.Parallel()
 	promtool := peer(t, "promtool", "apt-get install prometheus")
 	for _, args := range [][]string{
-		{"check", "rules", "alerts.yml", "rules.yml"},
-		{"test", "rules", "alerts_test.yml"},
+		{"check", "rules", "alerts.yml", "workers.yml", "rules.yml"},
+		{"test", "rules", "alerts_test.yml", "workers_test.yml"},
 		{"check", "config", "--syntax-only", "../compose/prometheus.yml"},
 	} {
 		cmd := exec.Command(promtool, args...)
@@ -42,13 +42,15 @@ func TestDeployRules(t *testing.T) {
 			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)
 		}
 	}
-	alerts := deployed(t, "prometheus/alerts.yml")
-	for _, alert := range regexp.MustCompile(`(?m)- alert: (\w+)`).FindAllStringSubmatch(alerts, -1) {
-		if !strings.Contains(deployed(t, "prometheus/alerts_test.yml"), "alertname: "+alert[1]+"\n        exp_alerts:\n") {
-			t.Errorf("no test lets %s fire", alert[1])
+	for _, file := range []string{"alerts", "workers"} {
+		alerts := deployed(t, "prometheus/"+file+".yml")
+		for _, alert := range regexp.MustCompile(`(?m)- alert: (\w+)`).FindAllStringSubmatch(alerts, -1) {
+			if !strings.Contains(deployed(t, "prometheus/"+file+"_test.yml"), "alertname: "+alert[1]+"\n        exp_alerts:\n") {
+				t.Errorf("no test lets %s fire", alert[1])
+			}
 		}
+		knownMetrics(t, alerts)
 	}
-	knownMetrics(t, alerts)
 }
 
 // knownMetrics checks that the daemon's own metrics in a text are ones that it has: docs/metrics.md
