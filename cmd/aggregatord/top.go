@@ -271,6 +271,10 @@ func readTop(ctx context.Context, c *client, workers url.Values) (*top.Reading, 
 	if r.Workers, err = askFor[status.Page[status.Worker]](ctx, c, "workers", workers); err != nil {
 		return nil, err
 	}
+	// A daemon of an earlier version has no outputs.
+	if r.Outputs, err = askFor[[]status.Output](ctx, c, "outputs", nil); err != nil && ctx.Err() != nil {
+		return nil, err
+	}
 	if r.Overview.Ready {
 		for {
 			const page = 5000 // the API gives no more at once

@@ -306,6 +306,7 @@ func (a *API) overview(ctx context.Context, _ params) (any, error) {
 	o := a.describe()
 	o.Build = a.opts.Build
 	o.Started = unixSeconds(a.opts.Started)
+	o.Problems = append(o.Problems, outputProblems(a.opts.Outputs())...)
 	return o, nil
 }
 
@@ -364,7 +365,9 @@ func (a *API) workers(ctx context.Context, q params) (any, error) {
 	if err := a.refresh(ctx); err != nil {
 		return nil, err
 	}
-	return list(q, Workers(a.opts.Fleet), defaultLimit, listing[status.Worker]{
+	workers := Workers(a.opts.Fleet)
+	addProcesses(workers, a.opts.Processes())
+	return list(q, workers, defaultLimit, listing[status.Worker]{
 		keep: func(w *status.Worker) bool { return !q.Has("pool") || w.Pool == q.Get("pool") },
 		text: func(w *status.Worker) []string { return []string{w.ID, w.Pool} },
 		sorts: map[string]func(a, b *status.Worker) int{
@@ -378,8 +381,38 @@ func (a *API) workers(ctx context.Context, q params) (any, error) {
 			"entries":    func(a, b *status.Worker) int { return cmp.Compare(a.Entries, b.Entries) },
 			"used_bytes": func(a, b *status.Worker) int { return cmp.Compare(a.UsedBytes, b.UsedBytes) },
 			"size_bytes": func(a, b *status.Worker) int { return cmp.Compare(a.SizeBytes, b.SizeBytes) },
+			"cpu_seconds": func(a, b *status.Worker) int {
+				return cmp.Compare(processOf(a).CPUSeconds, processOf(b).CPUSeconds)
+			},
+			"resident_bytes": func(a, b *status.Worker) int {
+				return cmp.Compare(processOf(a).ResidentBytes, processOf(b).ResidentBytes)
+			},
 		},
 	})
+}
+
+// addProcesses has each worker tell of the process that holds its files.
+func addProcesses(workers []status.Worker, processes []status.Process) {
+	type id struct{ pool, worker string }
+	holders := map[id]*status.Process{}
+	for i := range processes {
+		for _, w := range processes[i].Workers {
+			if at := (id{processes[i].Pool, w}); holders[at] == nil {
+				holders[at] = &processes[i]
+			}
+		}
+	}
+	for i := range workers {
+		workers[i].Process = holders[id{workers[i].Pool, workers[i].ID}]
+	}
+}
+
+// processOf returns what is known of a worker's process.
+func processOf(w *status.Worker) status.Process {
+	if w.Process == nil {
+		return status.Process{}
+	}
+	return *w.Process
 }
 
 func (a *API) files(ctx context.Context, q params) (any, error) {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -431,6 +432,52 @@ func TestProblems(t *testing.T) {
 }
 
 // TestUnavailable: before the first look is done there is a status, and no values.
+// TestOutputsAndProcesses: a worker tells of the process that holds its files, and an output that
+// fails again is a problem.
+func TestOutputsAndProcesses(t *testing.T) {
+	h := newHarness(t, false)
+	outputs := []status.Output{
+		{Name: "fine", LastSuccess: 100},
+		{Name: "once", Failures: 1, Error: "no"},
+		{Name: "never", Failures: 2, Error: "connect: refused; is it running?"},
+		{Name: "lost", Failures: 7, Error: "status 500", LastSuccess: 86400},
+	}
+	h.opts.Outputs = func() []status.Output { return outputs }
+	h.opts.Processes = func() []status.Process {
+		return []status.Process{
+			{Pool: "other", Pid: 7, Workers: []string{"1"}}, {Pid: 10, Role: "master"},
+			{Pid: 11, Workers: []string{"1", "3"}, CPUSeconds: 1}, {Pid: 12, Workers: []string{"2"}, CPUSeconds: 2},
+		}
+	}
+	pids := map[string]int{}
+	var order []string
+	for _, w := range get[status.Page[status.Worker]](h, "workers?sort=-cpu_seconds").Items {
+		order = append(order, w.ID)
+		if w.Process != nil {
+			pids[w.ID] = w.Process.Pid
+		}
+	}
+	if pids["1"] != 11 || pids["2"] != 12 || pids["9"] != 0 || order[0] != "2" {
+		t.Errorf("pids %v, in the order %v", pids, order)
+	}
+	if got := get[[]status.Output](h, "outputs"); len(got) != len(outputs) {
+		t.Errorf("outputs %+v", got)
+	}
+	var said []string
+	for _, p := range get[status.Overview](h, "status").Problems {
+		if strings.Contains(p.Text, "output") {
+			said = append(said, p.Text+" "+p.Action)
+		}
+	}
+	want := []string{
+		"The last 2 pushes of the output never failed: connect: refused; is it running? Its receiver has taken nothing yet.",
+		"The last 7 pushes of the output lost failed: status 500. What it has is from 1970-01-02 00:00:00 UTC.",
+	}
+	if !slices.Equal(said, want) {
+		t.Errorf("problems %q, want %q", said, want)
+	}
+}
+
 func TestUnavailable(t *testing.T) {
 	c, err := fleet.New(fleet.Options{Pools: []pool.Spec{{Path: tmpfs(t)}}})
 	if err != nil {

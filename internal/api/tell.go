@@ -249,6 +249,33 @@ func problems(p *status.Pool) []status.Problem {
 	return all
 }
 
+// outputProblems says which outputs do not reach their receivers.
+func outputProblems(outputs []status.Output) (all []status.Problem) {
+	for i := range outputs {
+		o := &outputs[i]
+		if o.Failures < 2 {
+			continue // one is made good by the next
+		}
+		action := "Its receiver has taken nothing yet."
+		if o.LastSuccess > 0 {
+			action = "What it has is from " + time.Unix(int64(o.LastSuccess), 0).UTC().Format(time.DateTime) + " UTC."
+		}
+		all = append(all, status.Problem{
+			Severity: "warning", Action: action,
+			Text: fmt.Sprintf("The last %s of the output %s failed: %s", several(o.Failures, "push", "pushes"), o.Name, sentence(o.Error)),
+		})
+	}
+	return all
+}
+
+// sentence ends a text as a sentence ends.
+func sentence(text string) string {
+	if strings.HasSuffix(text, ".") || strings.HasSuffix(text, "?") {
+		return text
+	}
+	return text + "."
+}
+
 // Workers lists the workers of all pools, by pool and ID.
 func Workers(f *fleet.Fleet) []status.Worker {
 	all := []status.Worker{}

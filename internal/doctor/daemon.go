@@ -94,7 +94,39 @@ func (e *examination) ask(ctx context.Context) *answered {
 				"Raise the limits: sysctl fs.inotify.max_user_instances and fs.inotify.max_user_watches; ulimit -n does not count here.")
 		}
 	}
+	if outputs, err := question[[]status.Output](ctx, d, "outputs", nil); err == nil {
+		e.outputs(outputs)
+	}
 	return a
+}
+
+// outputs looks at what the daemon sends to others.
+func (e *examination) outputs(all []status.Output) {
+	fine := 0
+	for i := range all {
+		o := &all[i]
+		switch {
+		case o.Failures > 0:
+			e.add(Warning, "outputs", fmt.Sprintf("The last %s of the output %s to %s failed: %s",
+				map[bool]string{true: "push", false: fmt.Sprintf("%d pushes", o.Failures)}[o.Failures == 1], o.Name, o.Target, sentence(o.Error)),
+				"The log has each reason once; docs/outputs.md says what is tried again, and when.")
+		case o.LastSuccess == 0:
+			e.ok("outputs", "The output %s has not sent anything to %s yet.", o.Name, o.Target)
+		default:
+			fine++
+		}
+	}
+	if fine > 0 {
+		e.ok("outputs", "%s: the receiver has taken the last push.", plural(fine, "output"))
+	}
+}
+
+// sentence ends a text as a sentence ends.
+func sentence(text string) string {
+	if strings.HasSuffix(text, ".") || strings.HasSuffix(text, "?") {
+		return text
+	}
+	return text + "."
 }
 
 // noAnswer says why the daemon has not told what it is.

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -130,6 +131,27 @@ func TestCompare(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestOutputs: each output that fails is told, with why; the others in one line.
+func TestOutputs(t *testing.T) {
+	e := &examination{}
+	e.outputs([]status.Output{
+		{Name: "a", LastSuccess: 1}, {Name: "b", LastSuccess: 1}, {Name: "new", Target: "here"},
+		{Name: "bad", Target: "there", Failures: 3, Error: "connect: refused; is it running?", LastSuccess: 1},
+	})
+	var got []string
+	for _, f := range e.findings {
+		got = append(got, fmt.Sprint(f.Level, ": ", f.Found))
+	}
+	want := []string{
+		fmt.Sprint(OK, ": The output new has not sent anything to here yet."),
+		fmt.Sprint(Warning, ": The last 3 pushes of the output bad to there failed: connect: refused; is it running?"),
+		fmt.Sprint(OK, ": 2 outputs: the receiver has taken the last push."),
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

@@ -246,6 +246,8 @@ type Worker struct {
 	Entries   int     `json:"entries"`
 	UsedBytes int64   `json:"used_bytes"`
 	SizeBytes int64   `json:"size_bytes"`
+	// Process is the one that holds its files, where that can be seen.
+	Process *Process `json:"process,omitempty"`
 }
 
 // A File is one source file.

@@ -247,6 +247,13 @@ func (v *View) body(width, height int, now time.Time) []terminal.Line {
 		most = max(height/6, 1)
 	}
 	f = append(f, limited(poolTable(shown, clock, width), most, len(shown), "pools")...)
+	if all := v.now.Outputs; len(all) > 0 {
+		most = len(all)
+		if height > 0 {
+			most = max(height/8, 1)
+		}
+		f = append(f, limited(outputs(all, clock, width), most, len(all), "outputs")...)
+	}
 
 	families, total := v.families()
 	workers, workersTotal := v.workers()
@@ -406,6 +413,37 @@ func poolTable(all []*status.Pool, clock float64, width int) []terminal.Line {
 	}, rows, width)
 }
 
+// outputs is the table of outputs; those that fail come first.
+func outputs(all []status.Output, clock float64, width int) []terminal.Line {
+	all = slices.Clone(all)
+	slices.SortStableFunc(all, func(a, b status.Output) int { return cmp.Compare(min(b.Failures, 1), min(a.Failures, 1)) })
+	var rows [][]string
+	for i := range all {
+		o := &all[i]
+		state, next := "ok", "-"
+		switch {
+		case o.Failures > 0:
+			state = fmt.Sprintf("failed %d times", o.Failures)
+		case o.LastTry == 0:
+			state = "not yet"
+		}
+		if o.Next > 0 {
+			next = age(clock, o.Next)
+		}
+		rows = append(rows, []string{o.Name, o.Type, state, age(o.LastSuccess, clock), next, strconv.Itoa(o.Samples), size(float64(o.Bytes)), o.Target})
+	}
+	return table([]column{
+		{"OUTPUT", false, 0},
+		{"TYPE", false, 3},
+		{"STATE", false, 0},
+		{"SUCCESS", true, 0},
+		{"NEXT", true, 0},
+		{"SAMPLES", true, 2},
+		{"SENT", true, 4},
+		{"RECEIVER", false, 1},
+	}, rows, width)
+}
+
 // families are those to be shown, in order, and how many there are.
 func (v *View) families() (shown []*status.Family, total int) {
 	for i := range v.now.Families {
@@ -473,9 +511,16 @@ func (v *View) workerTable(workers []status.Worker, title string, clock float64,
 		if w.Failed > 0 {
 			remark = strings.TrimSpace(fmt.Sprintf("%s %d unreadable", remark, w.Failed))
 		}
+		pid, cpu, memory := "-", "-", "-"
+		if p := w.Process; p != nil {
+			pid, memory = strconv.Itoa(p.Pid), size(float64(p.ResidentBytes))
+			if cpu = seconds(p.CPUSeconds); p.CPUSeconds >= 60 {
+				cpu = span(time.Duration(p.CPUSeconds * float64(time.Second)))
+			}
+		}
 		rows = append(rows, []string{
-			w.ID, state, age(w.Changed, clock), age(w.Created, clock), strconv.Itoa(w.Files), strconv.Itoa(w.Entries),
-			size(float64(w.UsedBytes)), size(float64(w.SizeBytes)), w.KnownBy, remark,
+			w.ID, state, age(w.Changed, clock), age(w.Created, clock), cpu, memory, strconv.Itoa(w.Files), strconv.Itoa(w.Entries),
+			size(float64(w.UsedBytes)), size(float64(w.SizeBytes)), w.KnownBy, pid, remark,
 		})
 	}
 	return table([]column{
@@ -483,11 +528,14 @@ func (v *View) workerTable(workers []status.Worker, title string, clock float64,
 		{"STATE", false, 0},
 		{"CHANGED", true, 0},
 		{"AGE", true, 0},
+		{"CPU", true, 1},
+		{"MEMORY", true, 1},
 		{"FILES", true, 4},
 		{"ENTRIES", true, 2},
 		{"USED", true, 3},
 		{"SIZE", true, 6},
 		{"BY", false, 5},
+		{"PID", true, 7},
 		{"POOL", false, 1},
 	}, rows, width)
 }

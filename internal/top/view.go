@@ -24,6 +24,8 @@ type Reading struct {
 	Overview status.Overview
 	// Workers are the first in the order asked for.
 	Workers status.Page[status.Worker]
+	// Outputs are all there are.
+	Outputs []status.Output
 	// Families are all there are, of the time FamiliesAt in Unix seconds by the daemon's
 	// clock; that is 0 if it was not ready to tell.
 	Families   []status.Family

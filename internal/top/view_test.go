@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -249,6 +250,37 @@ func TestScroll(t *testing.T) {
 	v.Typing = true
 	v.Type(terminal.KeyEscape)
 	shows("no filter", "温度_88_")
+}
+
+// TestOutputsAndProcesses: what fails is at the top, and a worker's process is told of.
+func TestOutputsAndProcesses(t *testing.T) {
+	v := &View{Source: "http://localhost:9500", Every: 2 * time.Second}
+	r := read(0, nil)
+	r.Outputs = []status.Output{
+		{Name: "carbon", Type: "graphite", Target: "carbon:2003", LastTry: 1990, LastSuccess: 1990, Next: 2005, Samples: 182, Bytes: 2048},
+		{Name: "batch", Type: "otlp", Target: "http://x/v1/metrics", LastTry: 1999, LastSuccess: 1900, Next: 2001, Failures: 3},
+		{Name: "new", Type: "textfile", Target: "/a.prom"},
+	}
+	r.Workers.Items = []status.Worker{
+		{ID: "a1", Alive: true, Process: &status.Process{Pid: 4711, CPUSeconds: 0.25, ResidentBytes: 32 << 20}},
+		{ID: "a2", Alive: true, Process: &status.Process{Pid: 4712, CPUSeconds: 125, ResidentBytes: 1 << 30}}, {ID: "a3"},
+	}
+	v.Add(r)
+	var lines []string
+	for _, line := range v.Frame(0, 0, start) {
+		lines = append(lines, strings.Join(strings.Fields(line.Text), " "))
+	}
+	for _, want := range []string{
+		"batch otlp failed 3 times 1m40s 1s 0 0B http://x/v1/metrics", "carbon graphite ok 10s 5s 182 2.0K carbon:2003", "new textfile not yet - - 0 0B /a.prom",
+		"a1 alive - - 250ms 32M 0 0 0B 0B 4711", "a2 alive - - 2m5s 1.0G 0 0 0B 0B 4712", "a3 dead - - - - 0 0 0B 0B -",
+	} {
+		if !slices.Contains(lines, want) {
+			t.Errorf("no line %q in\n%s", want, strings.Join(lines, "\n"))
+		}
+	}
+	if i, j := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "batch") }), slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "carbon") }); i > j {
+		t.Error("what fails is not at the top")
+	}
 }
 
 // TestEighty: at 80 columns what matters is there, and whole.

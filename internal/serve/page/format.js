@@ -42,6 +42,7 @@ export function span(seconds) {
 }
 
 export const duration = (s) => (s < 0.001 ? (s * 1e6).toFixed(0) + SPACE + "µs" : s < 1 ? (s * 1e3).toFixed(1) + SPACE + "ms" : s.toFixed(2) + SPACE + "s");
+export const cpuTime = (s) => (s < 10 ? s.toFixed(2) + " s" : s < 60 ? s.toFixed(1) + " s" : span(s));
 export const clock = (t) => new Date(t * 1000).toLocaleTimeString();
 
 // time is the daemon's clock, which may differ from ours by skew seconds.

@@ -3,7 +3,7 @@
 import { app, note, place } from "./app.js";
 import { ask } from "./ask.js";
 import { el, link, setClass, setText, table } from "./dom.js";
-import { bytes, count, parse, plural, rate, span, time } from "./format.js";
+import { bytes, count, cpuTime, parse, plural, rate, span, time } from "./format.js";
 
 export const PAGE = 50;
 
@@ -84,6 +84,8 @@ export function workers() {
       { head: "liveness by", sort: "known_by", class: "opt", text: (w) => (w.failed === w.files ? "" : w.known_by) },
       { head: "age", sort: "created", class: "num", falling: true, text: (w) => (w.created ? span(time.now() - w.created) : "") },
       { head: "last change", sort: "changed", class: "num", falling: true, text: (w) => time.ago(w.changed) },
+      { head: "CPU time", sort: "cpu_seconds", class: "num opt", falling: true, text: (w) => (w.process ? cpuTime(w.process.cpu_seconds) : "") },
+      { head: "memory", sort: "resident_bytes", class: "num opt", falling: true, text: (w) => (w.process ? bytes(w.process.resident_bytes) : "") },
       { head: "files", sort: "files", class: "num opt", falling: true, text: (w) => count(w.files) + (w.failed ? " (" + w.failed + " unreadable)" : "") },
       { head: "entries", sort: "entries", class: "num", falling: true, text: (w) => count(w.entries) },
       { head: "bytes", sort: "used_bytes", class: "num opt", falling: true, text: (w) => bytes(w.used_bytes) },

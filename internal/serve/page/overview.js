@@ -36,6 +36,7 @@ export function overview() {
   const births = events("workers that were born and that died"), birthsAxis = el("p", { class: "dim" });
   const busiest = busiestFamilies(memory);
   const showProblems = list(problems, problemNode, (p) => p.pool + "\n" + p.text), showPools = list(pools, poolPanel, (p) => p.name);
+  const outputs = outputTable();
   const many = poolTable(), timeline = new Timeline();
   let scrapes = null;
   return {
@@ -44,7 +45,7 @@ export function overview() {
       el("div", { class: "pair" },
         el("section", { class: "panel" }, el("h2", {}, "Time of a scrape"), latency, latencyAxis),
         el("section", { class: "panel" }, el("h2", {}, "Workers born and died"), births, birthsAxis)),
-      el("h2", {}, "Busiest metrics"), busiest.node, el("h2", {}, "Pools"), many, pools),
+      el("h2", {}, "Busiest metrics"), busiest.node, el("h2", {}, "Pools"), many, pools, outputs),
     async refresh() {
       const s = app.status, sum = (f) => s.pools.reduce((n, p) => n + f(p), 0);
       showProblems(bySeverity(s.problems).slice(0, PROBLEMS));
@@ -74,6 +75,7 @@ export function overview() {
         setText(latencyAxis, points.length > 1 ? duration(range.low) + " to " + duration(range.high) + " since " + clock(points[0][0])
           : scrapes.count ? duration(scrapes.seconds / scrapes.count) + " on average since the start; the chart begins with the next scrapes" : "Nobody has scraped the metrics yet.");
       }
+      outputs.show(await tryAsk("outputs") || []);
       await timeline.refresh();
       births.show(timeline.moments);
       setText(birthsAxis, timeline.words());
@@ -192,6 +194,29 @@ class Timeline {
     const sum = (field) => this.moments.reduce((n, m) => n + m[field], 0);
     return count(sum("came")) + " born (up), " + count(sum("went")) + " died (down) since " + clock(this.moments[0].at) + (this.partial ? ", among the first 5,000" : "");
   }
+}
+
+// outputTable shows where values are sent to: what fails comes first. Without outputs it is hidden.
+function outputTable() {
+  const rows = table([
+    { head: "output", class: "name", text: (o) => o.name },
+    { head: "receiver", class: "name opt", text: (o) => o.type.replace("_", " ") + " " + o.target },
+    { head: "state", show: (cell, o) => {
+      setText(cell, o.failures ? plural(o.failures, "failure") : o.last_try ? "ok" : "nothing sent yet");
+      setClass(cell, o.failures ? "error" : o.last_try ? "good" : "off");
+    } },
+    { head: "last success", class: "num", text: (o) => (o.last_success ? time.ago(o.last_success) : "never") },
+    { head: "next push", class: "num", text: (o) => (o.next ? (o.next > time.now() ? "in " + span(o.next - time.now()) : "now") : "") },
+    { head: "samples", class: "num opt", text: (o) => count(o.samples) + (o.left_out ? " (" + count(o.left_out) + " left out)" : "") },
+    { head: "bytes", class: "num opt", text: (o) => bytes(o.bytes) },
+    { head: "last error", class: "wrap", show: (cell, o) => { setText(cell, o.error || ""); cell.style.minWidth = o.error ? "17rem" : ""; } },
+  ], { key: (o) => o.name, empty: "There is no output." });
+  const node = el("section", {}, el("h2", {}, "Outputs"), rows);
+  node.show = (outputs) => {
+    node.hidden = outputs.length === 0;
+    rows.show([...outputs].sort((a, b) => (b.failures > 0) - (a.failures > 0)));
+  };
+  return node;
 }
 
 // poolTable is for many pools: the first of those with problems, and a way to all of them.

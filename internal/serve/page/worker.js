@@ -3,11 +3,13 @@
 import { app } from "./app.js";
 import { ask } from "./ask.js";
 import { el, facts, link, meter, setClass, setName, setText } from "./dom.js";
-import { bytes, count, plural, span, time } from "./format.js";
+import { bytes, count, cpuTime, plural, span, time } from "./format.js";
 import { fileColumns, lister } from "./lists.js";
 
 export function worker(pool, id) {
-  const about = facts(), panel = el("section", { class: "panel" }, about);
+  const about = facts(), process = facts();
+  const unseen = el("p", { class: "dim" }, "Its process cannot be seen from here.");
+  const panel = el("section", { class: "panel columns" }, el("div", {}, about), el("div", {}, el("h3", {}, "Process"), process, unseen));
   const files = lister({
     title: "Worker " + id, things: (n) => plural(n, "file"), question: "files", placeholder: "Search its files", sort: "path",
     empty: () => "There is no file of a worker with this ID. Either there was none, or the worker is dead and its values are in the archive.",
@@ -20,7 +22,17 @@ export function worker(pool, id) {
     await inner();
     const found = (await ask("workers", { pool, search: id, limit: 200 })).items.find((w) => w.id === id && (w.pool || "") === pool);
     panel.hidden = !found;
-    if (found) about.show([
+    if (!found) return;
+    const p = found.process;
+    unseen.hidden = Boolean(p);
+    process.hidden = !p;
+    if (p) process.show([
+      ["pid", String(p.pid)], ["command", p.command, "mono"], ["running for", span(time.now() - p.started)], ["CPU time", cpuTime(p.cpu_seconds)],
+      ["memory", bytes(p.resident_bytes) + (p.proportional_bytes == null ? "" : ", " + bytes(p.proportional_bytes) + " if what is shared counts once")],
+      ["threads", p.threads ? count(p.threads) : ""], ["descriptors", p.open_fds < 0 ? "may not be read" : count(p.open_fds)],
+      ["slot", p.slot == null ? "" : String(p.slot)],
+    ]);
+    about.show([
       ["state", found.alive ? "alive" : "dead", found.alive ? "good" : ""], ["liveness by", found.failed === found.files ? "" : found.known_by],
       ["age", found.created ? span(time.now() - found.created) : ""], ["last change", time.ago(found.changed)],
       ["files", count(found.files)], ["unreadable", found.failed ? count(found.failed) : "", "error"],
