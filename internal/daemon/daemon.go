@@ -189,7 +189,8 @@ func Run(ctx context.Context, opts Options) error {
 	if err := pools.Open(); err != nil {
 		return errors.Join(err, pools.Close())
 	}
-	finder := newFinder(opts, pools, set)
+	observer := newObserver(opts, pools, set)
+	finder := newFinder(opts, pools, observer, set)
 	defer closeFinder(finder, log)
 	set.OnSnapshot(func() {
 		pools.UpdateMetrics()
@@ -219,7 +220,6 @@ func Run(ctx context.Context, opts Options) error {
 	if finder != nil {
 		loops.Go(func() { finder.Run(inner) })
 	}
-	observer := newObserver(opts, pools, set)
 	if observer != nil {
 		loops.Go(func() { observer.Run(inner) })
 	}

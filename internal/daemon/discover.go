@@ -9,6 +9,7 @@ import (
 	"aggregatord/internal/api"
 	"aggregatord/internal/discover"
 	"aggregatord/internal/fleet"
+	"aggregatord/internal/process"
 	"aggregatord/internal/serve"
 	"aggregatord/internal/status"
 	"aggregatord/internal/telemetry"
@@ -16,13 +17,19 @@ import (
 
 // newFinder returns what finds pools that come and go, which has looked once, or nil if nothing
 // should be looked for.
-func newFinder(opts Options, pools *fleet.Fleet, set *telemetry.Set) *discover.Finder {
+func newFinder(opts Options, pools *fleet.Fleet, observer *process.Observer, set *telemetry.Set) *discover.Finder {
 	if opts.Discovery == nil {
 		return nil
 	}
 	o := *opts.Discovery
 	o.Static, o.Set, o.Logger = opts.Fleet.Pools, set, opts.Logger.With(zap.String("room", "discover"))
-	o.Add, o.Remove = pools.Add, pools.Remove
+	o.Add = pools.Add
+	o.Remove = func(name string) error {
+		if observer != nil {
+			observer.Save(name)
+		}
+		return pools.Remove(name)
+	}
 	o.OnRound = opts.Fleet.OnTend // while there is no pool, nobody else says that all is well
 	o.Writing = func(name string) bool {
 		p := pools.Pool(name)

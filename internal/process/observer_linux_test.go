@@ -250,6 +250,30 @@ func TestCPU(t *testing.T) {
 	}
 }
 
+// TestPoolGoes: what was counted of a pool that goes is there when it comes back, although nobody
+// else keeps it.
+func TestPoolGoes(t *testing.T) {
+	dir := t.TempDir()
+	master := start(t, "master", dir, "ignore")
+	store, pool := &memory{}, directory{"web", dir}
+	o := observe(t, Options{Store: store}, pool)
+	pid := master.spawn(t, "w0")
+	o.Sample()
+	master.told(t, "0: burn 60")
+	o.Sample() // nothing new but the time, so it is not saved
+	before := o.values("web")["process_cpu_seconds"]
+	o.Save("other")
+	o.Save("web")
+	kill(t, master, 0, pid)
+	o.close()
+	again := observe(t, Options{Store: store}, pool)
+	master.spawn(t, "w1")
+	again.Sample()
+	if got := again.values("web")["process_cpu_seconds"]; got < before || before < 0.05 {
+		t.Errorf("CPU is %v, was %v", got, before)
+	}
+}
+
 // memory is a Store.
 type memory struct {
 	mu    sync.Mutex

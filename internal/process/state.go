@@ -154,6 +154,18 @@ func (g *group) save(now time.Time, last bool) {
 	g.failing = true
 }
 
+// Save keeps what the last sample has of a pool that is about to go: as soon as it is gone, its
+// Store has no place for it.
+func (o *Observer) Save(pool string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, g := range o.groups {
+		if g.pool != nil && g.name == pool {
+			g.save(time.Now(), true)
+		}
+	}
+}
+
 // drop ends a group whose pool is no more.
 func (g *group) drop() {
 	g.save(time.Time{}, true)
