@@ -94,7 +94,12 @@ func (o *checkConfigOptions) run(cmd *cobra.Command, file string) error {
 		return err
 	}
 	if len(dirs) == 0 {
-		_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s is right: %s\n", file, contents(c))
+		var b strings.Builder
+		fmt.Fprintf(&b, "%s is right: %s\n", file, contents(c))
+		for _, sentence := range c.Policy().Idle() {
+			fmt.Fprintf(&b, "%s: %s\n", file, terminal.Printable(sentence))
+		}
+		_, err := io.WriteString(cmd.OutOrStdout(), b.String())
 		return err
 	}
 	// The archive is where the file says, unless the flag does.
@@ -197,6 +202,9 @@ func (o *checkConfigOptions) preview(ctx context.Context, w io.Writer, c *config
 		if unused[name] {
 			idle = append(idle, name)
 		}
+	}
+	for _, i := range p.IdleRelabelling {
+		idle = append(idle, fmt.Sprintf("metric_relabel_configs[%d]", i))
 	}
 	if o.format == "json" {
 		enc := json.NewEncoder(w)

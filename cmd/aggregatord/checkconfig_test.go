@@ -16,6 +16,10 @@ func TestCheckConfig(t *testing.T) {
 	if got, want := must(t, "check-config", right), right+" is right: 2 rules, 1 preset, 1 pool, 2 info series\n"; got != want {
 		t.Errorf("it prints %q, want %q", got, want)
 	}
+	idle := configFile(t, "metric_relabel_configs: [{source_labels: [__name__], regex: 'aggregatord_.*', action: drop}]\n")
+	if got, want := must(t, "check-config", idle), idle+" is right: 0 rules, 1 relabelling step\n"+idle+": metric_relabel_configs[0] matches nothing: the daemon's own metrics are not relabelled; choose what is served of them with --web.self-metrics\n"; got != want {
+		t.Errorf("it prints %q, want %q", got, want)
+	}
 	wrong := configFile(t, "limit: {}\nmetrics: [{match: a, gauge_mode: b}]\n")
 	c := call(t, "check-config", wrong)
 	if c.code != exitFailure || strings.Count(c.stdout, "\n") != 2 || c.stderr != "aggregatord: "+wrong+" is wrong: 2 mistakes\n" {
@@ -54,6 +58,7 @@ metrics:
     drop: true
 metric_relabel_configs:
   - {source_labels: [__name__], regex: 'latency_seconds_bucket', action: drop}
+  - {source_labels: [__name__, le], regex: 'latency_seconds_bucket;1.0', action: drop}
 external_labels: {region: eu}
 `
 
@@ -78,7 +83,7 @@ func TestCheckConfigDir(t *testing.T) {
 			t.Errorf("%s: %s, want %s", name, row, want)
 		}
 	}
-	contains(t, out, "\nmatching nothing here: metrics[3]\n")
+	contains(t, out, "\nmatching nothing here: metrics[3], metric_relabel_configs[1]\n")
 
 	// The numbers are those of dump, without the file and with it.
 	count := func(args ...string) (n int) {
@@ -107,7 +112,7 @@ func TestCheckConfigDir(t *testing.T) {
 	if err := json.Unmarshal([]byte(must(t, "check-config", file, "--dir", dir, "--format", "json")), &report); err != nil {
 		t.Fatal(err)
 	}
-	if report.Before != count() || report.After != count("--config.file", file) || len(report.Idle) != 1 || len(report.Families) != len(got)-1 {
+	if report.Before != count() || report.After != count("--config.file", file) || len(report.Idle) != 2 || len(report.Families) != len(got)-1 {
 		t.Errorf("%+v, and %d rows in the table", report, len(got)-1)
 	}
 	for _, f := range report.Families {

@@ -90,6 +90,9 @@ func (r *reloader) loaded(c *config.Config) {
 			r.logger.Warn("the configuration has rules for a pool that is not served", zap.String("config", c.File()), zap.String("pool", p.Name))
 		}
 	}
+	for _, sentence := range c.Policy().Idle() {
+		r.logger.Warn("a step of metric_relabel_configs can match nothing", zap.String("config", c.File()), zap.String("step", sentence))
+	}
 }
 
 // reload loads the file and applies it; why says who asked. It logs how that ended.

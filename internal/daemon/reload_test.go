@@ -335,6 +335,17 @@ func TestReloadNeedsRestart(t *testing.T) {
 	}
 }
 
+// TestStepWithoutEffect: a step that can match nothing is taken, and told of.
+func TestStepWithoutEffect(t *testing.T) {
+	opts := Options{Fleet: only(sourceDir(t))}
+	opts.Config = loadConfig(t, filepath.Join(t.TempDir(), "a.yml"), "metric_relabel_configs: [{source_labels: [__name__], regex: 'aggregatord_.*', action: drop}]\n")
+	d := startReady(t, opts)
+	e := d.awaitEntry("a step of metric_relabel_configs can match nothing", 1)
+	if got := fmt.Sprint(e.ContextMap()["step"]); !strings.HasPrefix(got, "metric_relabel_configs[0] matches nothing: the daemon's own metrics") {
+		t.Errorf("it says %q", got)
+	}
+}
+
 // TestReloadUnderScrapes: while files with different rules take turns, each response is
 // wholly by one of them, and no total is lost.
 func TestReloadUnderScrapes(t *testing.T) {

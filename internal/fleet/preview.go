@@ -44,6 +44,8 @@ type Preview struct {
 	// which Collisions names the families of.
 	Equal      int
 	Collisions []string
+	// IdleRelabelling are the numbers of the metric_relabel_configs that match no sample.
+	IdleRelabelling []int
 }
 
 // PreviewPolicy reads the directories once, as Read does, and tells what a policy would do to
@@ -122,6 +124,7 @@ func (f *Fleet) preview(ctx context.Context, p *policy.Policy) (*Preview, error)
 				names[from] = fam.Name
 			}
 		}
+		out.IdleRelabelling = relabel.Idle(p.MetricRelabelConfigs(), ruled)
 		out.After, out.Equal, out.Collisions = relabeled.Layout.Points, relabeled.Equal, relabeled.Collisions
 	})
 	if err != nil {

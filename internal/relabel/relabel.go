@@ -118,17 +118,7 @@ func (r *Relabeler) relabelMetric(b *labels.Builder, sb *labels.ScratchBuilder, 
 	out := relabeledMetric{whole: true}
 	all := m.AllLabels()
 	for i, p := range m.Points {
-		sb.Reset()
-		sb.Add(model.MetricNameLabel, f.Name+p.Kind.Suffix())
-		for _, l := range all {
-			sb.Add(l.Name, l.Value)
-		}
-		bound := p.BoundLabel()
-		if bound != "" {
-			sb.Add(bound, string(p.AppendBound(nil)))
-		}
-		sb.Sort()
-		b.Reset(sb.Labels())
+		setLabels(b, sb, f, all, p)
 		s := looseSample{from: uint32(i)}
 		if !prom.ProcessBuilder(b, r.configs...) {
 			out.dropped++
@@ -156,6 +146,20 @@ func (r *Relabeler) relabelMetric(b *labels.Builder, sb *labels.ScratchBuilder, 
 		}
 	}
 	return out
+}
+
+// setLabels has b begin with the labels of a sample.
+func setLabels(b *labels.Builder, sb *labels.ScratchBuilder, f *view.Family, all []metric.Label, p view.Point) {
+	sb.Reset()
+	sb.Add(model.MetricNameLabel, f.Name+p.Kind.Suffix())
+	for _, l := range all {
+		sb.Add(l.Name, l.Value)
+	}
+	if bound := p.BoundLabel(); bound != "" {
+		sb.Add(bound, string(p.AppendBound(nil)))
+	}
+	sb.Sort()
+	b.Reset(sb.Labels())
 }
 
 // assemble puts the samples that are left of a metric together again, and reports whether

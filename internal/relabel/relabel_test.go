@@ -415,3 +415,26 @@ func TestExtra(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }
+
+// TestIdle: a step is idle if no sample that comes to it matches.
+func TestIdle(t *testing.T) {
+	in := layout([]string{"histogram h", "a=1"}, []string{"gauge g", "b=2"})
+	configs := []*prom.Config{
+		config(prom.Drop, "h_bucket;1.0", source("__name__", "le")),
+		config(prom.Drop, "h", source("__name__")),
+		config(prom.Replace, "(.+)", source("b"), target("c")),
+		config(prom.Keep, "2", source("c")),
+		config(prom.Drop, "h_.*", source("__name__")), // none is left
+		config(prom.LabelDrop, "c"),
+		config(prom.LabelDrop, "c"), // it is gone
+		config(prom.Lowercase, "(.*)", source("b"), target("b")),
+	}
+	for _, c := range configs {
+		if err := c.Validate(model.UTF8Validation); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := Idle(configs, in); !slices.Equal(got, []int{1, 4, 6}) {
+		t.Errorf("idle are %v", got)
+	}
+}
