@@ -88,10 +88,11 @@ func openBooks(t *testing.T, path string, columns []bookColumn) *books {
 
 func (b *books) at(i int) float64 { return math.Float64frombits(atomic.LoadUint64(&b.words[i])) }
 
-// workers, killed and reused are the counts of the header.
+// workers, killed, reused and opens are the counts of the header.
 func (b *books) workers() float64 { return b.at(1) }
 func (b *books) killed() float64  { return b.at(2) }
 func (b *books) reused() float64  { return b.at(3) }
+func (b *books) opens() float64   { return b.at(4) }
 
 // rows adds up the rows of one kind, 0 for started and 1 for acknowledged.
 func (b *books) rows(kind int) []float64 {
@@ -148,6 +149,7 @@ type chaosPool struct {
 	books *books
 	// namespace is a descriptor of the pool's pid namespace, -1 if it has none of its own.
 	namespace int
+	asked     int // how often ask was called
 }
 
 // startChaosPool starts a pool on a directory; flags are those of chaos_pool.py. In a pid
@@ -221,6 +223,27 @@ func (p *chaosPool) stop() map[string][]float64 {
 		p.t.Fatal(err)
 	}
 	return last
+}
+
+// pause ends the workers; then wipe empties the directory, in the way of that number, and the pool
+// goes on.
+func (p *chaosPool) pause() { p.t.Helper(); p.ask("pause", "paused") }
+
+func (p *chaosPool) wipe(way int) { p.t.Helper(); p.ask(fmt.Sprint("wipe ", way), "wiped") }
+
+func (p *chaosPool) ask(what, answer string) {
+	p.t.Helper()
+	if _, err := io.WriteString(p.stdin, what+"\n"); err != nil {
+		p.t.Fatal(err)
+	}
+	p.asked++
+	seen := 0
+	p.await(answer, func(line string) bool {
+		if line == answer {
+			seen++
+		}
+		return line == answer && seen > (p.asked-1)/2
+	})
 }
 
 // finish ends the master.
@@ -319,13 +342,60 @@ func (s *succession) scrape() (view, error) {
 	return v, err
 }
 
+// A span is a time on the monotonic clock, in seconds.
+type span struct{ from, to float64 }
+
+func monotonic() float64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
+	return float64(ts.Sec) + float64(ts.Nsec)/1e9
+}
+
+// stop stops the daemon now and then for up to a second, as a paused container is, until quit is
+// closed. It returns when.
+func (s *succession) stop(r *rand.Rand, quit <-chan struct{}) (stops []span) {
+	for {
+		select {
+		case <-quit:
+			return stops
+		case <-time.After(time.Duration(r.Int64N(int64(4 * time.Second)))):
+		}
+		d := s.current.Load()
+		from := monotonic()
+		if d == nil || d.cmd.Process.Signal(syscall.SIGSTOP) != nil {
+			continue
+		}
+		time.Sleep(time.Duration(r.Int64N(int64(time.Second))))
+		d.cmd.Process.Signal(syscall.SIGCONT)
+		stops = append(stops, span{from, monotonic()})
+	}
+}
+
+// slowOpens returns how many of the opens that were told as slow cannot be laid to a stop of the
+// daemon.
+func slowOpens(said string, stops []span) (slow int) {
+	for line := range strings.Lines(said) {
+		var o span
+		if n, _ := fmt.Sscanf(line, "slow open %f %f", &o.from, &o.to); n < 2 {
+			continue
+		}
+		// A thread that goes on after a stop may have to wait for the processor.
+		if !slices.ContainsFunc(stops, func(stop span) bool { return o.from < stop.to && stop.from < o.to && o.to < stop.to+0.25 }) {
+			slow++
+		}
+	}
+	return slow
+}
+
 // An inspector scrapes a succession of daemons all the while, from a goroutine of its own.
 type inspector struct {
 	s    *succession
 	quit chan struct{}
 	done chan struct{}
-	// books, if there are any, tell the bounds of each total.
+	// books, if there are any, tell the bounds of each total. wiped says that gauges may go with
+	// their files.
 	books *books
+	wiped bool
 	// These may be read after finish.
 	scrapes int
 	err     error
@@ -338,8 +408,11 @@ type inspector struct {
 const lateness = 15 * time.Second
 
 // inspect begins to scrape. Without books only what must hold for any pool is checked.
-func (s *succession) inspect(b *books) *inspector {
+func (s *succession) inspect(b *books, options ...func(*inspector)) *inspector {
 	i := &inspector{s: s, quit: make(chan struct{}), done: make(chan struct{}), books: b}
+	for _, option := range options {
+		option(i)
+	}
 	// Ends when finish closes quit, or at the first violation.
 	go func() {
 		defer close(i.done)
@@ -347,6 +420,9 @@ func (s *succession) inspect(b *books) *inspector {
 	}()
 	return i
 }
+
+// gaugesGo is for directories that are emptied.
+func gaugesGo(i *inspector) { i.wiped = true }
 
 func (i *inspector) run() error {
 	type moment struct {
@@ -372,7 +448,7 @@ func (i *inspector) run() error {
 		if err == nil {
 			v = v.workers()
 			err = errors.Join(monotone(i.last, v), ascending(v))
-			if i.books != nil {
+			if i.books != nil && !i.wiped {
 				err = errors.Join(err, rising(i.last, v))
 			}
 			i.last = v
@@ -619,6 +695,97 @@ func runChaos(t *testing.T, inside bool, lasts time.Duration, flags []string) {
 	if inside {
 		d.stop() // it would die with its namespace
 		pool.finish()
+	}
+}
+
+// TestChaosOfGuests has what else others do in the directory: a hook calls mark_process_dead at each
+// death, start scripts empty the directory, and the daemon is stopped for up to a second. Nothing of
+// that raises an exception in the application, each total is right, and no open of a file waits but
+// for a stop.
+func TestChaosOfGuests(t *testing.T) {
+	t.Parallel()
+	for name, elsewhere := range map[string]bool{"archive_in_the_directory": false, "archive_elsewhere": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			runGuests(t, elsewhere, soak(t, 20*time.Second))
+		})
+	}
+}
+
+func runGuests(t *testing.T, elsewhere bool, lasts time.Duration) {
+	n := seed(t)
+	r := rand.New(rand.NewPCG(n, 9))
+	dir := filepath.Join(sourceDir(t), "metrics")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	flags := []string{"--dir", dir, "--log.level", "info", "--archive.rest", "3s"}
+	if elsewhere {
+		flags = append(flags, "--archive.dir", t.TempDir())
+	}
+	builtDaemon(t)
+	pool := startChaosPool(t, dir, false, n%(1<<62), "--ids", "fixed", "--live", "4", "--mark", "--time-opens")
+	// Gauges go with their files, unless they were archived.
+	for j := range pool.books.columns {
+		if c := &pool.books.columns[j]; strings.HasPrefix(c.Family, "chaos_level") {
+			c.Family = ""
+		}
+	}
+	s := succeed(t, func() *daemon { return serve(t, flags...) })
+	i := s.inspect(pool.books, gaugesGo)
+	defer i.finish()
+
+	quit, stopped := make(chan struct{}), make(chan []span, 1)
+	// Ends when quit is closed.
+	go func() { stopped <- s.stop(rand.New(rand.NewPCG(n, 10)), quit) }()
+	thaw := sync.OnceValue(func() []span { close(quit); return <-stopped })
+	defer thaw()
+
+	wipes, kills := 0, 0
+	for begin := time.Now(); (time.Since(begin) < lasts || wipes == 0) && !i.failed() && !t.Failed(); wipes++ {
+		for range r.IntN(3) {
+			time.Sleep(time.Duration(r.Int64N(int64(3 * time.Second))))
+			s.next((*daemon).murder)
+			kills++
+		}
+		// Whoever lists the directory and then removes what is in it must not meet a file that is just
+		// being archived. So it is emptied when all is archived, and again before any file has rested.
+		counted := func() error {
+			return pool.books.between(s.current.Load().mustText(), pool.books.acked(), pool.books.started())
+		}
+		archived := func() error { return errors.Join(empty(dir), counted()) }
+		pool.pause()
+		eventually(t, patience, archived)
+		pool.wipe(r.IntN(4))
+		again := time.Now()
+		time.Sleep(time.Second/2 + time.Duration(r.Int64N(int64(time.Second))))
+		pool.pause()
+		eventually(t, patience, counted)
+		if time.Since(again) > 2*time.Second {
+			eventually(t, patience, archived)
+		}
+		pool.wipe(wipes)
+		// Only what is saved outlives the daemon.
+		eventually(t, patience, s.current.Load().saved)
+	}
+	stops := thaw()
+	pool.stop()
+	pool.finish()
+	said := pool.out.String()
+	low, high := pool.books.acked(), pool.books.started()
+	eventually(t, patience, func() error { return errors.Join(empty(dir), s.current.Load().saved()) })
+	if err := pool.books.between(s.current.Load().mustText(), low, high); err != nil {
+		t.Errorf("when all is archived: %v", err)
+	}
+	t.Logf("%v workers, %d wipes, %d daemons killed, %d stops, %d scrapes", pool.books.workers(), 2*wipes, kills, len(stops), i.finish())
+	s.next((*daemon).murder)
+	if err := pool.books.between(s.current.Load().mustText(), low, high); err != nil {
+		t.Errorf("after a restart: %v", err)
+	}
+	opens, slow := pool.books.opens(), slowOpens(said, stops)
+	t.Logf("of %v opens %d have waited for over 50 ms, not counting those during a stop", opens, slow)
+	if opens < 100 || float64(slow) > max(1, opens/1000) {
+		t.Errorf("of %v opens %d have waited for over 50 ms", opens, slow)
 	}
 }
 

@@ -1,6 +1,6 @@
 """A pool of short-lived workers that keep books, for the chaos tests.
 
-    chaos_pool.py LEDGER --seed N [--live N] [--ids pid|fixed] [--preload] [--reuse]
+    chaos_pool.py LEDGER --seed N [--live N] [--ids pid|fixed] [--preload] [--reuse] [--mark] [--time-opens]
 
 PROMETHEUS_MULTIPROC_DIR names the directory of the source files.
 
@@ -9,7 +9,8 @@ milliseconds and does a few operations on metrics of all types. The books are a 
 all of them map, LEDGER, of float64:
 
     64 numbers      0: odd while the master moves numbers, 1: workers so far, 2: of them
-                    killed, 3: of them with the worker ID of one that had just died
+                    killed, 3: of them with the worker ID of one that had just died,
+                    4: about how many files were opened, with --time-opens
     2 rows          started and acknowledged, of the workers that are gone
     2 rows a slot   the same of a living worker
 
@@ -25,24 +26,34 @@ close files all the time, of the IDs 3a and 3b say, as workers that live for som
 microseconds would, so that a file that nobody has open any more is opened again at any
 moment of its being archived.
 
+With --mark the master calls mark_process_dead for each worker as soon as it is dead, as
+hooks do. With --time-opens each open of a source file that waits for over 50 ms is told,
+in a line "slow open", with its begin and end on the monotonic clock.
+
 Where thousands of files wait for the daemon, the master waits too: else they would never
 be fewer on a slow machine, and all that a daemon does that is killed every few seconds is
 to begin.
 
-Standard input: the line "stop" makes the master kill what lives and print, for each worker
-ID, which values the gauge of mode all may have; the end of it ends the master.
+Standard input: the line "pause" makes the master kill what lives and say "paused"; then
+"wipe N" empties the directory in one of the ways of start scripts, and the pool goes on.
+The line "stop" makes it kill what lives and print, for each worker ID, which values the
+gauge of mode all may have; the end of it ends the master. What goes wrong in any of that is
+a line "worker failed".
 """
 import argparse
 import json
 import mmap
 import os
+import pathlib
 import random
+import resource
 import select
+import shutil
 import signal
 import sys
 import time
 
-from prometheus_client import Counter, Gauge, Histogram, Summary, values
+from prometheus_client import Counter, Gauge, Histogram, Summary, mmap_dict, multiprocess, values
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 HEADER = 64
@@ -55,6 +66,31 @@ KINDS = ["read", "write", "drop"]
 
 def spell(bound):
     return "+Inf" if bound == float("inf") else "%g" % bound
+
+
+# As start scripts empty a directory, the last one without what is hidden.
+WIPES = [
+    lambda d: [os.remove(os.path.join(d, name)) for name in os.listdir(d)],
+    lambda d: (shutil.rmtree(d), os.makedirs(d)),
+    lambda d: [p.unlink() for p in pathlib.Path(d).iterdir()],
+    lambda d: [p.unlink() for p in pathlib.Path(d).glob("*.db")],
+]
+
+
+def time_opens(books):
+    """Watch how long the client waits in open."""
+
+    def timed(name, mode):
+        waits, begin = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw, time.monotonic()
+        f = open(name, mode)
+        end = time.monotonic()
+        books[4] += 1
+        # Who waits gives up the processor by itself; who was just not given one does not.
+        if end - begin > 0.05 and resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw > waits:
+            os.write(1, b"slow open %.4f %.4f\n" % (begin, end))
+        return f
+
+    mmap_dict.open = timed
 
 
 # What a row holds: family, sample, labels (None: of all series together), how to combine.
@@ -194,6 +230,8 @@ class Master:
         with open(args.ledger, "w+b") as f:
             f.truncate(8 * (HEADER + rows * Q))
             self.books = memoryview(mmap.mmap(f.fileno(), 0)).cast("d")
+        if args.time_opens:
+            time_opens(self.books)
         self.identity = [""]
         if args.ids == "fixed":
             values.ValueClass = values.MultiProcessValue(lambda: self.identity[0])
@@ -253,6 +291,8 @@ class Master:
             books[2] += 1
         elif os.WEXITSTATUS(status):
             print("worker failed", flush=True)
+        if self.args.mark:
+            self.attempt("mark_process_dead", lambda: multiprocess.mark_process_dead(identity))
         if books[base + Q + G_ALL]:
             self.last[identity] = {books[base + Q + G_ALL]}
         else:
@@ -274,8 +314,31 @@ class Master:
         self.dead.append(pid)
         del self.dead[:-12]
 
+    def attempt(self, what, call):
+        try:
+            call()
+        except Exception as err:
+            print("worker failed: %s: %r" % (what, err), flush=True)
+
+    def kill(self):
+        for pid in self.living:
+            os.kill(pid, signal.SIGKILL)
+        self.reap(0)  # the silent children, too, if they are ours
+
     def run(self):
         print("columns " + json.dumps(COLUMNS), flush=True)
+        while self.play():
+            self.kill()
+            print("paused", flush=True)
+            wipe = WIPES[int(sys.stdin.readline().split()[1]) % len(WIPES)]
+            self.attempt("wipe", lambda: wipe(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+            print("wiped", flush=True)
+        self.kill()
+        print("stopped " + json.dumps({k: sorted(v) for k, v in self.last.items()}), flush=True)
+        sys.stdin.read()
+
+    def play(self):
+        """Let workers come and go until told otherwise. True is for a pause."""
         want, change = self.args.live, 0.0
         crowded, count = False, 0.0
         while not select.select([sys.stdin], [], [], 0.0005)[0]:
@@ -290,12 +353,7 @@ class Master:
                 crowded, count = len(os.listdir(os.environ["PROMETHEUS_MULTIPROC_DIR"])) > CROWD, now + 0.5
             while len(self.living) < want and not crowded:
                 self.fork()
-        sys.stdin.readline()
-        for pid in self.living:
-            os.kill(pid, signal.SIGKILL)
-        self.reap(0)  # the silent children, too, if they are ours
-        print("stopped " + json.dumps({k: sorted(v) for k, v in self.last.items()}), flush=True)
-        sys.stdin.read()
+        return sys.stdin.readline().startswith("pause")
 
 
 def main():
@@ -306,6 +364,8 @@ def main():
     parser.add_argument("--ids", choices=["pid", "fixed"], default="pid")
     parser.add_argument("--preload", action="store_true")
     parser.add_argument("--reuse", action="store_true")
+    parser.add_argument("--mark", action="store_true")
+    parser.add_argument("--time-opens", action="store_true")
     Master(parser.parse_args()).run()
 
 
