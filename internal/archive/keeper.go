@@ -149,6 +149,9 @@ func (k *Keeper) Archive() *Archive { return k.archive }
 // State returns what can be done with the archive.
 func (k *Keeper) State() KeeperState { return k.state }
 
+// Rests reports whether the archive is open, and went well the last time.
+func (k *Keeper) Rests() bool { return k.state == Ready && k.err == nil && k.writeErr == nil }
+
 // Err returns why the archive is not open, or could not be written last; nil if neither is so.
 func (k *Keeper) Err() error { return cmp.Or(k.err, k.writeErr) }
 
@@ -434,9 +437,11 @@ func (k *Keeper) Tidy(now time.Time, apply func(change func())) (t Tidied) {
 	}
 	k.compact(now, &t)
 	forget := func() { t.Forgotten = k.archive.ExpireIdentities(now) }
-	if apply == nil {
+	switch {
+	case len(k.archive.records) == 0: // as most of the time
+	case apply == nil:
 		forget()
-	} else {
+	default:
 		apply(forget)
 	}
 	if !now.Before(k.ballastDue) {
@@ -452,7 +457,11 @@ func (k *Keeper) Spares(now time.Time) bool {
 	if k.state != Ready || a.Pending() || now.Before(k.compactDue) || a.Held(now) {
 		return false
 	}
-	size, used := a.SizeBytes(), a.UsedBytes()
+	size := a.SizeBytes()
+	if size <= k.opts.SpareBytes {
+		return false // however little of it is in use
+	}
+	used := a.UsedBytes()
 	return used > 0 && size-used > k.opts.SpareBytes+3*used
 }
 

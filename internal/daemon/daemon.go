@@ -24,6 +24,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -164,8 +165,10 @@ func Run(ctx context.Context, opts Options) error {
 	opts.Fleet.Reserve = descriptorsBeside(opts.Web)
 	start := newFirstScan(log)
 	var pools *fleet.Fleet
+	var wasReady atomic.Bool // pools that are ready stay so, and who comes later does not count
 	opts.Fleet.OnTend = func() {
-		ready := pools.Ready()
+		ready := wasReady.Load() || pools.Ready()
+		wasReady.Store(ready)
 		start.tell(ready)
 		manager.beat(ready)
 	}

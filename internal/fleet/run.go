@@ -31,6 +31,19 @@ func (f *Fleet) Run(ctx context.Context) {
 	f.loops.Wait()
 }
 
+// The rounds of all pools begin in a few moments of each interval: to wake up for each by itself would
+// cost more than most of them.
+const (
+	moments  = 8
+	mostStep = time.Second / moments
+)
+
+// inStep is how long it is until the first of these moments that is not before the time given.
+func inStep(t time.Time, interval time.Duration) time.Duration {
+	step := max(1, min(interval/moments, mostStep))
+	return time.Until(t.Truncate(step).Add(step))
+}
+
 func (f *Fleet) startLocked(m *member) {
 	ctx, stop := context.WithCancel(f.running)
 	m.stop, m.done = stop, make(chan struct{})
@@ -67,7 +80,7 @@ func (f *Fleet) tend(ctx context.Context, m *member) {
 	f.told()
 	select {
 	case <-ctx.Done():
-	case <-time.After(min(firstFold, f.opts.TendInterval)):
+	case <-time.After(inStep(time.Now().Add(min(firstFold, f.opts.TendInterval)), f.opts.TendInterval)):
 	}
 	ticker := time.NewTicker(f.opts.TendInterval)
 	defer ticker.Stop()
@@ -87,7 +100,11 @@ func (f *Fleet) tend(ctx context.Context, m *member) {
 			f.keepStarts(m, true)
 			return
 		}
-		m.Tend(force)
+		if force {
+			m.Rescan()
+		} else {
+			m.Tend(false)
+		}
 		f.told()
 		f.keepStarts(m, false)
 		for tended := time.Now(); m.Fold() && ctx.Err() == nil; {

@@ -155,6 +155,12 @@ func (f *Folder) RemovingFiles() int { return len(f.removing) }
 // Busy reports whether folded files wait to be removed, or values to be written.
 func (f *Folder) Busy() bool { return len(f.removing) > 0 || f.archive.Pending() }
 
+// Idle reports whether there is nothing to do but to fold what is dead: all went well the last time,
+// and nothing waits.
+func (f *Folder) Idle() bool {
+	return !f.Busy() && f.openErr == nil && f.foldErr == nil && (f.opts.ReadOnly || f.archive.Attached() && f.keeper.Rests())
+}
+
 // do makes one change outside memory.
 func (f *Folder) do(name string, change func() error) error {
 	if f.Step != nil {

@@ -353,7 +353,7 @@ func (p *Pool) noteLocked(t *file, err error) {
 	if err == nil {
 		if t.failure != "" {
 			t.failure, t.failed = "", nil
-			p.changed = true
+			p.stirLocked()
 			p.logger.Info("file can be read again", zap.String("path", t.path))
 		}
 		return
@@ -368,7 +368,7 @@ func (p *Pool) noteLocked(t *file, err error) {
 		return
 	}
 	t.failure, t.failed = reason, err
-	p.changed = true
+	p.stirLocked()
 	p.metrics.fileErrors.With(p.spec.Name, string(reason)).Inc()
 	if reason == reasonTooMany {
 		return

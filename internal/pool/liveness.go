@@ -13,6 +13,10 @@ import (
 // file stands for its worker as long as it is alive.
 const askAllEvery = 5
 
+// askAllLocked reports whether this round asks for every file. The rounds of several pools in which
+// that is so are not the same.
+func (p *Pool) askAllLocked() bool { return (p.rounds+p.phase)%askAllEvery == 0 }
+
 // probeLiveLocked asks for the processes that live gauges depend on: a ghost must not be
 // served for a second.
 func (p *Pool) probeLiveLocked() {
@@ -25,7 +29,7 @@ func (p *Pool) probeLiveLocked() {
 
 // probeLocked finds out which processes are alive.
 func (p *Pool) probeLocked() {
-	all := p.rounds%askAllEvery == 0
+	all := p.askAllLocked()
 	clear(p.asked)
 	p.awaits = false
 	for t := range p.allLocked() {
@@ -78,7 +82,10 @@ func (p *Pool) setAliveLocked(t *file, lives bool) {
 		t.state = alive
 	case t.state == alive || t.state == unasked:
 		t.state, t.since = dead, p.now()
-		p.changed = true
+		p.stirLocked()
+	}
+	if t.isAlive() != lives {
+		p.stirLocked()
 	}
 	p.index.SetAlive(t.source, lives)
 	if t.file.Settled() == lives {

@@ -263,7 +263,7 @@ func (p *Pool) Swap(files []*fold.File, change func()) {
 		p.dropLocked(t)
 	}
 	p.showChangedLocked()
-	p.changed = true
+	p.stirLocked()
 	if len(p.orphans) > 0 && p.partsEvery > 0 {
 		// To archive what removed files gain while their workers live takes a small part of the time.
 		p.partsDue = later(p.partsDue, p.now().Add(partsPart*time.Since(p.partsFrom)))
@@ -287,7 +287,7 @@ func (p *Pool) Change(change func()) {
 	defer p.mu.Unlock()
 	change()
 	p.showChangedLocked()
-	p.changed = true
+	p.stirLocked()
 }
 
 // Found implements fold.Pool.

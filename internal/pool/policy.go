@@ -25,6 +25,7 @@ func (p *Pool) SetPolicy(to *policy.Policy) error {
 	if p.closed {
 		return ErrClosed
 	}
+	p.stirLocked()
 	old, before := p.index, p.policy
 	p.adoptPolicyLocked(to)
 	// Where limits keep series out, those that are in come first, and stay.

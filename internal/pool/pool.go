@@ -203,9 +203,16 @@ type Pool struct {
 	awaits, growing bool
 	// guesses are what files of one kind most likely hold, while many are opened; guessed is how
 	// many cells the index had freed when they began.
-	guesses  map[guessKey]*store.Guesses
-	guessed  uint64
-	changed  bool             // since then
+	guesses map[guessKey]*store.Guesses
+	guessed uint64
+	changed bool // since then
+	// stirred says that something has changed since the last round that looked at everything, calm that
+	// rounds may be quiet until then, and quiet that the last one was: see quiet.go. speakers are the
+	// files that are asked for in a quiet round.
+	stirred, calm, quiet bool
+	speakers             []*file
+	// phase is added to rounds, so that not all pools ask for all files in one.
+	phase    uint64
 	refusals map[refusal]bool // that were told
 	// rival is when another archiver was last seen to merge a file, zero if none is at work, heirs
 	// the names of the files that it merges into. lost says that a dead worker's file was removed by
@@ -265,6 +272,9 @@ func New(spec Spec, opts Options) *Pool {
 		Now: func() time.Time { return p.now() },
 	})
 	p.folder.Serve(p)
+	for _, c := range []byte(spec.Name) {
+		p.phase += uint64(c)
+	}
 	p.archive = p.folder.Archive()
 	p.metrics.prepare(spec.Name)
 	p.adoptPolicyLocked(opts.Policy)
@@ -293,15 +303,33 @@ func (p *Pool) Open() error {
 func (p *Pool) Tend(force bool) {
 	p.turn.Lock()
 	defer p.turn.Unlock()
+	if force || !p.quietRound(false) {
+		p.tend(force)
+	}
+}
+
+// Rescan is Tend, and lists the directory even if it looks unchanged. If that brings nothing new, it
+// may be a quiet round.
+func (p *Pool) Rescan() {
+	p.turn.Lock()
+	defer p.turn.Unlock()
+	if !p.quietRound(true) {
+		p.tend(true)
+	}
+}
+
+// tend is a round that is not quiet.
+func (p *Pool) tend(force bool) {
 	p.folder.Open(false) //nolint:errcheck // logged there
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return
 	}
+	p.stirred, p.quiet = false, false
 	p.looks++
 	// Room matters at once where it is short or somebody waits to be archived.
-	every := p.rounds%askAllEvery == 0
+	every := p.askAllLocked()
 	if every || p.short || p.awaits || !p.room.known {
 		p.lookAtRoomLocked()
 	}
@@ -327,12 +355,16 @@ func (p *Pool) Tend(force bool) {
 		p.ready.Store(true)
 	}
 	p.updateMetricsLocked()
+	p.calm = p.calmLocked()
 }
 
 // Fold archives dead workers' files: some, to be called again soon as long as it returns true.
 func (p *Pool) Fold() (more bool) {
 	p.turn.Lock()
 	defer p.turn.Unlock()
+	if p.isQuiet() {
+		return false
+	}
 	p.dropSuperseded()
 	return p.folder.Fold()
 }
@@ -346,6 +378,7 @@ func (p *Pool) DropArchived(m archive.Match) (dropped int, err error) {
 	if p.isClosed() {
 		return 0, ErrClosed
 	}
+	p.folder.Open(false) //nolint:errcheck // Drop tells
 	dropped, err = p.folder.Drop(m.Matches)
 	if dropped > 0 {
 		p.logger.Info("series were dropped from the archive by request", zap.String("name", m.Name), zap.Int("series", dropped))
@@ -354,6 +387,12 @@ func (p *Pool) DropArchived(m archive.Match) (dropped int, err error) {
 		return dropped, fmt.Errorf("drop archived series of directory %q: %w", p.spec.Path, err)
 	}
 	return dropped, nil
+}
+
+func (p *Pool) isQuiet() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stillQuietLocked()
 }
 
 func (p *Pool) isClosed() bool {

@@ -37,7 +37,7 @@ func (p *Pool) scanLocked(force bool) {
 		return
 	}
 	p.metrics.rescans.With(p.spec.Name).Inc()
-	p.changed = true
+	p.stirLocked()
 	reserved := p.reserveLocked(len(listing.Entries))
 	opening := p.compareLocked(listing.Entries)
 	before := p.deferred
@@ -231,7 +231,7 @@ func (p *Pool) forgetRemovedLocked() {
 
 func (p *Pool) scanFailedLocked(err error) {
 	p.metrics.scanErrors.With(p.spec.Name).Inc()
-	p.changed = true
+	p.stirLocked()
 	if p.scanErr == nil || p.scanErr.Error() != err.Error() {
 		if missing(err) {
 			p.logger.Warn("directory does not exist; waiting for it")

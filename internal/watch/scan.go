@@ -39,6 +39,9 @@ type Listing struct {
 	// Replaced says that the path leads to another directory than at the last listing. A
 	// directory that was away for a while and came back is not replaced.
 	Replaced bool
+	// Same says that a directory that was read brought what the last listing had: the same names,
+	// with the same inode numbers, all of which are known.
+	Same bool
 	// Entries are all names but "." and "..", sorted by Name; the last listing's when
 	// nothing changed. The slice is borrowed: it is valid until the next Scan and must not
 	// be written to. The Names may be kept.
@@ -63,6 +66,8 @@ type Dir struct {
 	quiet bool
 
 	entries, spare []Dirent
+	// before is how many entries the listing before had, which are in spare until Scan has compared.
+	before int
 }
 
 // dirID tells a directory from another one that later gets its path. The time of birth
@@ -188,10 +193,22 @@ func (d *Dir) Scan(force bool) (Listing, error) {
 	if err != nil {
 		return Listing{}, err
 	}
+	same := d.ever && slices.EqualFunc(d.entries, d.spare[:d.before], func(a, b Dirent) bool { return a == b && a.Ino != 0 })
+	clear(d.spare[:d.before]) // names of files that are gone must not live on
 	replaced := d.ever && stamp.dirID != d.known.dirID
 	d.known, d.ever = stamp, true
 	d.quiet = outside(began, stamp.mtime) && outside(began, stamp.ctime)
-	return Listing{Changed: true, Replaced: replaced, Entries: d.entries}, nil
+	return Listing{Changed: true, Replaced: replaced, Same: same && !replaced, Entries: d.entries}, nil
+}
+
+// Unchanged reports whether nothing can have changed since the last listing, by one stat and without
+// an allocation. The next Scan lists the directory if that is false.
+func (d *Dir) Unchanged() bool {
+	if !d.quiet {
+		return false
+	}
+	stamp, err := d.stat()
+	return err == nil && stamp == d.known
 }
 
 // outside reports whether a listing that began at one time is safe from changes that
@@ -219,7 +236,5 @@ func (d *Dir) adopt(found []Dirent) {
 			found[i].Name = strings.Clone(name)
 		}
 	}
-	// The names of files that are gone must not live on in the slice that is used next.
-	clear(d.entries)
-	d.entries, d.spare = found, d.entries[:0]
+	d.entries, d.spare, d.before = found, d.entries[:0], len(d.entries)
 }

@@ -101,8 +101,21 @@ func TestScanChanges(t *testing.T) {
 					t.Fatalf("%s: an unchanged listing has %v, want %v", step.name, names(l.Entries), step.want)
 				}
 			}
-			if l, err := d.Scan(true); err != nil || !l.Changed {
-				t.Fatalf("forced Scan = %+v, %v; want changed", l, err)
+			if l, err := d.Scan(true); err != nil || !l.Changed || !l.Same {
+				t.Fatalf("forced Scan = %+v, %v; want changed, the same", l, err)
+			}
+			settle(t, d)
+			if !d.Unchanged() {
+				t.Fatal("a directory in which nothing happened is not unchanged")
+			}
+			if err := os.Rename(filepath.Join(dir, "l"), filepath.Join(dir, "n")); err != nil {
+				t.Fatal(err)
+			}
+			if d.Unchanged() {
+				t.Fatal("a directory in which a name has changed is unchanged")
+			}
+			if l, err := d.Scan(true); err != nil || !l.Changed || l.Same {
+				t.Fatalf("Scan after a change = %+v, %v; want changed, not the same", l, err)
 			}
 		})
 	}
