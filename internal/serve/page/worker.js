@@ -116,7 +116,7 @@ export const poolColumns = [
 // pools is the list of all pools. Those with problems come first.
 export function pools() {
   const all = lister({
-    title: "Pools", question: "pools", placeholder: "Search name, directory or label", sort: "-trouble",
+    title: "Pools", things: (n) => plural(n, "pool"), question: "pools", placeholder: "Search name, directory or label", sort: "-trouble",
     empty: () => "There is no pool yet. Pools appear here when a directory, a process or a pod with source files is found.",
     key: (p) => p.name, columns: poolColumns,
   });
