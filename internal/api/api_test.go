@@ -445,8 +445,10 @@ func TestOutputsAndProcesses(t *testing.T) {
 	h.opts.Outputs = func() []status.Output { return outputs }
 	h.opts.Processes = func() []status.Process {
 		return []status.Process{
-			{Pool: "other", Pid: 7, Workers: []string{"1"}}, {Pid: 10, Role: "master"},
-			{Pid: 11, Workers: []string{"1", "3"}, CPUSeconds: 1}, {Pid: 12, Workers: []string{"2"}, CPUSeconds: 2},
+			{Pool: "other", Pid: 7, Workers: []string{"1"}},
+			{Pid: 10, Role: "master"},
+			{Pid: 11, Workers: []string{"1", "3"}, CPUSeconds: 1},
+			{Pid: 12, Workers: []string{"2"}, CPUSeconds: 2},
 		}
 	}
 	pids := map[string]int{}

@@ -138,7 +138,9 @@ func TestCompare(t *testing.T) {
 func TestOutputs(t *testing.T) {
 	e := &examination{}
 	e.outputs([]status.Output{
-		{Name: "a", LastSuccess: 1}, {Name: "b", LastSuccess: 1}, {Name: "new", Target: "here"},
+		{Name: "a", LastSuccess: 1},
+		{Name: "b", LastSuccess: 1},
+		{Name: "new", Target: "here"},
 		{Name: "bad", Target: "there", Failures: 3, Error: "connect: refused; is it running?", LastSuccess: 1},
 	})
 	var got []string

@@ -263,7 +263,8 @@ func TestOutputsAndProcesses(t *testing.T) {
 	}
 	r.Workers.Items = []status.Worker{
 		{ID: "a1", Alive: true, Process: &status.Process{Pid: 4711, CPUSeconds: 0.25, ResidentBytes: 32 << 20}},
-		{ID: "a2", Alive: true, Process: &status.Process{Pid: 4712, CPUSeconds: 125, ResidentBytes: 1 << 30}}, {ID: "a3"},
+		{ID: "a2", Alive: true, Process: &status.Process{Pid: 4712, CPUSeconds: 125, ResidentBytes: 1 << 30}},
+		{ID: "a3"},
 	}
 	v.Add(r)
 	var lines []string
