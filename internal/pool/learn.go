@@ -39,8 +39,9 @@ const (
 // learnLocked tells the index of entries that appeared since the last time: of about limit bytes
 // at most, or of all if limit is 0. It returns how many bytes it were.
 func (p *Pool) learnLocked(t *file, limit int64) (walked int64) {
-	before, toll := t.learned, int64(0)
-	t.more, t.learnErr = t.file.LearnSome(store.LearnOptions{MaxBytes: limit, Toll: &toll, Guesses: p.guessesLocked(t)}, func(e store.Entry) {
+	before := t.learned
+	p.toll = 0
+	t.more, t.learnErr = t.file.LearnSome(store.LearnOptions{MaxBytes: limit, Toll: &p.toll, Guesses: p.guessesLocked(t)}, func(e store.Entry) {
 		entry := t.entries
 		if entry == 0 {
 			p.identifyLocked(t, e.Key)
@@ -48,7 +49,7 @@ func (p *Pool) learnLocked(t *file, limit int64) (walked int64) {
 		t.entries++
 		t.learned = max(t.learned, int64(e.Slot)*8)
 		if e.Err != nil {
-			toll = refusedBytes
+			p.toll = refusedBytes
 			p.refusedLocked(t, e, e.Err)
 			return
 		}
@@ -57,7 +58,7 @@ func (p *Pool) learnLocked(t *file, limit int64) (walked int64) {
 			tag = nil // the cells that tags tell of may be others' now
 		}
 		if err := p.index.LearnTagged(t.source, e.Key, e.Slot, tag); err != nil {
-			toll = refusedBytes
+			p.toll = refusedBytes
 			p.refusedLocked(t, e, err)
 			return
 		}

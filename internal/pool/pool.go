@@ -206,6 +206,9 @@ type Pool struct {
 	guesses map[guessKey]*store.Guesses
 	guessed uint64
 	changed bool // since then
+	// toll is what the entry that was just met costs beside its bytes: see store.LearnOptions. A variable
+	// of its own would be made for each file at each scrape.
+	toll int64
 	// stirred says that something has changed since the last round that looked at everything, calm that
 	// rounds may be quiet until then, and quiet that the last one was: see quiet.go. speakers are the
 	// files that are asked for in a quiet round.

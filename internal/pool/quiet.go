@@ -3,8 +3,8 @@ package pool
 import "aggregatord/internal/watch"
 
 // In most rounds of most pools nothing has happened. Such a round is quiet: it costs one stat of the
-// directory, and one question for each worker. Nothing is missed by it; askCalmEvery says when a round
-// asks for all:
+// directory, and one question for each worker. A round that asks for all is never quiet. Nothing is
+// missed:
 //
 //	a file that came, went or was replaced   changes the stamp of the directory, which ends the quiet
 //	a worker that died                       its speaker tells; then the round is no quiet one
@@ -13,7 +13,7 @@ import "aggregatord/internal/watch"
 //	                                         it are asked for by every scrape
 //	a file that was cut                      is looked at in that round, too; every scrape meets it as well
 //	new entries and values                   are read by every scrape, quiet or not; so that none has to
-//	                                         learn many, every fifth round learns them, quiet or not
+//	                                         learn many, the rounds that ask for all learn them
 //	another life of a dead file, room for    there is no quiet with a file that is dead, staged, removed
 //	the dead, gains, files to fold           by others, closed or unreadable, or while room is short
 //	whatever else changes a file's state     calls stirLocked, which ends the quiet
@@ -23,9 +23,6 @@ import "aggregatord/internal/watch"
 // stirLocked says that something about the pool has changed: its metrics, and that the next round
 // must look at everything.
 func (p *Pool) stirLocked() { p.changed, p.stirred = true, true }
-
-// askCalmEvery is askAllEvery for a pool in which nothing happens.
-const askCalmEvery = 3 * askAllEvery
 
 // quietRound makes a round of a pool in which nothing has happened, and reports whether that is true.
 // list has it read the directory though it looks unchanged.
@@ -40,7 +37,7 @@ func (p *Pool) quietRound(list bool) bool {
 }
 
 func (p *Pool) quietLocked(list bool) bool {
-	if !p.calm || p.stirred || p.growing || p.closed || (p.rounds+p.phase)%askCalmEvery == 0 || !p.folder.Idle() || !p.lister.Unchanged() {
+	if !p.calm || p.stirred || p.growing || p.closed || p.askAllLocked() || !p.folder.Idle() || !p.lister.Unchanged() {
 		return false
 	}
 	if list {
@@ -54,13 +51,6 @@ func (p *Pool) quietLocked(list bool) bool {
 		if t.checkedLocked(); t.state != alive {
 			return false
 		}
-	}
-	if p.askAllLocked() { // what such a round does beside asking
-		if p.lookAtRoomLocked(); p.short || !p.room.known {
-			return false
-		}
-		p.changed = true // the metrics of room
-		p.learnAllLocked()
 	}
 	return true
 }

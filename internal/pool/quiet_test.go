@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// settle tends the pool until its rounds are quiet.
+// settle tends the pool until its rounds are quiet, and the next one asks for no more than it must.
 func (h *harness) settle() {
 	h.t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(stampsTell / 4) {
-		if h.Tend(false); h.isQuiet() {
+		if h.Tend(false); h.isQuiet() && !h.askAllLocked() {
 			return
 		}
 		h.Fold()
@@ -31,7 +31,7 @@ func TestQuietRounds(t *testing.T) {
 	}
 	for name, test := range map[string]func(s scene){
 		"nothing": func(s scene) {
-			for range 3 * askCalmEvery {
+			for range 3 * askAllEvery {
 				s.Tend(false)
 			}
 			s.settle()
@@ -56,11 +56,11 @@ func TestQuietRounds(t *testing.T) {
 		},
 		"a worker lets a file go, nobody scrapes": func(s scene) {
 			s.gauge.die()
-			for range askCalmEvery {
+			for range askAllEvery {
 				s.Tend(false)
 			}
 			if s.isQuiet() || s.State().Files[FileDead] != 1 {
-				s.t.Fatalf("after %d rounds the file is not known to be dead", askCalmEvery)
+				s.t.Fatalf("after %d rounds the file is not known to be dead", askAllEvery)
 			}
 		},
 		"a second life": func(s scene) {
