@@ -223,6 +223,7 @@ type Pool struct {
 	rival    time.Time
 	heirs    map[string]bool
 	gains    []*gain
+	loadedAt time.Time // when all files were loaded last, by the kernel's clock
 	lost     bool
 	reported map[merge.Conflict]bool
 	loads    []*file // reused by load

@@ -13,6 +13,7 @@ import (
 	"aggregatord/internal/fold"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/store"
+	"aggregatord/internal/watch"
 )
 
 // Other archivers may work in the directory: they add what a dead worker's file holds to a file
@@ -21,18 +22,23 @@ import (
 // well, counts them twice.
 //
 // So what such a file gained is compared with the files of the dead: one of which every value is
-// part of the gain was merged. It is muted: it counts with what it gains from then on. That is
-// safe even where the two have nothing to do with each other, as the gain is no less than what is
-// muted, so no total falls; a file that is still there after muteFor counts again.
+// part of the gain was merged. It is muted: it counts with what it gains from then on. No total falls
+// by that, as the gain is no less than what is muted; a file that is still there after muteFor counts
+// again.
 //
-// Workers that live for a moment leave files that look the same, so not every gain counts:
+// Workers that live for a moment leave files that look the same, and a start script removes files that
+// nobody has merged. To take those for merged would lose what they counted, so not every gain counts:
 //
 //	a file called archive                    what it gains, or comes with
 //	a file that was renamed over another     what it came with
 //	a file that has merged others before     what it gains
-//	a file that nobody has open              what it gains in place, beside files that were removed
-//	a new file that nobody has open, of the  what it came with, beside files that were removed
+//	a file that nobody has open              what it gains in place, if it is just what files had that
+//	                                         were removed then
+//	a new file that nobody has open, of the  what it came with, likewise
 //	ID 0 or one without a digit
+//
+// A file that was removed was merged at about that time, its worker being dead, into a file that was
+// there already: who empties the directory leaves none that is older.
 
 const (
 	// muteFor is how long a file that seems merged may stay before it counts again.
@@ -40,6 +46,8 @@ const (
 	// rivalFor is how long after the last merged file nothing is folded, so that the other
 	// archiver finds the files that it means to merge.
 	rivalFor = 10 * time.Minute
+	// removedBefore is how long before what it held is read elsewhere a file may have been removed.
+	removedBefore = time.Second
 )
 
 // muted is what a file counted with before it was muted.
@@ -55,9 +63,35 @@ type muted struct {
 type gain struct {
 	heir *file
 	left map[uint32]float64
-	// removedOnly says that only files that were removed may be part of it.
-	removedOnly bool
-	since       time.Time
+	// removedOnly says that it must be just what files held that were removed, and just that it is
+	// what all of them held.
+	removedOnly, just bool
+	since             time.Time
+	// after is when the file had not gained it yet, by the kernel's clock; zero if that was not seen.
+	after time.Time
+}
+
+// mayHold reports whether a removed file may have been merged into the gain's.
+func (g *gain) mayHold(t *file) bool {
+	if t.muted != nil || t.state == folding || t.source == nil || t.name.Type != g.heir.name.Type {
+		return false
+	}
+	var st unix.Stat_t
+	if unix.Fstat(int(t.file.Fd()), &st) != nil {
+		return false
+	}
+	// The last that happened to the inode of a dead worker's file is that it lost its name.
+	removed := time.Unix(st.Ctim.Unix())
+	if g.heir.file.Born() && g.heir.file.Created().After(removed) {
+		return false
+	}
+	if removed.Before(g.after.Add(-removedBefore)) {
+		return false
+	}
+	if t.state != dead {
+		t.pool.checkLocked(t)
+	}
+	return t.state == dead || t.method == watch.MethodNone
 }
 
 // gainLocked returns what a file has gained since the load before, if that may be the values of
@@ -82,7 +116,7 @@ func (p *Pool) gainLocked(t *file) *gain {
 	if len(left) == 0 {
 		return nil
 	}
-	return &gain{heir: t, left: left, removedOnly: removedOnly, since: p.now()}
+	return &gain{heir: t, left: left, removedOnly: removedOnly, since: p.now(), after: p.loadedAt}
 }
 
 // isArchive reports whether the name says that others are merged into the file.
@@ -118,6 +152,10 @@ func (p *Pool) compareWithMergedLocked() {
 		}
 		t.gained, t.late, t.replaced = false, false, nil
 	}
+	p.loadedAt = time.Now()
+	for _, g := range p.gains {
+		g.just = g.removedOnly && p.holdsAllLocked(g)
+	}
 	for _, t := range p.orphans {
 		p.claimLocked(t)
 	}
@@ -131,6 +169,19 @@ func (p *Pool) compareWithMergedLocked() {
 	}
 }
 
+// holdsAllLocked reports whether a gain is just what all files held that may have been merged into it.
+func (p *Pool) holdsAllLocked(g *gain) bool {
+	all := map[uint32]float64{}
+	for _, t := range p.orphans {
+		if g.mayHold(t) {
+			for cell, v := range sums(t.source.Cells(), t.source.Values(), nil) {
+				all[cell] += v
+			}
+		}
+	}
+	return len(all) > 0 && maps.EqualFunc(g.left, all, near)
+}
+
 // claimLocked mutes a dead file whose values are part of a gain.
 func (p *Pool) claimLocked(t *file) {
 	if t.muted != nil || t.state == folding || t.source == nil || t.name.Type == metric.Gauge {
@@ -141,7 +192,12 @@ func (p *Pool) claimLocked(t *file) {
 		return
 	}
 	for _, g := range p.gains {
-		if g.heir == t || g.heir.name.Type != t.name.Type || g.removedOnly && t.place != orphan || !take(g.left, own) {
+		switch {
+		case g.heir == t, g.heir.name.Type != t.name.Type, t.place == orphan && !g.mayHold(t):
+			continue
+		case g.removedOnly && (t.place != orphan || !g.just && !maps.EqualFunc(g.left, own, near)):
+			continue
+		case !take(g.left, own):
 			continue
 		}
 		if p.muteLocked(t, own, g.heir.name.Base) && t.place == orphan {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // merger is another archiver: it adds the values of a dead worker's file to its own.
@@ -98,6 +99,63 @@ func TestMergedByOthers(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestWipedIsNotMerged: files that a start script removes were merged by nobody, whatever the workers
+// after it count in theirs.
+func TestWipedIsNotMerged(t *testing.T) {
+	for name, lives := range map[string][]float64{"more": {3, 10}, "as much": {3, 6}, "at once": {6}} {
+		for _, base := range []string{"counter_1.db", "counter_0.db", "counter_web.db"} {
+			t.Run(name+"/"+base, func(t *testing.T) {
+				dir := tmpfs(t)
+				h := collect(t, Spec{Path: dir})
+				h.archiving.Rest = DefaultRest
+				write(t, dir, "counter_7.db").set("hits_total", 3).die()
+				h.want("hits_total 3")
+				h.Tend(false)
+				if err := os.Remove(filepath.Join(dir, "counter_7.db")); err != nil {
+					t.Fatal(err)
+				}
+				// Born later than that by the kernel's clock, which ticks some hundred times a second.
+				time.Sleep(20 * time.Millisecond)
+				last := 0.0
+				for _, v := range lives {
+					write(t, dir, base).set("hits_total", v).die()
+					for range 3 { // it is known to be dead, and to be still
+						h.want(fmt.Sprintf("hits_total %v", 3+v))
+						h.Tend(false)
+					}
+					last = v
+				}
+				h.Tend(false)
+				h.want(fmt.Sprintf("hits_total %v", 3+last))
+				h.fold()
+				h.want(fmt.Sprintf("hits_total %v", 3+last))
+			})
+		}
+	}
+}
+
+// TestCleanedIsNotMerged: one dead worker's file is removed by somebody; another worker, whose file was
+// there before, counts more than that in its second life.
+func TestCleanedIsNotMerged(t *testing.T) {
+	dir := tmpfs(t)
+	h := collect(t, Spec{Path: dir})
+	h.archiving.Rest = DefaultRest
+	write(t, dir, "counter_1.db").set("hits_total", 1).set("jobs_total", 1).die()
+	write(t, dir, "counter_7.db").set("hits_total", 3).die()
+	for range 3 { // it is known to be dead, and to be still
+		h.want("hits_total 4", "jobs_total 1")
+		h.Tend(false)
+	}
+	write(t, dir, "counter_1.db").set("hits_total", 5).set("jobs_total", 2).die()
+	if err := os.Remove(filepath.Join(dir, "counter_7.db")); err != nil {
+		t.Fatal(err)
+	}
+	h.want("hits_total 8", "jobs_total 2")
+	h.Tend(false)
+	h.fold()
+	h.want("hits_total 8", "jobs_total 2")
 }
 
 // TestHardLink: a file with two names counts once, also when the first one is archived and the

@@ -12,6 +12,7 @@ import (
 	"aggregatord/internal/archive"
 	"aggregatord/internal/fold"
 	"aggregatord/internal/merge"
+	"aggregatord/internal/metric"
 	"aggregatord/internal/store"
 	"aggregatord/internal/watch"
 )
@@ -307,4 +308,33 @@ func (t *file) tellLocked() File {
 	}
 	f.LeftOut = slices.Sorted(maps.Keys(t.seen))
 	return f
+}
+
+// A Value is what a file holds under one key, less what of it is archived.
+type Value struct {
+	// Raw is the key, for store.ParseKey.
+	Raw   string
+	Type  metric.Type
+	Mode  metric.Mode
+	Path  string
+	Value float64
+}
+
+// Values lists what the files of a worker held at the last view, file after file.
+func (p *Pool) Values(worker string) []Value {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var all []Value
+	for t := range p.allLocked() {
+		if t.source == nil || t.name.Archive || t.name.ID != worker {
+			continue
+		}
+		p.index.Each(t.source, func(raw string, value, _ float64) {
+			if raw != "" { // else it is left out
+				all = append(all, Value{raw, t.name.Type, t.name.Mode, t.path, value})
+			}
+		})
+	}
+	slices.SortStableFunc(all, func(a, b Value) int { return cmp.Compare(a.Path, b.Path) })
+	return all
 }
