@@ -399,7 +399,7 @@ func poolTable(all []*status.Pool, clock float64, width int) []terminal.Line {
 			size(float64(p.SizeBytes)), free, p.Liveness.Method, p.Source, archive, dir,
 		})
 	}
-	return table([]column{
+	columns := []column{
 		{"POOL", false, 0},
 		{"ALIVE", true, 0},
 		{"DEAD", true, 0},
@@ -410,7 +410,16 @@ func poolTable(all []*status.Pool, clock float64, width int) []terminal.Line {
 		{"FROM", false, 5},
 		{"ARCHIVE", false, 0},
 		{"DIRECTORY", false, 0},
-	}, rows, width)
+	}
+	if !slices.ContainsFunc(all, func(p *status.Pool) bool { return p.Source != "" && p.Source != "configuration" }) {
+		// Where none was found there is nothing to tell apart, and the directory needs the room.
+		const from = 7
+		columns = slices.Delete(columns, from, from+1)
+		for i := range rows {
+			rows[i] = slices.Delete(rows[i], from, from+1)
+		}
+	}
+	return table(columns, rows, width)
 }
 
 // outputs is the table of outputs; those that fail come first.
