@@ -168,6 +168,7 @@ var questions = map[string]question{
 	"workers":   {append([]string{"pool"}, paging...), false, (*API).workers},
 	"processes": {append([]string{"pool", "worker"}, paging...), false, (*API).processes},
 	"files":     {append([]string{"pool", "worker"}, paging...), false, (*API).files},
+	"values":    {append([]string{"pool", "worker"}, paging...), false, (*API).values},
 	"errors":    {[]string{"limit"}, false, (*API).errors},
 	"config":    {nil, false, (*API).config},
 	"outputs":   {nil, false, (*API).outputs},
@@ -432,6 +433,26 @@ func (a *API) files(ctx context.Context, q params) (any, error) {
 			"entries":    func(a, b *status.File) int { return cmp.Compare(a.Entries, b.Entries) },
 			"used_bytes": func(a, b *status.File) int { return cmp.Compare(a.UsedBytes, b.UsedBytes) },
 			"size_bytes": func(a, b *status.File) int { return cmp.Compare(a.SizeBytes, b.SizeBytes) },
+		},
+	})
+}
+
+// values lists what a worker counts.
+func (a *API) values(ctx context.Context, q params) (any, error) {
+	worker := q.Get("worker")
+	if worker == "" {
+		return nil, badData("parameter worker is missing: values are those of one worker")
+	}
+	if err := a.refresh(ctx); err != nil {
+		return nil, err
+	}
+	all := Values(a.opts.Fleet, worker, func(pool string) bool { return !q.Has("pool") || pool == q.Get("pool") })
+	return list(q, all, defaultLimit, listing[status.WorkerValue]{
+		text: func(v *status.WorkerValue) []string { return []string{v.Series, v.Type, v.Mode} },
+		sorts: map[string]func(a, b *status.WorkerValue) int{
+			"series": func(a, b *status.WorkerValue) int { return strings.Compare(a.Series, b.Series) },
+			"type":   func(a, b *status.WorkerValue) int { return strings.Compare(a.Type, b.Type) },
+			"value":  func(a, b *status.WorkerValue) int { return cmp.Compare(a.Value, b.Value) },
 		},
 	})
 }

@@ -202,6 +202,8 @@ func TestGolden(t *testing.T) {
 		{"status", "status"},
 		{"workers", "workers?sort=-id"},
 		{"files", "files?worker=1"},
+		{"values", "values?worker=1&sort=series"},
+		{"error_worker", "values"},
 		{"errors", "errors"},
 		{"config", "config"},
 		{"families", "families?search=Help of"},

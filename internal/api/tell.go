@@ -9,6 +9,7 @@ import (
 	"aggregatord/internal/fleet"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/pool"
+	"aggregatord/internal/selector"
 	"aggregatord/internal/status"
 	"aggregatord/internal/store"
 	"aggregatord/internal/watch"
@@ -300,6 +301,29 @@ func Files(f *fleet.Fleet, keep func(*status.File) bool) []status.File {
 			return keep(&out)
 		}) {
 			all = append(all, fileOf(spec, &told))
+		}
+	}
+	return all
+}
+
+// Values lists what the files of a worker hold, of all pools that have one with this ID and that keep
+// says yes to.
+func Values(f *fleet.Fleet, worker string, keep func(pool string) bool) []status.WorkerValue {
+	all := []status.WorkerValue{}
+	for _, p := range f.Pools() {
+		spec := p.Spec()
+		if !keep(spec.Name) {
+			continue
+		}
+		for _, v := range p.Values(worker) {
+			key, err := store.ParseKey([]byte(v.Raw))
+			if err != nil {
+				continue // it is left out of every view, which the log and the page say
+			}
+			all = append(all, status.WorkerValue{
+				Pool: spec.Name, Worker: worker, Series: selector.Format(key.Series.Sample, key.Series.Labels, "", ""),
+				Type: v.Type.String(), Mode: v.Mode.String(), Value: status.Number(v.Value), Path: shownPath(spec, v.Path),
+			})
 		}
 	}
 	return all

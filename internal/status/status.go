@@ -273,6 +273,19 @@ type File struct {
 	LeftOut []string `json:"left_out,omitempty"`
 }
 
+// A WorkerValue is what a worker's file holds of one series, less what of it is archived. A bucket
+// counts its own observations alone, not those below it.
+type WorkerValue struct {
+	Pool   string `json:"pool,omitempty"`
+	Worker string `json:"worker"`
+	// Series is spelled as in a Sample.
+	Series string `json:"series"`
+	Type   string `json:"type"`
+	Mode   string `json:"mode,omitempty"`
+	Value  Number `json:"value"`
+	Path   string `json:"path"`
+}
+
 // Errors is what could not be read or is not served.
 type Errors struct {
 	// Files are those that cannot be read or have entries left out, at most as many as were

@@ -2,7 +2,7 @@
 
 import { app } from "./app.js";
 import { ask } from "./ask.js";
-import { el, facts, link, meter, setClass, setName, setText } from "./dom.js";
+import { el, facts, link, meter, setClass, setName, setText, table } from "./dom.js";
 import { bytes, count, cpuTime, plural, span, time } from "./format.js";
 import { fileColumns, lister } from "./lists.js";
 
@@ -10,16 +10,23 @@ export function worker(pool, id) {
   const about = facts(), process = facts();
   const unseen = el("p", { class: "dim" }, "Its process cannot be seen from here.");
   const panel = el("section", { class: "panel columns" }, el("div", {}, about), el("div", {}, el("h3", {}, "Process"), process, unseen));
-  const files = lister({
-    title: "Worker " + id, things: (n) => plural(n, "file"), question: "files", placeholder: "Search its files", sort: "path",
-    empty: () => "There is no file of a worker with this ID. Either there was none, or the worker is dead and its values are in the archive.",
-    key: (f) => f.path, params: () => ({ pool, worker: id }), columns: fileColumns,
+  const files = table(fileColumns, { key: (f) => f.path, empty: "There is no file of a worker with this ID. Either there was none, or the worker is dead and its values are in the archive." });
+  const values = lister({
+    title: "Worker " + id, things: (n) => plural(n, "value"), question: "values", placeholder: "Search its values", sort: "series",
+    empty: () => "There is no value of a worker with this ID.",
+    key: (v) => v.path + "\n" + v.series, params: () => ({ pool, worker: id }),
+    columns: [
+      { head: "series", sort: "series", class: "name", text: (v) => v.series },
+      { head: "type", sort: "type", class: "opt", text: (v) => (v.type + " " + (v.mode || "")).trim() },
+      { head: "value", sort: "value", class: "num", falling: true, text: (v) => v.value },
+    ],
   });
-  files.node.prepend(el("h2", {}, el("a", { href: "#workers" }, "Workers"), " / " + (pool ? pool + " / " : "") + id), panel);
-  files.parent = "workers";
-  const inner = files.refresh.bind(files);
-  files.refresh = async () => {
+  values.node.prepend(el("h2", {}, el("a", { href: "#workers" }, "Workers"), " / " + (pool ? pool + " / " : "") + id), panel, el("h3", {}, "Files"), files, el("h3", {}, "What it counts"));
+  values.parent = "workers";
+  const inner = values.refresh.bind(values);
+  values.refresh = async () => {
     await inner();
+    files.show((await ask("files", { pool, worker: id, limit: 200 })).items);
     const found = (await ask("workers", { pool, search: id, limit: 200 })).items.find((w) => w.id === id && (w.pool || "") === pool);
     panel.hidden = !found;
     if (!found) return;
@@ -39,7 +46,7 @@ export function worker(pool, id) {
       ["entries", count(found.entries)], ["size", bytes(found.used_bytes) + " used of " + bytes(found.size_bytes)],
     ]);
   };
-  return files;
+  return values;
 }
 
 // poolPanel shows a pool: its directory, how deaths are known, room and archive.
