@@ -44,16 +44,22 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// build compiles the daemon once, with the race detector.
-var build = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(scratch, "aggregatord")
-	cmd := exec.Command("go", "build", "-race", "-o", path, "./cmd/aggregatord")
+// build compiles the daemon once, with the race detector, and buildPlain without it, as it is shipped:
+// the detector keeps memory of its own.
+var (
+	build      = sync.OnceValues(func() (string, error) { return compile("aggregatord", "-race") })
+	buildPlain = sync.OnceValues(func() (string, error) { return compile("aggregatord-plain") })
+)
+
+func compile(name string, flags ...string) (path string, err error) {
+	path = filepath.Join(scratch, name)
+	cmd := exec.Command("go", append(append([]string{"build"}, flags...), "-o", path, "./cmd/aggregatord")...)
 	cmd.Dir = moduleRoot
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the daemon: %w\n%s", err, out)
 	}
 	return path, nil
-})
+}
 
 // moduleRoot is where go.mod is, seen from this package.
 const moduleRoot = "../.."
