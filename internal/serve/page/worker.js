@@ -59,6 +59,7 @@ export function poolPanel() {
     setText(title, "Pool " + p.name);
     title.hidden = !p.name;
     setName(path, p.dir);
+    path.title = p.dir;
     error.hidden = !p.error;
     setText(error, p.error);
     setText(where, origin(p));
