@@ -37,8 +37,9 @@ import (
 //	a new file that nobody has open, of the  what it came with, likewise
 //	ID 0 or one without a digit
 //
-// A file that was removed was merged at about that time, its worker being dead, into a file that was
-// there already: who empties the directory leaves none that is older.
+// A file that was removed was merged at about that time, its worker being dead; and, where the name
+// tells nothing, into a file that was there already: who empties the directory leaves none that is
+// older.
 
 const (
 	// muteFor is how long a file that seems merged may stay before it counts again.
@@ -82,7 +83,7 @@ func (g *gain) mayHold(t *file) bool {
 	}
 	// The last that happened to the inode of a dead worker's file is that it lost its name.
 	removed := time.Unix(st.Ctim.Unix())
-	if g.heir.file.Born() && g.heir.file.Created().After(removed) {
+	if g.removedOnly && g.heir.file.Born() && g.heir.file.Created().After(removed) {
 		return false
 	}
 	if removed.Before(g.after.Add(-removedBefore)) {
