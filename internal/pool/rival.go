@@ -32,10 +32,8 @@ import (
 //	a file called archive                    what it gains, or comes with
 //	a file that was renamed over another     what it came with
 //	a file that has merged others before     what it gains
-//	a file that nobody has open              what it gains in place, if it is just what files had that
-//	                                         were removed then
-//	a new file that nobody has open, of the  what it came with, likewise
-//	ID 0 or one without a digit
+//	a file that nobody has open, of the ID   what it gains or comes with, if it is just what files had
+//	0 or one without a digit                 that were removed then
 //
 // A file that was removed was merged at about that time, its worker being dead; and, where the name
 // tells nothing, into a file that was there already: who empties the directory leaves none that is
@@ -108,7 +106,7 @@ func (p *Pool) gainLocked(t *file) *gain {
 	removedOnly := false
 	switch {
 	case t.isArchive(), p.heirs[t.name.Base], fresh && t.renamedOver():
-	case t.state == dead && (!fresh || t.name.ID == "0" || !strings.ContainsAny(t.name.ID, "0123456789")):
+	case t.state == dead && (t.name.ID == "0" || !strings.ContainsAny(t.name.ID, "0123456789")):
 		removedOnly = true
 	default:
 		return nil

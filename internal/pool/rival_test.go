@@ -158,6 +158,37 @@ func TestCleanedIsNotMerged(t *testing.T) {
 	h.want("hits_total 8", "jobs_total 2")
 }
 
+// TestHalfWipedIsNotMerged: somebody empties the directory, and the daemon looks when one file is gone. A
+// worker that was just there has counted as much as that file held.
+func TestHalfWipedIsNotMerged(t *testing.T) {
+	for _, base := range []string{"counter_1.db", "counter_1a.db", "counter_master-1.db"} {
+		t.Run(base, func(t *testing.T) {
+			dir := tmpfs(t)
+			h := collect(t, Spec{Path: dir})
+			h.archiving.Rest = DefaultRest
+			write(t, dir, base).set("hits_total", 1).die()
+			write(t, dir, "counter_7.db").set("hits_total", 3).die()
+			for range 3 { // they are known to be dead, and to be still
+				h.want("hits_total 4")
+				h.Tend(false)
+			}
+			write(t, dir, base).set("hits_total", 4).die()
+			for _, name := range []string{"counter_7.db", base} {
+				if err := os.Remove(filepath.Join(dir, name)); err != nil {
+					t.Fatal(err)
+				}
+				h.Tend(false)
+				h.want("hits_total 7")
+			}
+			h.fold()
+			h.want("hits_total 7")
+			if s := h.State(); !s.Rival.IsZero() {
+				t.Error("nobody has merged anything")
+			}
+		})
+	}
+}
+
 // TestHardLink: a file with two names counts once, also when the first one is archived and the
 // other one is found later, by this daemon or the next.
 func TestHardLink(t *testing.T) {
