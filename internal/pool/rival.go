@@ -106,7 +106,7 @@ func (p *Pool) gainLocked(t *file) *gain {
 	removedOnly := false
 	switch {
 	case t.isArchive(), p.heirs[t.name.Base], fresh && t.renamedOver():
-	case t.state == dead && (t.name.ID == "0" || !strings.ContainsAny(t.name.ID, "0123456789")):
+	case t.state == dead && t.mayAccumulate():
 		removedOnly = true
 	default:
 		return nil
@@ -120,6 +120,11 @@ func (p *Pool) gainLocked(t *file) *gain {
 
 // isArchive reports whether the name says that others are merged into the file.
 func (t *file) isArchive() bool { return t.name.Archive || strings.Contains(t.name.ID, "archive") }
+
+// mayAccumulate reports whether the name is one that an archiver may choose, or one that has chosen it.
+func (t *file) mayAccumulate() bool {
+	return t.name.ID == "0" || !strings.ContainsAny(t.name.ID, "0123456789") || t.pool.heirs[t.name.Base]
+}
 
 // renamedOver reports whether the file was renamed over another one. Then it was made before the
 // other one went; both times are of the kernel's clock, which ticks some hundred times a second.
