@@ -766,14 +766,15 @@ func runGuests(t *testing.T, elsewhere bool, lasts time.Duration) {
 		}
 		pool.wipe(wipes)
 		// Only what is saved outlives the daemon.
-		eventually(t, patience, s.current.Load().saved)
+		s.current.Load().awaitSaved()
 	}
 	stops := thaw()
 	pool.stop()
 	pool.finish()
 	said := pool.out.String()
 	low, high := pool.books.acked(), pool.books.started()
-	eventually(t, patience, func() error { return errors.Join(empty(dir), s.current.Load().saved()) })
+	eventually(t, patience, func() error { return empty(dir) })
+	s.current.Load().awaitSaved()
 	if err := pool.books.between(s.current.Load().mustText(), low, high); err != nil {
 		t.Errorf("when all is archived: %v", err)
 	}

@@ -16,6 +16,7 @@ type Metrics struct {
 	fileErrors  telemetry.CounterVec // pool, reason
 	entryErrors telemetry.CounterVec // pool, reason
 	rescans     telemetry.CounterVec // pool
+	rounds      telemetry.CounterVec // pool
 	scanErrors  telemetry.CounterVec // pool
 	passes      telemetry.Counter
 	entriesRead telemetry.Counter
@@ -43,6 +44,7 @@ func NewMetrics(set *telemetry.Set) *Metrics {
 		fileErrors:  set.CounterVec("aggregatord_file_errors_total", "Times a source file became unreadable, by reason; the log names the file.", "pool", "reason"),
 		entryErrors: set.CounterVec("aggregatord_entry_errors_total", "Entries of source files left out, by reason; the log names the first of each file.", "pool", "reason"),
 		rescans:     set.CounterVec("aggregatord_rescans_total", "Times the directory was listed.", "pool"),
+		rounds:      set.CounterVec("aggregatord_rounds_total", "Times the pool's files and their processes were looked after; if it stands still, the directory does not answer.", "pool"),
 		scanErrors:  set.CounterVec("aggregatord_scan_errors_total", "Times the directory could not be listed.", "pool"),
 		passes:      set.Counter("aggregatord_merge_passes_total", "Times all source files were read and merged."),
 		entriesRead: set.Counter("aggregatord_entries_read_total", "Values loaded from source files."),
@@ -70,7 +72,7 @@ func NewMetrics(set *telemetry.Set) *Metrics {
 // prepare makes a pool's counters, so that they are there before they count and the first
 // event is an increase, too.
 func (m *Metrics) prepare(pool string) {
-	for _, v := range []telemetry.CounterVec{m.rescans, m.scanErrors, m.expired, m.merged, m.superseded} {
+	for _, v := range []telemetry.CounterVec{m.rescans, m.rounds, m.scanErrors, m.expired, m.merged, m.superseded} {
 		v.With(pool)
 	}
 	for _, reason := range fileReasons() {

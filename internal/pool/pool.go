@@ -359,6 +359,7 @@ func (p *Pool) tend(force bool) {
 		p.ready.Store(true)
 	}
 	p.updateMetricsLocked()
+	p.metrics.rounds.With(p.spec.Name).Inc()
 	p.calm = p.calmLocked()
 }
 

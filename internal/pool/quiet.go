@@ -32,6 +32,7 @@ func (p *Pool) quietRound(list bool) bool {
 	p.quiet = p.quietLocked(list)
 	if p.quiet {
 		p.rounds++
+		p.metrics.rounds.With(p.spec.Name).Inc()
 	}
 	return p.quiet
 }
