@@ -59,6 +59,7 @@ type file struct {
 	// record is the name of its record in the archive, from when it is offered to be folded.
 	record string
 	file   *store.File   // nil if it is not open
+	at     int           // where it is in Pool.opened, if it is open
 	source *merge.Source // nil exactly if file is
 	method watch.Method  // by which it is known whether a process may write to it
 	asked  uint64        // when that was asked last, of Pool.looks
@@ -208,6 +209,7 @@ func (p *Pool) adoptLocked(t *file, f *store.File) error {
 	t.file, t.entries, t.base, t.loaded = f, 0, nil, false
 	t.learned, t.more = 0, false
 	t.state = alive
+	p.opened.add(t)
 	t.source = p.index.Add(merge.SourceSpec{
 		Name: t.name.Base, Type: t.name.Type, Mode: t.name.Mode, ID: t.name.ID,
 		Created: f.Created().UnixNano(), ParseKey: store.ParseKey,
@@ -239,6 +241,7 @@ func (p *Pool) baselineOfLocked(t *file, f *store.File) []float64 {
 // closeLocked closes the file. Its source stays in the index.
 func (p *Pool) closeLocked(t *file) {
 	delete(p.open, t.file.Identity())
+	p.opened.remove(t)
 	p.descriptors.Give()
 	if err := t.file.Close(); err != nil {
 		p.logger.Warn("close file", zap.String("path", t.path), zap.Error(err))

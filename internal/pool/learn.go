@@ -67,6 +67,9 @@ func (p *Pool) learnLocked(t *file, limit int64) (walked int64) {
 			t.base = append(t.base, p.baselineAtLocked(t, e.Key, entry))
 		}
 	})
+	if t.learned != before {
+		p.opened.live = nil // a new entry may be of a live mode
+	}
 	if !t.more {
 		t.source.Compact()
 		return t.learned - before
@@ -74,13 +77,19 @@ func (p *Pool) learnLocked(t *file, limit int64) (walked int64) {
 	return max(t.learned-before, limit)
 }
 
-// learnNewLocked is learnLocked unless the next load tells whether there is anything to learn.
-// Where nothing is to be loaded, it tells nothing.
+// learnNewLocked is learnLocked but for files of the dead of which the next load tells whether there is
+// anything to learn.
 func (p *Pool) learnNewLocked(t *file, limit int64) (walked int64) {
-	if t.learnErr != nil || t.more || !t.file.Complete() || t.source.Entries() == 0 {
+	if !t.file.Settled() || t.unlearned() {
 		return p.learnLocked(t, limit)
 	}
 	return 0
+}
+
+// unlearned reports whether there may be something to learn of which the next load would not tell.
+// Where nothing is to be loaded, it tells nothing.
+func (t *file) unlearned() bool {
+	return t.learnErr != nil || t.more || !t.file.Complete() || t.source.Entries() == 0
 }
 
 // learnAllLocked learns what is new in all files, in slices, and lets go of the lock between them.

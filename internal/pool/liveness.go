@@ -20,8 +20,8 @@ func (p *Pool) askAllLocked() bool { return (p.rounds+p.phase)%askAllEvery == 0 
 // probeLiveLocked asks for the processes that live gauges depend on: a ghost must not be
 // served for a second.
 func (p *Pool) probeLiveLocked() {
-	for t := range p.allLocked() {
-		if t.readable() && t.source.Live() && t.asked != p.looks {
+	for _, t := range p.opened.ofLiveModes() {
+		if t.readable() && t.asked != p.looks {
 			p.checkLocked(t)
 		}
 	}

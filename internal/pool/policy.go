@@ -72,6 +72,7 @@ func (p *Pool) adoptPolicyLocked(to *policy.Policy) {
 		}
 	}
 	p.index = merge.NewIndex(opts)
+	p.opened.live = nil
 	p.index.SetTime(unixSeconds(p.now()))
 	p.limits = p.limitsBy(to)
 }

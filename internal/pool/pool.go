@@ -152,8 +152,11 @@ type Pool struct {
 	staged map[string]*file
 	// orphans are files to which no name in the directory leads.
 	orphans []*file
-	// open finds the open files of all three by what they are.
-	open map[store.Identity]*file
+	// open finds the open files of all three by what they are, and opened has the same files in the
+	// order in which they were opened. loadedEntries is how many entries they had at the last load.
+	open          map[store.Identity]*file
+	opened        openFiles
+	loadedEntries int
 	// deferred is how many files could not be opened for want of descriptors.
 	deferred int
 	foreign  int
@@ -226,7 +229,7 @@ type Pool struct {
 	loadedAt time.Time // when all files were loaded last, by the kernel's clock
 	lost     bool
 	reported map[merge.Conflict]bool
-	loads    []*file // reused by load
+	loads    []*file // those of the last load with which more was to be done; reused
 	// lastPass is when the last pass began, and lastPassTook how long it was.
 	lastPass     time.Time
 	lastPassTook time.Duration
@@ -450,55 +453,73 @@ func (p *Pool) LeftOut() (conflicts, dropped, expired int) {
 	return len(p.index.Conflicts()), p.index.Dropped(), p.index.Expired()
 }
 
-// parallelEntries is how many entries make loading on several cores worth the while.
-const parallelEntries = 20_000
+// manyFiles and manyEntries are how many make loading on several cores worth the while.
+const (
+	manyFiles   = 1000
+	manyEntries = 20_000
+)
 
-// loadLocked loads the present values of all files into the index. New entries are
-// learned first, one file after the other, because that changes the index; the values
-// of different files are then loaded side by side. Files of the dead are not asked for new
-// entries, since reading their values tells of them; there are few such surprises.
+// loadLocked loads the present values of all files into the index, of different files side by side.
+// Files tell by that whether they have new entries. Those are learned one file after the other,
+// because it changes the index, and loaded again; there are few such surprises.
 func (p *Pool) loadLocked() {
+	files := p.opened.files
 	p.loads = p.loads[:0]
-	entries := 0
-	left := int64(scrapeBytes)
-	for t := range p.allLocked() {
-		if t.readable() {
-			if left > 0 {
-				left -= p.learnNewLocked(t, left)
-			}
-			p.loads = append(p.loads, t)
-			entries += t.source.Entries()
-		}
-	}
-	loads := p.loads
-	var next atomic.Int64
+	var next, entries atomic.Int64
+	var noting sync.Mutex
+	const some = 16 // at a time: to count them one by one costs as much as to load one
 	work := func() {
-		for i := next.Add(1) - 1; int(i) < len(loads); i = next.Add(1) - 1 {
-			loads[i].loadErr = loads[i].load()
+		loaded := 0
+		for from := int(next.Add(some)) - some; from < len(files); from = int(next.Add(some)) - some {
+			for _, t := range files[from:min(from+some, len(files))] {
+				if t == nil || !t.readable() {
+					continue
+				}
+				loaded += t.source.Entries()
+				if t.surprises() {
+					noting.Lock()
+					p.loads = append(p.loads, t)
+					noting.Unlock()
+				}
+			}
 		}
+		entries.Add(int64(loaded))
 	}
-	if entries < parallelEntries {
+	if p.loadedEntries < manyEntries && len(files) < manyFiles {
 		work()
 	} else {
 		var wg sync.WaitGroup
-		for range min(runtime.GOMAXPROCS(0), len(loads)) - 1 {
+		for range min(runtime.GOMAXPROCS(0), len(files)) - 1 {
 			// Ends when all files are loaded, below.
 			wg.Go(work)
 		}
 		work()
 		wg.Wait()
 	}
-	for _, t := range loads {
-		if t.loadErr == nil && t.file.Grown() && left > 0 {
-			left -= p.learnLocked(t, left)
+	left := int64(scrapeBytes)
+	for _, t := range p.loads {
+		if t.loadErr == nil && t.unlearned() {
+			if left > 0 {
+				left -= p.learnLocked(t, left)
+			}
 			t.loadErr = t.load()
 		}
 		p.noteLocked(t, cmp.Or(t.learnErr, t.loadErr))
 	}
-	p.lost = false
+	p.lost, p.loadedEntries = false, int(entries.Load())
 	p.compareWithMergedLocked()
-	p.metrics.entriesRead.Add(float64(entries))
+	p.metrics.entriesRead.Add(float64(p.loadedEntries))
 	clear(p.loads)
+}
+
+// surprises loads a file's values, unless there may be something to learn before. It reports whether
+// there is more to do with the file.
+func (t *file) surprises() bool {
+	if t.loadErr = nil; t.unlearned() {
+		return true
+	}
+	t.loadErr = t.load()
+	return t.loadErr != nil || t.file.Grown() || t.failure != "" || t.gained || t.muted != nil
 }
 
 // reportConflictsLocked logs each disagreement once, when it begins and when it ends.
@@ -562,7 +583,7 @@ func (p *Pool) Close() error {
 			p.descriptors.Give()
 		}
 	}
-	p.files, p.staged, p.orphans, p.open, p.loads = nil, nil, nil, nil, nil
+	p.files, p.staged, p.orphans, p.open, p.loads, p.opened = nil, nil, nil, nil, nil, openFiles{}
 	p.shown = nil
 	p.index.Close()
 	p.index = merge.NewIndex(p.mergeOptions)

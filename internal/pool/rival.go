@@ -137,14 +137,14 @@ func (t *file) renamedOver() bool {
 }
 
 // compareWithMergedLocked looks for files that others have merged. The values of all files were
-// just loaded.
+// just loaded, and loads has those that are muted or have gained something.
 func (p *Pool) compareWithMergedLocked() {
 	now := p.now()
 	// What is left of a gain may be the values of a file that is not known to be dead yet.
 	p.gains = slices.DeleteFunc(p.gains, func(g *gain) bool {
 		return g.heir.place != named || g.heir.file == nil || now.Sub(g.since) > muteFor
 	})
-	for t := range p.allLocked() {
+	for _, t := range p.loads {
 		if t.muted != nil && t.place != orphan && t.state != folding && now.Sub(t.muted.since) > muteFor {
 			p.unmuteLocked(t)
 		}

@@ -72,7 +72,7 @@ type File struct {
 	// ahead is what Prefetch has read from the start of the file, in a buffer of windows.
 	ahead *[windowBytes]byte
 	have  int
-	// grown says that a read of values met more used bytes than these.
+	// grown says that a load met another count of used bytes than this.
 	grown bool
 	// lost is set once positions are no longer known.
 	lost error
@@ -571,14 +571,14 @@ func usedBytes(header []byte, size int64) (int64, damage) {
 	return used, damage{}
 }
 
-// Complete reports whether Learn need not be asked before the next Load, because the file
-// is settled and Load itself tells of new entries: see Grown.
+// Complete reports whether Learn need not be asked before the next Load, because Load itself
+// tells of new entries: see Grown.
 func (f *File) Complete() bool {
-	return f.settled && !f.grown && f.cur.entries > 0 && f.cur.next >= f.used
+	return !f.grown && f.cur.entries > 0 && f.cur.next >= f.used
 }
 
-// Grown reports whether the last Load of a settled file has met entries that Learn has not
-// yielded yet.
+// Grown reports whether the last Load has met another count of used bytes than Learn has: most
+// likely there are entries that it has not yielded yet.
 func (f *File) Grown() bool { return f.grown }
 
 // Load sets values[i] to the value at slots[i], for all slots, each of which must come
@@ -697,9 +697,11 @@ func (f *File) failed(d damage) error {
 func (f *File) loadMapped(slots *deltas.List, values, stamps []float64) (d damage) {
 	m := &f.mapping
 	defer m.catch(debug.SetPanicOnFault(true), &d)
-	if used := m.header(); used < f.used && used >= 0 {
+	used := m.header()
+	if used < f.used && used >= 0 {
 		return damage{reason: UsedShrunk, number: used}
 	}
+	f.grown = used != f.used
 	w := window{have: m.mem[:f.used], end: f.used}
 	size := valueBytes
 	if stamps != nil {
@@ -743,7 +745,7 @@ func (f *File) read(slots *deltas.List, values, stamps []float64) damage {
 	if used < f.used && used >= 0 {
 		return damage{reason: UsedShrunk, number: used}
 	}
-	f.grown = used > f.used
+	f.grown = used != f.used
 	b, d := f.baseOf(&w, slots, size)
 	if d.reason != "" {
 		return d
