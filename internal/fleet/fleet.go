@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -58,6 +57,7 @@ type Fleet struct {
 	opts    Options
 	logger  *zap.Logger
 	metrics *metrics
+	hub     watch.Hub // of the file system events of all pools
 
 	// policyMu is held for reading while a view is taken, so that each is wholly by one policy,
 	// and for writing while the policy changes.
@@ -76,8 +76,6 @@ type Fleet struct {
 	running context.Context // of Run, nil before
 	loops   sync.WaitGroup  // the tend loops
 	closed  bool
-
-	events atomic.Int64 // event watchers that run
 }
 
 // member is one pool of the fleet.
@@ -85,7 +83,6 @@ type member struct {
 	*pool.Pool
 	descriptors *pool.Descriptors
 	notifier    *watch.Notifier
-	watched     bool // by the notifier; otherwise it is polled
 	// looking is held while a view with starts is taken of the pool, so that its starts meet
 	// the views in their order.
 	looking sync.Mutex
@@ -156,6 +153,10 @@ func New(opts Options) (*Fleet, error) {
 	return f, nil
 }
 
+// pathEvery is how often it is looked whether a pool's path leads elsewhere, beside the events that tell
+// of it.
+const pathEvery = 2 * time.Second
+
 func (f *Fleet) newMember(spec pool.Spec) *member {
 	opts := f.opts.Pool
 	opts.Policy = f.policy
@@ -165,7 +166,7 @@ func (f *Fleet) newMember(spec pool.Spec) *member {
 	opts.Descriptors = opts.Descriptors.Part()
 	m := &member{Pool: pool.New(spec, opts), descriptors: opts.Descriptors}
 	m.starts.Starts = starts.New()
-	m.notifier = watch.NewNotifier(watch.NotifierOptions{OnFallback: func(err error) {
+	m.notifier = watch.NewNotifier(watch.NotifierOptions{Hub: &f.hub, Poll: pathEvery, OnFallback: func(err error) {
 		f.logger.Warn("inotify is unavailable; looking at the directory every second", zap.String("dir", spec.Dir()), zap.Error(err))
 	}})
 	return m

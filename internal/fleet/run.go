@@ -12,10 +12,6 @@ import (
 // for the scan; folding can wait for the scrape.
 const firstFold = 250 * time.Millisecond
 
-// maxWatched is how many pools have an event watcher. Each takes an inotify instance, of which
-// a user has 128 by custom; the other pools are looked at by one stat every TendInterval.
-const maxWatched = 64
-
 // Run tends all pools until ctx is done, and returns when every goroutine has ended.
 func (f *Fleet) Run(ctx context.Context) {
 	f.mu.Lock()
@@ -60,12 +56,8 @@ func (f *Fleet) tend(ctx context.Context, m *member) {
 	wake := make(chan struct{}, 1)
 	var watching sync.WaitGroup
 	defer watching.Wait()
-	if f.events.Add(1) <= maxWatched {
-		m.watched = true
-		// Ends when ctx is done.
-		watching.Go(func() { f.watch(ctx, m, wake) })
-	}
-	defer f.events.Add(-1)
+	// Ends when ctx is done.
+	watching.Go(func() { f.watch(ctx, m, wake) })
 	start, log := time.Now(), f.logger.With(zap.String("dir", m.Spec().Dir()))
 	m.Tend(true)
 	for !m.Ready() && ctx.Err() == nil && m.Fold() {
@@ -91,15 +83,17 @@ func (f *Fleet) tend(ctx context.Context, m *member) {
 		select {
 		case <-ctx.Done():
 		case <-wake:
+			m.Disturb()
 		case <-ticker.C:
 		case <-rescan.C:
 			force = true
 		}
 		if ctx.Err() != nil { // whatever else there was to do
-			m.Fold() // what files without a name have counted is lost with us
+			m.FoldLast()
 			f.keepStarts(m, true)
 			return
 		}
+		m.SetWatched(m.notifier.Stats.Watching.Load())
 		if force {
 			m.Rescan()
 		} else {

@@ -881,6 +881,28 @@ func TestRemovedWhileAlive(t *testing.T) {
 	collect(t, Spec{Path: dir}).want("hits_total 8", "others_total 3")
 }
 
+// TestRemovedWhileAliveThenStopped: what a file without a name has gained since its gains were last
+// archived is archived when the daemon ends, however long ago that was.
+func TestRemovedWhileAliveThenStopped(t *testing.T) {
+	dir := tmpfs(t)
+	w := write(t, dir, "counter_1.db").set("hits_total", 5)
+	defer w.die()
+	h := collect(t, Spec{Path: dir})
+	h.partsEvery = time.Hour
+	h.want("hits_total 5")
+	if err := os.Remove(filepath.Join(dir, "counter_1.db")); err != nil {
+		t.Fatal(err)
+	}
+	h.fold()
+	readOnly(t, dir, nil, "hits_total 5")
+	w.set("hits_total", 7)
+	h.want("hits_total 7")
+	h.fold()
+	readOnly(t, dir, nil, "hits_total 5")
+	h.FoldLast()
+	readOnly(t, dir, nil, "hits_total 7")
+}
+
 // TestWrittenBeforeRemoval: a worker that opened a folded file late, added to it and was
 // gone again before the file was to be removed, leaves only the changed values to tell.
 func TestWrittenBeforeRemoval(t *testing.T) {

@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"slices"
 	"time"
 
 	"aggregatord/internal/store"
@@ -95,12 +94,15 @@ func (t *file) unlearned() bool {
 // learnAllLocked learns what is new in all files, in slices, and lets go of the lock between them.
 // Then it closes the files that yield nothing.
 func (p *Pool) learnAllLocked() {
-	files := slices.Collect(p.allLocked())
+	files := p.opened.files // what is opened meanwhile was learned then, or comes next
 	all := !p.ready.Load() || p.folder.ReadOnly()
 	p.growing = false
 	// Not by the pool's clock: it is the time of others that is taken.
 	for start, i := time.Now(), 0; i < len(files); i++ {
 		t := files[i]
+		if t == nil {
+			continue
+		}
 		before := t.entries
 		for left := int64(roundBytes); t.readable() && (all || left > 0 || time.Since(start) < p.learnFor); {
 			left -= p.learnNewLocked(t, sliceBytes)
@@ -117,7 +119,9 @@ func (p *Pool) learnAllLocked() {
 	}
 	short := p.shortOfDescriptorsLocked()
 	for _, t := range files {
-		p.closeBarrenLocked(t, short)
+		if t != nil {
+			p.closeBarrenLocked(t, short)
+		}
 	}
 	if p.deferred > 0 {
 		p.openDeferredLocked()

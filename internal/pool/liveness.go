@@ -10,12 +10,34 @@ import (
 )
 
 // askAllEvery is after how many rounds every file is asked for. In the rounds between, one
-// file stands for its worker as long as it is alive.
-const askAllEvery = 5
+// file stands for its worker as long as it is alive. Where file system events would tell of a file that
+// somebody cuts, and of one that grows, askSeldomEvery takes its place in rounds that may be quiet.
+const (
+	askAllEvery    = 5
+	askSeldomEvery = 30
+)
 
 // askAllLocked reports whether this round asks for every file. The rounds of several pools in which
 // that is so are not the same.
-func (p *Pool) askAllLocked() bool { return (p.rounds+p.phase)%askAllEvery == 0 }
+func (p *Pool) askAllLocked() bool {
+	n := p.rounds + p.phase
+	return n%askAllEvery == 0 && (p.disturbed || !p.calm || n%askSeldomEvery == 0)
+}
+
+// SetWatched says whether file system events of the directory arrive, and are told by Disturb.
+func (p *Pool) SetWatched(watched bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.watched = watched
+	p.disturbed = p.disturbed || !watched
+}
+
+// Disturb says that something was done to the directory, or to a file in it.
+func (p *Pool) Disturb() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.disturbed = true
+}
 
 // probeLiveLocked asks for the processes that live gauges depend on: a ghost must not be
 // served for a second.
@@ -104,6 +126,11 @@ type worker struct {
 // workersLocked returns the workers that have a file, by ID. It is the one count of them.
 func (p *Pool) workersLocked() map[string]worker {
 	now := make(map[string]worker, len(p.workers))
+	p.workersIntoLocked(now)
+	return now
+}
+
+func (p *Pool) workersIntoLocked(now map[string]worker) {
 	for t := range p.allLocked() {
 		if t.name.Archive || t.nameErr != nil || t.state == unasked {
 			continue
@@ -113,7 +140,6 @@ func (p *Pool) workersLocked() map[string]worker {
 		w.alive = w.alive || t.isAlive()
 		now[t.name.ID] = w
 	}
-	return now
 }
 
 // reportEvery is how often the coming and going of workers is summed up in the log.
@@ -121,7 +147,12 @@ const reportEvery = time.Minute
 
 // countWorkersLocked takes note of which workers came and went since the last time.
 func (p *Pool) countWorkersLocked() {
-	now := p.workersLocked()
+	if p.workers == nil {
+		p.workers, p.workersBefore = map[string]worker{}, map[string]worker{}
+	}
+	now := p.workersBefore
+	clear(now)
+	p.workersIntoLocked(now)
 	for id, w := range now {
 		was, known := p.workers[id]
 		switch {
@@ -141,7 +172,7 @@ func (p *Pool) countWorkersLocked() {
 			p.went++
 		}
 	}
-	p.workers = now
+	p.workers, p.workersBefore = now, p.workers
 	if at := p.now(); (p.came > 0 || p.went > 0) && at.Sub(p.reportedAt) >= reportEvery {
 		p.logger.Info("workers started and ended", zap.Int("started", p.came), zap.Int("ended", p.went), zap.Int("alive", p.aliveLocked()))
 		p.came, p.went, p.reportedAt = 0, 0, at

@@ -147,15 +147,7 @@ func (p *Pool) updateMetricsLocked() {
 	own.dead.Set(float64(len(p.workers) - alive))
 	own.entries.Set(float64(entries))
 	own.directoryUp.Set(boolean(p.scanErr == nil && p.listed))
-	if p.room.known {
-		if p.ownRoom == nil {
-			p.ownRoom = m.roomOf(pool)
-		}
-		p.ownRoom.freeBytes.Set(float64(p.room.freeBytes))
-		p.ownRoom.totalBytes.Set(float64(p.room.totalBytes))
-		p.ownRoom.freeNodes.Set(float64(p.room.freeNodes))
-		p.ownRoom.totalNodes.Set(float64(p.room.totalNodes))
-	}
+	p.showRoomLocked()
 	a, at := p.folder.Archive(), p.folder.State()
 	own.archiveSeries.Set(float64(a.Totals().Series()))
 	own.archiveUnsaved.Set(float64(a.Unsaved()))
@@ -165,6 +157,20 @@ func (p *Pool) updateMetricsLocked() {
 	}
 	own.awaiting.Set(float64(awaiting))
 	own.removing.Set(float64(p.folder.RemovingFiles()))
+}
+
+// showRoomLocked brings the gauges of the file system's room up to date.
+func (p *Pool) showRoomLocked() {
+	if !p.room.known {
+		return
+	}
+	if p.ownRoom == nil {
+		p.ownRoom = p.metrics.roomOf(p.spec.Name)
+	}
+	p.ownRoom.freeBytes.Set(float64(p.room.freeBytes))
+	p.ownRoom.totalBytes.Set(float64(p.room.totalBytes))
+	p.ownRoom.freeNodes.Set(float64(p.room.freeNodes))
+	p.ownRoom.totalNodes.Set(float64(p.room.totalNodes))
 }
 
 // ownGauges are a pool's children of the gauges: to look them up takes longer than to set them.

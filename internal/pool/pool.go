@@ -178,9 +178,10 @@ type Pool struct {
 	short bool
 	room  space
 
-	workers    map[string]worker
-	came, went int // since reportedAt
-	reportedAt time.Time
+	// workersBefore is the map for the next count, so that none is made anew.
+	workers, workersBefore map[string]worker
+	came, went             int // since reportedAt
+	reportedAt             time.Time
 
 	// shown are the sources of the index that show the archive's tables, of the archive and
 	// generation given.
@@ -217,6 +218,9 @@ type Pool struct {
 	// files that are asked for in a quiet round.
 	stirred, calm, quiet bool
 	speakers             []*file
+	// watched says that file system events arrive, and disturbed that there were some since all files
+	// were asked for, or that nobody would know.
+	watched, disturbed bool
 	// phase is added to rounds, so that not all pools ask for all files in one.
 	phase    uint64
 	refusals map[refusal]bool // that were told
@@ -264,7 +268,8 @@ func New(spec Spec, opts Options) *Pool {
 		logger = logger.With(zap.String("pool", spec.Name))
 	}
 	p := &Pool{
-		spec: spec, logger: logger, metrics: opts.Metrics, folds: opts.Metrics.folds.For(spec.Name), now: opts.Now,
+		disturbed: true,
+		spec:      spec, logger: logger, metrics: opts.Metrics, folds: opts.Metrics.folds.For(spec.Name), now: opts.Now,
 		descriptors: opts.Descriptors, fileLimits: opts.Limits, mergeOptions: opts.Merge, share: opts.Share, onProgress: opts.OnProgress, archiveDir: opts.ArchiveDir,
 		partsEvery: time.Second, learnFor: roundTime,
 		prober: watch.NewProber(spec.Path), lister: watch.NewDir(spec.Path),
@@ -364,6 +369,9 @@ func (p *Pool) tend(force bool) {
 	p.updateMetricsLocked()
 	p.metrics.rounds.With(p.spec.Name).Inc()
 	p.calm = p.calmLocked()
+	if every {
+		p.disturbed = !p.watched
+	}
 }
 
 // Fold archives dead workers' files: some, to be called again soon as long as it returns true.
@@ -375,6 +383,15 @@ func (p *Pool) Fold() (more bool) {
 	}
 	p.dropSuperseded()
 	return p.folder.Fold()
+}
+
+// FoldLast is Fold before the pool is closed: what files without a name have counted would go with it.
+func (p *Pool) FoldLast() {
+	p.mu.Lock()
+	p.partsDue = time.Time{}
+	p.stirLocked()
+	p.mu.Unlock()
+	p.Fold()
 }
 
 // DropArchived removes the archived series that m matches, in memory and durably, and returns how

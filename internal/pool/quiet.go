@@ -41,6 +41,12 @@ func (p *Pool) quietLocked(list bool) bool {
 	if !p.calm || p.stirred || p.growing || p.closed || p.askAllLocked() || !p.folder.Idle() || !p.lister.Unchanged() {
 		return false
 	}
+	if p.rounds%askAllEvery == 0 {
+		if p.lookAtRoomLocked(); p.short {
+			return false
+		}
+		p.showRoomLocked()
+	}
 	if list {
 		p.metrics.rescans.With(p.spec.Name).Inc()
 		if listing, err := p.lister.Scan(true); err != nil || !listing.Same {

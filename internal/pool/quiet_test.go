@@ -133,6 +133,43 @@ func TestQuietRounds(t *testing.T) {
 	}
 }
 
+// TestWatchedRounds: where file system events tell of what is done to files, all of them are asked for
+// seldom, unless there was such an event.
+func TestWatchedRounds(t *testing.T) {
+	dir := tmpfs(t)
+	a := write(t, dir, "counter_1.db").set("c_total", 1)
+	gauge := write(t, dir, "gauge_all_1.db").set("busy", 3)
+	h := collect(t, Spec{Path: dir})
+	h.SetWatched(true)
+	h.settle()
+	h.disturbed = false
+	// In the rounds between, only one of the files is.
+	asked := func() (rounds int) {
+		for rounds = 1; rounds <= 2*askSeldomEvery; rounds++ {
+			looks := h.opened.files[0].asked + h.opened.files[1].asked
+			if h.Tend(false); h.opened.files[0].asked+h.opened.files[1].asked > looks+2 {
+				return rounds
+			}
+		}
+		t.Fatal("not all files are asked for any more")
+		return 0
+	}
+	asked()
+	if n := asked(); n != askSeldomEvery {
+		t.Errorf("all files are asked for after %d rounds, want %d", n, askSeldomEvery)
+	}
+	h.Disturb()
+	if n := asked(); n > askAllEvery {
+		t.Errorf("after an event all files are asked for in %d rounds, want %d at most", n, askAllEvery)
+	}
+	h.SetWatched(false)
+	if n := asked(); n > askAllEvery {
+		t.Errorf("without events all files are asked for in %d rounds, want %d at most", n, askAllEvery)
+	}
+	a.die()
+	gauge.die()
+}
+
 // wantFoldedExcept folds until these files are all that is left.
 func (h *harness) wantFoldedExcept(bases ...string) {
 	h.t.Helper()

@@ -31,6 +31,8 @@ type NotifierOptions struct {
 	// many inotify instances or descriptors; ENOSPC: fs.inotify.max_user_watches is used up)
 	// and Run polls instead. It is called once for each time this begins, with the cause.
 	OnFallback func(error)
+	// Hub is shared by the Notifiers of many directories. Default: one of its own.
+	Hub *Hub
 }
 
 func (o NotifierOptions) withDefaults() NotifierOptions {
@@ -42,6 +44,9 @@ func (o NotifierOptions) withDefaults() NotifierOptions {
 	}
 	if o.Ignore == nil {
 		o.Ignore = []string{".aggregatord"}
+	}
+	if o.Hub == nil {
+		o.Hub = &Hub{}
 	}
 	return o
 }
@@ -65,14 +70,13 @@ type Notifier struct {
 	// Stats may be read while Run runs.
 	Stats NotifierStats
 
-	opts       NotifierOptions
-	retry      time.Duration // how long to poll before asking for events again
-	newWatcher func() (*fsnotify.Watcher, error)
+	opts  NotifierOptions
+	retry time.Duration // how long to poll before asking for events again
 }
 
 // NewNotifier returns a Notifier. It starts nothing.
 func NewNotifier(opts NotifierOptions) *Notifier {
-	return &Notifier{opts: opts.withDefaults(), retry: 30 * time.Second, newWatcher: fsnotify.NewWatcher}
+	return &Notifier{opts: opts.withDefaults(), retry: 30 * time.Second}
 }
 
 // Run calls wake whenever a file of the directory at path may have appeared, gone, been
@@ -88,6 +92,9 @@ func (n *Notifier) Run(ctx context.Context, path string, wake func()) error {
 	defer p.stop()
 	poll := time.NewTicker(n.opts.Poll)
 	defer poll.Stop()
+	// Those of many directories wake up in the same few moments: to wake up costs more than to look.
+	const moment = time.Second / 8
+	defer time.AfterFunc(time.Until(time.Now().Truncate(moment).Add(moment)), func() { poll.Reset(n.opts.Poll) }).Stop()
 	defer n.Stats.Watching.Store(false)
 	defer n.Stats.Polling.Store(false)
 
@@ -115,47 +122,52 @@ func (n *Notifier) Run(ctx context.Context, path string, wake func()) error {
 			n.Stats.Watching.Store(false)
 			p.poke()
 		}
-		// Its errors tell nothing that the next attachment will not.
-		_ = a.watcher.Close()
+		a.tap.close()
 	}
 	return nil
 }
 
 // An attachment watches one directory: the wanted one, or while that does not exist the
-// nearest one above it that does. Each has a watcher of its own. To move one watcher from
-// path to path would mean to call its Add while its reader may hold the same lock and wait
-// for us to take an error from it (a directory that is renamed, then removed).
+// nearest one above it that does.
 type attachment struct {
-	watcher *fsnotify.Watcher
-	path    string      // what is wanted
-	target  string      // what is watched
-	info    fs.FileInfo // of target
-	whole   bool        // target is path
-	next    string      // otherwise: the name in target that leads to path
+	tap    *tap
+	path   string      // what is wanted
+	target string      // what is watched
+	info   fs.FileInfo // of target
+	whole  bool        // target is path
+	next   string      // otherwise: the name in target that leads to path
 }
 
 // attach watches path, or the nearest existing directory above it. An error means that
 // events cannot be had.
 func (n *Notifier) attach(path string) (*attachment, error) {
-	w, err := n.newWatcher()
+	a, err := attachTo(n.opts.Hub, path)
+	if errors.Is(err, errTwoPaths) {
+		a, err = attachTo(&Hub{newWatcher: n.opts.Hub.newWatcher}, path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("watch directory %q: %w", path, err)
-	}
-	a, err := attachTo(w, path)
-	if err != nil {
-		return nil, fmt.Errorf("watch directory %q: %w", path, errors.Join(err, w.Close()))
 	}
 	return a, nil
 }
 
-func attachTo(w *fsnotify.Watcher, path string) (*attachment, error) {
-	a := &attachment{watcher: w, path: path}
+func attachTo(h *Hub, path string) (a *attachment, err error) {
+	t, err := h.open()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			t.close()
+		}
+	}()
+	a = &attachment{tap: t, path: path}
 	a.target, a.info, a.next = nearest(path)
 	for range 10 {
 		if a.info == nil {
 			return nil, fs.ErrNotExist
 		}
-		err := w.Add(a.target)
+		err := t.add(a.target, a.info)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
@@ -166,7 +178,7 @@ func attachTo(w *fsnotify.Watcher, path string) (*attachment, error) {
 			return a, nil
 		}
 		if err == nil {
-			_ = w.Remove(a.target) // gone by itself where the directory is gone
+			t.remove()
 		}
 		a.target, a.info, a.next = target, info, next
 	}
@@ -206,17 +218,17 @@ func (n *Notifier) follow(ctx context.Context, a *attachment, poll <-chan time.T
 			if a.stale() {
 				return
 			}
-		case ev, ok := <-a.watcher.Events:
-			if !ok || n.take(a, ev, p) {
+		case ev := <-a.tap.Events:
+			if n.take(a, ev, p) {
 				return
 			}
-		case err, ok := <-a.watcher.Errors:
-			if !ok {
-				return
-			}
-			if errors.Is(err, fsnotify.ErrEventOverflow) {
+		case err := <-a.tap.Errors:
+			switch {
+			case errors.Is(err, errMany):
+				n.Stats.Events.Add(1)
+			case errors.Is(err, fsnotify.ErrEventOverflow):
 				n.Stats.Overflows.Add(1)
-			} else {
+			default:
 				n.Stats.Errors.Add(1)
 			}
 			// What was lost may have been the end of the directory itself.

@@ -243,7 +243,7 @@ func TestNotifierFollowsThePath(t *testing.T) {
 			exists := err == nil && st.IsDir()
 			var attached atomic.Int64
 			l := listen(t, path, NotifierOptions{Poll: c.poll, Quiet: time.Millisecond}, func(n *Notifier) {
-				n.newWatcher = func() (*fsnotify.Watcher, error) { attached.Add(1); return fsnotify.NewWatcher() }
+				n.opts.Hub.newWatcher = func() (*fsnotify.Watcher, error) { attached.Add(1); return fsnotify.NewWatcher() }
 			})
 			if exists {
 				l.await(t, "watching begins")
@@ -280,7 +280,7 @@ func TestNotifierVanish(t *testing.T) {
 func TestNotifierOverflow(t *testing.T) {
 	watchers := make(chan *fsnotify.Watcher, 1)
 	l := listen(t, t.TempDir(), NotifierOptions{Poll: never, Quiet: time.Millisecond}, func(n *Notifier) {
-		n.newWatcher = func() (*fsnotify.Watcher, error) {
+		n.opts.Hub.newWatcher = func() (*fsnotify.Watcher, error) {
 			w, err := fsnotify.NewWatcher()
 			watchers <- w
 			return w, err
@@ -309,7 +309,7 @@ func TestNotifierWithoutInotify(t *testing.T) {
 				OnFallback: func(err error) { reports <- err },
 			}, func(n *Notifier) {
 				n.retry = 20 * time.Millisecond
-				n.newWatcher = func() (*fsnotify.Watcher, error) {
+				n.opts.Hub.newWatcher = func() (*fsnotify.Watcher, error) {
 					if broken.Load() {
 						return nil, cause
 					}
