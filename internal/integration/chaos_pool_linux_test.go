@@ -784,9 +784,9 @@ func runGuests(t *testing.T, elsewhere bool, lasts time.Duration) {
 		t.Errorf("after a restart: %v", err)
 	}
 	opens, slow := pool.books.opens(), slowOpens(said, stops)
-	t.Logf("of %v opens %d have waited for over 50 ms, not counting those during a stop", opens, slow)
+	t.Logf("of %v opens %d have waited for over 100 ms, not counting those during a stop", opens, slow)
 	if opens < 100 || float64(slow) > max(1, opens/1000) {
-		t.Errorf("of %v opens %d have waited for over 50 ms", opens, slow)
+		t.Errorf("of %v opens %d have waited for over 100 ms", opens, slow)
 	}
 }
 

@@ -27,7 +27,7 @@ microseconds would, so that a file that nobody has open any more is opened again
 moment of its being archived.
 
 With --mark the master calls mark_process_dead for each worker as soon as it is dead, as
-hooks do. With --time-opens each open of a source file that waits for over 50 ms is told,
+hooks do. With --time-opens each open of a source file that waits for over 100 ms is told,
 in a line "slow open", with its begin and end on the monotonic clock.
 
 Where thousands of files wait for the daemon, the master waits too: else they would never
@@ -86,7 +86,7 @@ def time_opens(books):
         end = time.monotonic()
         books[4] += 1
         # Who waits gives up the processor by itself; who was just not given one does not.
-        if end - begin > 0.05 and resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw > waits:
+        if end - begin > 0.1 and resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw > waits:
             os.write(1, b"slow open %.4f %.4f\n" % (begin, end))
         return f
 
