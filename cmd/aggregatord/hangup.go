@@ -9,20 +9,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// hangups is the context key of a chan os.Signal for SIGHUP, which main makes before it does
-// anything else: a service manager may send the signal as soon as the process is there, and
-// by default it ends the process.
+// hangups is the context key of the chan os.Signal of hangup.Early.
 type hangups struct{}
-
-// catchHangups returns a context with the channel. SIGHUP that the process was started to
-// ignore, as under nohup, is left as it is.
-func catchHangups(ctx context.Context) context.Context {
-	c := make(chan os.Signal, 1)
-	if !signal.Ignored(syscall.SIGHUP) {
-		signal.Notify(c, syscall.SIGHUP)
-	}
-	return context.WithValue(ctx, hangups{}, c)
-}
 
 // keepsHangups is an annotation of commands to which SIGHUP means something.
 const keepsHangups = "keeps-hangups"

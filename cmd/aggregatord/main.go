@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"aggregatord/internal/hangup"
 	"aggregatord/internal/terminal"
 )
 
@@ -48,8 +49,8 @@ func (e codeError) Unwrap() error { return e.error }
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 func main() {
-	// Before all else: a SIGHUP that comes now must not end the process.
-	ctx := catchHangups(context.Background())
+	// What SIGHUP means is for the command to say; until then, it ends nothing.
+	ctx := context.WithValue(context.Background(), hangups{}, hangup.Early())
 	// The first signal asks for a tidy stop; a second one ends the process at once.
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)

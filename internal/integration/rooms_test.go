@@ -140,6 +140,10 @@ var rooms = map[string]struct {
 		why: "it finds directories and says which are pools; the fleet has the pools",
 		not: []string{"net/http"},
 	},
+	"internal/hangup": {
+		why: "what it imports is initialized before it, and a SIGHUP that comes meanwhile ends the program", onlyStandard: true,
+		not: []string{"context", "fmt", "net/http", "time"},
+	},
 	"internal/buildinfo": {
 		why: "it tells what the linker recorded", onlyStandard: true,
 		not: []string{"net/http"},
