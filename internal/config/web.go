@@ -62,7 +62,10 @@ func (d *decoder) webSections(root *yaml.Node) {
 		case !known:
 			d.fail(posOf(name), name.Value, "is not a key%s", didYouMean(name.Value, sections))
 			continue
+		case section.Kind == yaml.ScalarNode && section.Value == "":
+			continue // nothing is below it yet
 		case section.Kind != yaml.MappingNode:
+			d.fail(posOf(section), name.Value, "has no keys below it; write one of them to a line, each with its value")
 			continue
 		}
 		for j := 0; j+1 < len(section.Content); j += 2 {

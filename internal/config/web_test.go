@@ -28,6 +28,8 @@ func TestExplainWeb(t *testing.T) {
 		"mistyped_part":  {"tls_config: {}\n", []string{":1:1: tls_config: is not a key"}},
 		"two_mistakes":   {"rate_limits: {}\nbasic_auth_users: {me: x}\n", []string{":1:1: rate_limits: is not a key; did you mean rate_limit?", ":2:24: basic_auth_users.me: is not a bcrypt"}},
 		"no_keys":        {"- a\n", []string{":1:1: has no keys"}},
+		"no_keys_below":  {"basic_auth_users: 7\n", []string{":1:19: basic_auth_users: has no keys below it"}},
+		"nothing_below":  {"basic_auth_users:\n", nil},
 		"other":          {"tls_server_config: {cert_file: /none}\n", nil},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -53,7 +53,7 @@ type Options struct {
 	// place of ListenAddresses.
 	SystemdSocket bool
 	// Web says how requests are served. Run fills its Gatherer, Encoder, TelemetryPath,
-	// Ready, Logger, Observe, OnRefused, Reload, API, OnQuestion and ShutdownTimeout.
+	// Ready, Logger, Observe, OnRefused, ExplainWebConfig, Reload, API, OnQuestion and ShutdownTimeout.
 	Web serve.Options
 	// TelemetryPath is where the metrics are. Default: /metrics.
 	TelemetryPath string
@@ -243,6 +243,7 @@ func Run(ctx context.Context, opts Options) error {
 			observer.Scraped()
 		}
 	}
+	web.ExplainWebConfig = config.ExplainWeb
 	web.OnRefused = func(r serve.Refusal) { m.refused.With(string(r)).Inc() }
 	web.ShutdownTimeout = opts.ShutdownTimeout
 	if opts.EnableLifecycle {

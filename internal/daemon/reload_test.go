@@ -23,6 +23,7 @@ import (
 
 	"aggregatord/internal/config"
 	"aggregatord/internal/policy"
+	"aggregatord/internal/serve"
 	"aggregatord/internal/telemetry"
 )
 
@@ -475,5 +476,27 @@ func TestConfigStatus(t *testing.T) {
 	loadConfig(t, path, "external_labels: {n: '2'}\n")
 	if err := r.reload("test"); err == nil || r.status().Error != "no" || r.status().YAML != "{}\n" {
 		t.Errorf("not applied: %v, %+v", err, r.status())
+	}
+}
+
+// TestWebConfigBreaks: what is wrong with a web configuration that has changed is told with line and
+// key, as at a start.
+func TestWebConfigBreaks(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "web.yml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("rate_limit: {burst: 1000, interval: 1ms}\n")
+	d := startReady(t, Options{Fleet: only(sourceDir(t)), Web: serve.Options{WebConfigFile: file}})
+	write("rate_limit: {burst: 1000, interval: 1ms}\nbasic_auth_users:\n  prometheus: secret\n")
+	if got := d.get("/metrics").status; got != http.StatusInternalServerError {
+		t.Errorf("status %d", got)
+	}
+	said := fmt.Sprint(d.await("the web configuration cannot be used; requests get status 500 until it can").ContextMap()["error"])
+	if want := file + ":3:15: basic_auth_users.prometheus: is not a bcrypt hash"; !strings.HasPrefix(said, want) {
+		t.Errorf("it says %q, want %q", said, want)
 	}
 }

@@ -400,7 +400,7 @@ func TestPasswords(t *testing.T) {
 func TestWebConfigIsLoggedOnce(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
 	path := writeFile(t, filepath.Join(t.TempDir(), "web.yml"), "basic_auth_users: {a: "+hash(t, "b")+"}\n")
-	f := &webFile{path: path, log: zap.New(core)}
+	f := &webFile{path: path, explain: func(_ string, cause error) error { return cause }, log: zap.New(core)}
 	ask := func(good bool) {
 		t.Helper()
 		for range 100 {

@@ -125,6 +125,10 @@ type Options struct {
 	// path. The toolkit reads it again for each request and each connection, so certificates
 	// and passwords may be changed at any time. See CheckWebConfig. Default: none of these.
 	WebConfigFile string
+	// ExplainWebConfig says in better words why WebConfigFile cannot be used; cause is what the
+	// toolkit says. It reads the file itself, and returns cause if it knows nothing better. Default:
+	// what the toolkit says.
+	ExplainWebConfig func(path string, cause error) error
 	// OnRefused is called for each request that what WebConfigFile says kept from being
 	// served. Default: nothing.
 	OnRefused func(Refusal)
@@ -162,6 +166,9 @@ func (o *Options) fill() {
 	}
 	if o.Observe == nil {
 		o.Observe = func(ScrapeInfo) {}
+	}
+	if o.ExplainWebConfig == nil {
+		o.ExplainWebConfig = func(_ string, cause error) error { return cause }
 	}
 	if o.OnQuestion == nil {
 		o.OnQuestion = func(int) {}

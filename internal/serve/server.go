@@ -66,7 +66,7 @@ func New(opts Options) *Server {
 	}
 	s.partial.CreatedSamples = opts.Encoder.CreatedSamples
 	s.outgoing.most = opts.MaxSendingBytes
-	s.webFile, s.verifier = &webFile{path: opts.WebConfigFile, log: opts.Logger}, newVerifier()
+	s.webFile, s.verifier = &webFile{path: opts.WebConfigFile, explain: opts.ExplainWebConfig, log: opts.Logger}, newVerifier()
 	return s
 }
 

@@ -95,8 +95,9 @@ func (s *Server) newGuard() *guard {
 
 // A webFile is the web configuration as the file says it now. It is parsed when it changes.
 type webFile struct {
-	path string
-	log  *zap.Logger
+	path    string
+	explain func(path string, cause error) error
+	log     *zap.Logger
 
 	// mu guards what follows.
 	mu sync.Mutex
@@ -196,6 +197,7 @@ func (f *webFile) current() *webConfig {
 	switch {
 	case err != nil:
 		f.config = nil
+		err = f.explain(f.path, err)
 		if f.failed != err.Error() {
 			f.failed = err.Error()
 			f.log.Error("the web configuration cannot be used; requests get status 500 until it can", zap.String("file", f.path), zap.Error(err))
