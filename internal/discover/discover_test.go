@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -108,11 +109,12 @@ type steps struct{ found []Found }
 
 func (s *steps) Find() ([]Found, []error) { return s.found, nil }
 func (s *steps) Hint() string             { return "Nothing is found." }
-func (s *steps) Close() error             { return nil }
+func (s *steps) String() string           { return "the steps" }
 
 // TestFinder: pools come, go, come back, make room and take each other's names.
 func TestFinder(t *testing.T) {
 	source, set, now := &steps{}, telemetry.NewSet(), time.Unix(1000, 0)
+	var mu sync.Mutex // of have
 	have := map[string]string{}
 	broken := ""
 	f := New(Options{
@@ -122,10 +124,17 @@ func TestFinder(t *testing.T) {
 			if s.Name == broken {
 				return errors.New("locked")
 			}
+			mu.Lock()
+			defer mu.Unlock()
 			have[s.Name] = s.Path
 			return nil
 		},
-		Remove: func(name string) error { delete(have, name); return nil },
+		Remove: func(name string) error {
+			mu.Lock()
+			defer mu.Unlock()
+			delete(have, name)
+			return nil
+		},
 	})
 	at := func(name, path string, ino uint64) Found {
 		return Found{Spec: pool.Spec{Name: name, Path: path}, ID: path, Node: Node{1, ino}}
@@ -160,7 +169,7 @@ func TestFinder(t *testing.T) {
 		now = now.Add(step.pass)
 		source.found, broken = step.found, step.broken
 		f.Round()
-		f.removals.Wait()
+		f.work.Wait()
 		if got := fmt.Sprint(have); got != step.want || len(f.problems) != step.problems {
 			t.Fatalf("%s: got %s and problems %v, want %s and %d", step.name, got, f.problems, step.want, step.problems)
 		}
@@ -253,5 +262,102 @@ func TestLike(t *testing.T) {
 		if got := like(in[0], in[1]); got != want {
 			t.Errorf("%q: %v", in, got)
 		}
+	}
+}
+
+// hanging is a source that does not answer until it may.
+type hanging struct {
+	steps
+	may chan struct{}
+}
+
+func (h *hanging) Find() ([]Found, []error) {
+	<-h.may
+	return h.steps.Find()
+}
+func (h *hanging) String() string { return "the slow steps" }
+
+// TestSlowDirectory: a directory that does not answer, to a source or when it is opened, holds up what
+// the same source finds, and nothing else: others come and go, and questions are answered.
+func TestSlowDirectory(t *testing.T) {
+	slow, quick := &hanging{may: make(chan struct{}, 10)}, &steps{}
+	opened, opens := make(chan struct{}), make(chan struct{})
+	var mu sync.Mutex // of have
+	have := map[string]bool{}
+	f := New(Options{
+		Sources: []Source{slow, quick}, Retention: time.Nanosecond, Patience: 20 * time.Millisecond,
+		Add: func(s pool.Spec) error {
+			if s.Name == "stuck" {
+				close(opened)
+				<-opens
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			have[s.Name] = true
+			return nil
+		},
+		Remove: func(name string) error {
+			mu.Lock()
+			defer mu.Unlock()
+			delete(have, name)
+			return nil
+		},
+	})
+	found := func(names ...string) (all []Found) {
+		for _, name := range names {
+			all = append(all, Found{Spec: pool.Spec{Name: name, Path: "/" + name}, ID: name})
+		}
+		return all
+	}
+	round := func(want string, problems ...string) {
+		t.Helper()
+		f.Round()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			mu.Lock()
+			got := fmt.Sprint(have)
+			mu.Unlock()
+			if got == want {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s are served, want %s", got, want)
+			}
+		}
+		r := f.Report()
+		if len(r.Problems) != len(problems) {
+			t.Fatalf("problems %q, want %q", r.Problems, problems)
+		}
+		for i, p := range problems {
+			if !strings.Contains(r.Problems[i], p) {
+				t.Errorf("problem %q, want %q", r.Problems[i], p)
+			}
+		}
+	}
+	const hangs, opening = "look at the slow steps takes longer than 20ms", `pool "stuck" of directory "/stuck" is not served yet`
+	slow.may <- struct{}{}
+	slow.found, quick.found = found("a"), found("b")
+	round("map[a:true b:true]")
+	// The source hangs. What it found before stays, and another one's come and go.
+	quick.found = found("c")
+	round("map[a:true b:true c:true]", hangs)
+	round("map[a:true c:true]", hangs)
+	// A directory hangs, too.
+	quick.found = found("stuck", "d")
+	round("map[a:true c:true d:true]", opening, hangs)
+	<-opened
+	quick.found = found("stuck", "e")
+	round("map[a:true d:true e:true]", opening, hangs)
+	if o := f.Origins(); len(o) != 3 {
+		t.Errorf("origins %v", o)
+	}
+	slow.may <- struct{}{}
+	slow.may <- struct{}{}
+	close(opens)
+	f.work.Wait()
+	round("map[a:true e:true stuck:true]")
+	slow.may <- struct{}{}
+	f.work.Wait()
+	if err := f.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -4,7 +4,9 @@
 //
 //	goroutine    started by  ends when            speaks through
 //	Finder.Run   daemon.Run  its context is done  Options.Add and Options.Remove
-//	a removal    the finder  the pool is closed   Finder.Run waits for it at its end
+//	a look       the finder  a source answers     a channel, which Finder.Round waits for a while
+//	an addition  the finder  the pool is served   the same
+//	a removal    the finder  the pool is closed   Finder.Run waits for all of them at its end
 //
 // The invariant of the room: no pool is served twice, and no directory that a process has named
 // is opened unless that process may change it itself. What a source cannot use costs only itself,

@@ -47,15 +47,15 @@ const (
 	FromKubelet   = "kubelet"
 )
 
-// A Source finds directories. It is used by one goroutine.
+// A Source finds directories. It is used by one goroutine at a time.
 type Source interface {
+	// String names it in a sentence: "the pattern /run/*/metrics".
+	String() string
 	// Find returns the directories that are there now, in an order that does not depend on
 	// chance, and one error for each thing that could not be used. It must be cheap.
 	Find() ([]Found, []error)
 	// Hint says in a sentence why the last Find may have found nothing.
 	Hint() string
-	// Close gives up what the source holds.
-	Close() error
 }
 
 // Options of a Finder. Zero fields mean the defaults given.
@@ -65,7 +65,7 @@ type Options struct {
 	// Static are the pools that are always there. Their names are taken, and what is in their
 	// directories is not served again.
 	Static []pool.Spec
-	// Add and Remove change what is served.
+	// Add and Remove change what is served. They may be called by several goroutines at once.
 	Add    func(pool.Spec) error
 	Remove func(name string) error
 	// Writing reports whether processes are known to write to a pool. Such a pool stays although its
@@ -82,6 +82,10 @@ type Options struct {
 	MaxPools int
 	// Interval is how often sources are asked. Default: 1 s.
 	Interval time.Duration
+	// Patience is how long a round waits for the sources, and then for the pools that it adds. Then it goes on
+	// without them: one directory that does not answer holds up nothing else. The first round, before
+	// which nothing is served, waits ten times as long. Default: 1 s.
+	Patience time.Duration
 	// Set is where the finder's metrics go. Default: a set of its own.
 	Set *telemetry.Set
 	// Logger may be nil.
@@ -111,18 +115,46 @@ type Finder struct {
 	logger  *zap.Logger
 	metrics *metrics
 
-	// mu guards what follows.
+	// asked are the sources, and first the static pools; rounds is how often. Only Round uses them.
+	asked  []*asked
+	rounds int
+
+	// mu guards what follows. Nothing that may take long is done while it is held.
 	mu       sync.Mutex
 	pools    map[string]*served
-	leaving  map[string]bool // that are being removed
+	coming   map[string]*coming // that are being added
+	leaving  map[string]bool    // that are being removed
 	gone     map[string]gone
 	problems map[string]bool
 	failed   map[string]failure // pools that could not be added, by name
 	leftOut  int                // how many pools more there are than there may be
 	hints    []string           // of sources that found nothing
-	rounds   int
 
-	removals sync.WaitGroup
+	// work are the goroutines that ask sources, and that add and remove pools.
+	work sync.WaitGroup
+}
+
+// asked is a source, or whatever else is asked in each round.
+type asked struct {
+	name   string
+	look   func() answer
+	coming chan answer // of the look that has not ended yet, nil if there is none
+	slow   bool        // the look takes longer than a round waits
+	last   answer
+}
+
+// answer is what a look has found.
+type answer struct {
+	found []Found
+	errs  []error
+	hint  string          // if nothing is found
+	nodes map[string]Node // of static pools, by path
+}
+
+// coming is a pool that is being added.
+type coming struct {
+	served
+	done chan struct{} // closed when it was added, or could not be
 }
 
 // served is one pool that the finder has added.
@@ -161,6 +193,9 @@ func New(opts Options) *Finder {
 	if opts.Interval == 0 {
 		opts.Interval = time.Second
 	}
+	if opts.Patience == 0 {
+		opts.Patience = time.Second
+	}
 	if opts.Set == nil {
 		opts.Set = telemetry.NewSet()
 	}
@@ -176,8 +211,8 @@ func New(opts Options) *Finder {
 	if opts.OnRound == nil {
 		opts.OnRound = func() {}
 	}
-	return &Finder{
-		opts: opts, logger: opts.Logger, pools: map[string]*served{}, leaving: map[string]bool{}, gone: map[string]gone{},
+	f := &Finder{
+		opts: opts, logger: opts.Logger, pools: map[string]*served{}, coming: map[string]*coming{}, leaving: map[string]bool{}, gone: map[string]gone{},
 		problems: map[string]bool{}, failed: map[string]failure{},
 		metrics: &metrics{
 			served:   opts.Set.Gauge("aggregatord_discovery_pools", "Discovered pools that are served."),
@@ -189,24 +224,54 @@ func New(opts Options) *Finder {
 			removed:  opts.Set.Counter("aggregatord_discovery_removed_pools_total", "Pools that discovery removed."),
 		},
 	}
+	f.asked = append(f.asked, &asked{name: "the directories that are named", look: f.lookAtStatic})
+	for _, source := range opts.Sources {
+		f.asked = append(f.asked, &asked{name: source.String(), look: func() answer {
+			found, errs := source.Find()
+			a := answer{found: found, errs: errs}
+			if len(found) == 0 {
+				a.hint = source.Hint()
+			}
+			return a
+		}})
+	}
+	return f
+}
+
+// lookAtStatic tells which directories are served in any case.
+func (f *Finder) lookAtStatic() answer {
+	nodes := map[string]Node{}
+	for _, s := range f.opts.Static {
+		if n, err := NodeOf(s.Path); err == nil {
+			nodes[s.Path] = n
+		}
+	}
+	return answer{nodes: nodes}
 }
 
 // Once looks for pools once. What it finds stays reachable until closeAll is called.
 func Once(opts Options) (found []pool.Spec, report Report, closeAll func() error) {
+	var mu sync.Mutex
 	opts.Add = func(s pool.Spec) error {
+		mu.Lock()
+		defer mu.Unlock()
 		found = append(found, s)
 		return nil
 	}
 	f := New(opts)
 	f.Round()
-	return found, f.Report(), f.Close
+	mu.Lock()
+	defer mu.Unlock()
+	all := slices.Clone(found)
+	slices.SortFunc(all, func(a, b pool.Spec) int { return strings.Compare(a.Name, b.Name) })
+	return all, f.Report(), f.Close
 }
 
 // Run looks for pools until ctx is done.
 func (f *Finder) Run(ctx context.Context) {
 	ticker := time.NewTicker(f.opts.Interval)
 	defer ticker.Stop()
-	defer f.removals.Wait()
+	defer f.work.Wait()
 	for {
 		f.opts.OnRound()
 		select {
@@ -221,15 +286,32 @@ func (f *Finder) Run(ctx context.Context) {
 // Round asks all sources once, and adds and removes pools.
 func (f *Finder) Round() {
 	start := time.Now()
+	patience := f.opts.Patience
+	if f.rounds == 0 {
+		patience *= 10
+	}
+	f.rounds++
+	problems := map[string]bool{}
+	f.ask(patience, problems)
+	begun := f.change(problems)
+	late := time.After(patience)
+	for over := false; len(begun) > 0 && !over; {
+		select {
+		case <-begun[0].done:
+			begun = begun[1:]
+		case <-late:
+			over = true
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now := f.opts.Now()
-	problems := map[string]bool{}
-	wanted := f.wantedLocked(problems)
-	f.retireLocked(wanted, now)
-	f.addLocked(wanted, now, problems)
+	for _, fail := range f.failed {
+		problems[fail.err.Error()] = true
+	}
+	for name, c := range f.coming {
+		problems[fmt.Sprintf("pool %q of directory %q is not served yet: to open it takes long; its file system may not answer", name, c.Spec.Dir())] = true
+	}
 	f.tellLocked(problems)
-	f.rounds++
 	f.metrics.seconds.Set(time.Since(start).Seconds())
 	vanished := 0
 	for _, s := range f.pools {
@@ -241,27 +323,79 @@ func (f *Finder) Round() {
 	f.metrics.vanished.Set(float64(vanished))
 }
 
-// wantedLocked asks the sources. The result is in the order of the sources; no name and no
-// directory is in it twice.
+// ask asks all sources side by side. One that takes longer than patience is not waited for again
+// until it has answered; what it found before counts meanwhile.
+func (f *Finder) ask(patience time.Duration, problems map[string]bool) {
+	deadline := time.Now().Add(patience)
+	for _, a := range f.asked {
+		if a.coming == nil {
+			answers := make(chan answer, 1)
+			a.coming = answers
+			// Ends when the source has answered.
+			f.work.Go(func() { answers <- a.look() })
+		}
+	}
+	for _, a := range f.asked {
+		wait := time.Until(deadline)
+		if a.slow {
+			wait = 0
+		}
+		if a.slow = !a.await(wait); a.slow {
+			problems[fmt.Sprintf("to look at %s takes longer than %v; until that ends nothing new is found there; a file system may not answer", a.name, f.opts.Patience)] = true
+		}
+	}
+}
+
+// await takes the answer of the look that was begun, and reports whether it has come in time.
+func (a *asked) await(wait time.Duration) bool {
+	if wait > 0 {
+		select {
+		case a.last = <-a.coming:
+			a.coming = nil
+			return true
+		case <-time.After(wait):
+		}
+	}
+	select {
+	case a.last = <-a.coming:
+		a.coming = nil
+		return true
+	default:
+		return false
+	}
+}
+
+// change adds and removes pools, and returns those that it has begun to add.
+func (f *Finder) change(problems map[string]bool) []*coming {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := f.opts.Now()
+	wanted := f.wantedLocked(problems)
+	f.retireLocked(wanted, now)
+	return f.addLocked(wanted, now)
+}
+
+// wantedLocked puts together what the sources have answered. The result is in the order of the
+// sources; no name and no directory is in it twice.
 func (f *Finder) wantedLocked(problems map[string]bool) []Found {
 	names, nodes := map[string]string{}, map[Node]bool{}
 	for _, s := range f.opts.Static {
 		names[s.Name] = s.Path
-		if n, err := NodeOf(s.Path); err == nil {
-			nodes[n] = true
-		}
 	}
 	var wanted []Found
 	f.hints = f.hints[:0]
-	for _, source := range f.opts.Sources {
-		found, errs := source.Find()
-		if len(found) == 0 {
-			f.hints = append(f.hints, source.Hint())
+	for _, a := range f.asked {
+		for _, n := range a.last.nodes {
+			nodes[n] = true
 		}
-		for _, err := range errs {
+		if a.last.hint != "" {
+			f.hints = append(f.hints, a.last.hint)
+		}
+		for _, err := range a.last.errs {
 			problems[err.Error()] = true
 		}
 		// The one that is served comes first, so that no newcomer takes its name.
+		found := slices.Clone(a.last.found)
 		slices.SortStableFunc(found, func(a, b Found) int { return f.rankLocked(a) - f.rankLocked(b) })
 		for _, p := range found {
 			name := p.Spec.Name
@@ -345,7 +479,7 @@ func (f *Finder) removeLocked(name, why string) {
 	f.leaving[name] = true
 	f.metrics.removed.Inc()
 	// Ends when the pool is closed.
-	f.removals.Go(func() {
+	f.work.Go(func() {
 		err := f.opts.Remove(name)
 		if s.dir != nil {
 			err = errors.Join(err, s.dir.Close())
@@ -357,33 +491,25 @@ func (f *Finder) removeLocked(name, why string) {
 	})
 }
 
-// addLocked adds the pools that are wanted and not served yet.
-func (f *Finder) addLocked(wanted []Found, now time.Time, problems map[string]bool) {
+// addLocked begins to add the pools that are wanted and not served yet.
+func (f *Finder) addLocked(wanted []Found, now time.Time) (begun []*coming) {
 	leftOut, still := 0, map[string]failure{}
 	for _, p := range wanted {
 		name := p.Spec.Name
-		if f.pools[name] != nil || f.leaving[name] {
+		if f.pools[name] != nil || f.leaving[name] || f.coming[name] != nil {
 			continue
 		}
 		fail := f.failed[name]
 		if now.Before(fail.next) {
 			still[name] = fail
-			problems[fail.err.Error()] = true
 			continue
 		}
-		if len(f.opts.Static)+len(f.pools)+len(f.leaving) >= f.opts.MaxPools {
+		if len(f.opts.Static)+len(f.pools)+len(f.leaving)+len(f.coming) >= f.opts.MaxPools {
 			leftOut++
 			f.evictLocked()
 			continue
 		}
-		if err := f.addOneLocked(p); err != nil {
-			fail.err = fmt.Errorf("pool %q of directory %q is not served: %w", name, p.Spec.Dir(), err)
-			fail.wait = min(max(2*fail.wait, f.opts.Interval), maxWait)
-			fail.next = now.Add(fail.wait)
-			still[name] = fail
-			problems[fail.err.Error()] = true
-			continue
-		}
+		begun = append(begun, f.beginLocked(p, fail.wait))
 	}
 	f.failed = still
 	f.metrics.leftOut.Set(float64(leftOut))
@@ -394,6 +520,33 @@ func (f *Finder) addLocked(wanted []Found, now time.Time, problems map[string]bo
 		f.logger.Info("all pools that are found are served again")
 	}
 	f.leftOut = leftOut
+	return begun
+}
+
+// beginLocked begins to add a pool. A directory that takes long must not keep others from being found,
+// so it is done aside. The pool has waited before this attempt, zero if it is the first.
+func (f *Finder) beginLocked(p Found, waited time.Duration) *coming {
+	c := &coming{served{Found: p}, make(chan struct{})}
+	name := p.Spec.Name
+	f.coming[name] = c
+	// Ends when the pool is added, or could not be.
+	f.work.Go(func() {
+		defer close(c.done)
+		err := f.add(&c.served)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.coming, name)
+		if err != nil {
+			wait := min(max(2*waited, f.opts.Interval), maxWait)
+			f.failed[name] = failure{fmt.Errorf("pool %q of directory %q is not served: %w", name, p.Spec.Dir(), err), wait, f.opts.Now().Add(wait)}
+			return
+		}
+		f.pools[name] = &c.served
+		delete(f.gone, name)
+		f.metrics.added.Inc()
+		f.logger.Info("pool found", zap.String("pool", name), zap.String("dir", p.Spec.Dir()))
+	})
+	return c
 }
 
 // evictLocked makes room by removing the pool that has vanished first, if one has.
@@ -409,28 +562,20 @@ func (f *Finder) evictLocked() {
 	}
 }
 
-func (f *Finder) addOneLocked(p Found) error {
-	s := &served{Found: p}
-	// The first scrape waits for the pools that are there at the start; later ones wait for nobody.
-	s.Spec.Late = f.rounds > 0
-	if p.Open != nil {
-		dir, err := p.Open()
+// add opens a pool and has it served.
+func (f *Finder) add(s *served) error {
+	if s.Open != nil {
+		dir, err := s.Open()
 		if err != nil {
 			return err
 		}
 		s.dir, s.Spec.Path = dir, fmt.Sprintf("/proc/self/fd/%d", dir.Fd())
 	}
-	if err := f.opts.Add(s.Spec); err != nil {
-		if s.dir != nil {
-			err = errors.Join(err, s.dir.Close())
-		}
-		return err
+	err := f.opts.Add(s.Spec)
+	if err != nil && s.dir != nil {
+		err = errors.Join(err, s.dir.Close())
 	}
-	f.pools[p.Spec.Name] = s
-	delete(f.gone, p.Spec.Name)
-	f.metrics.added.Inc()
-	f.logger.Info("pool found", zap.String("pool", p.Spec.Name), zap.String("dir", p.Spec.Dir()))
-	return nil
+	return err
 }
 
 // tellLocked logs each problem when it begins and when it ends.
@@ -508,7 +653,7 @@ func (f *Finder) Origins() map[string]Origin {
 	return all
 }
 
-// Close gives up the sources, and the descriptors of pools. Run must have returned, and the
+// Close gives up the descriptors of pools. Run must have returned, and the
 // pools must be closed.
 func (f *Finder) Close() error {
 	f.mu.Lock()
@@ -520,9 +665,6 @@ func (f *Finder) Close() error {
 		}
 	}
 	f.pools = map[string]*served{}
-	for _, s := range f.opts.Sources {
-		errs = append(errs, s.Close())
-	}
 	return errors.Join(errs...)
 }
 

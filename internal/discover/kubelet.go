@@ -38,8 +38,8 @@ type kubeletSource struct {
 // NewKubelet returns the source.
 func NewKubelet(k Kubelet) Source { return &kubeletSource{Kubelet: k} }
 
-// Close implements Source.
-func (s *kubeletSource) Close() error { return nil }
+// String implements Source.
+func (s *kubeletSource) String() string { return "the volumes of pods below " + s.Root }
 
 // Find implements Source.
 func (s *kubeletSource) Find() ([]Found, []error) {

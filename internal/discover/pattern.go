@@ -144,8 +144,8 @@ func NewPattern(p Pattern) Source {
 	return s
 }
 
-// Close implements Source.
-func (s *patternSource) Close() error { return nil }
+// String implements Source.
+func (s *patternSource) String() string { return "the pattern " + s.Glob }
 
 // Find implements Source.
 func (s *patternSource) Find() ([]Found, []error) {

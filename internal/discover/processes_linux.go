@@ -82,8 +82,8 @@ const (
 var errHidden = errors.New("some processes cannot be looked at, and their directories are not found; " +
 	"run as root, or as the user of the workers, or grant CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH")
 
-// Close implements Source.
-func (s *processSource) Close() error { return nil }
+// String implements Source.
+func (s *processSource) String() string { return "processes" }
 
 // Find implements Source.
 func (s *processSource) Find() ([]Found, []error) {

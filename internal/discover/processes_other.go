@@ -15,4 +15,4 @@ func (noProcesses) Find() ([]Found, []error) {
 
 func (noProcesses) Hint() string { return "Processes are looked for on Linux only." }
 
-func (noProcesses) Close() error { return nil }
+func (noProcesses) String() string { return "processes" }

@@ -65,11 +65,10 @@ type Fleet struct {
 	policy   *policy.Policy
 	info     *view.Snapshot // what the policy says of constant series, nil for nothing
 
-	// adding is held while a pool is added, and taken before mu.
-	adding sync.Mutex
-
 	// mu guards what follows.
 	mu sync.Mutex
+	// adding has the names of pools that are being added.
+	adding map[string]bool
 	// members are sorted by name. The slice is never changed: a new one takes its place.
 	members []*member
 	joints  map[string]*joint
@@ -82,7 +81,11 @@ type Fleet struct {
 type member struct {
 	*pool.Pool
 	descriptors *pool.Descriptors
+	policy      *policy.Policy // that it was made with
 	notifier    *watch.Notifier
+	// late says that the pool came while others were served: until its files are read once, it is
+	// left out of the view of all pools, which does not wait for it.
+	late bool
 	// looking is held while a view with starts is taken of the pool, so that its starts meet
 	// the views in their order.
 	looking sync.Mutex
@@ -99,7 +102,7 @@ func (m *member) Close() error {
 
 // isComing reports whether a pool that came late has files that were not read yet. A part of
 // them would look like counters that fell.
-func (m *member) isComing() bool { return m.Spec().Late && !m.Ready() }
+func (m *member) isComing() bool { return m.late && !m.Ready() }
 
 // Errors of Add.
 var (
@@ -136,7 +139,7 @@ func New(opts Options) (*Fleet, error) {
 	if opts.Growing {
 		opts.Pool.Descriptors.Grows()
 	}
-	f := &Fleet{opts: opts, logger: opts.Logger, metrics: newMetrics(opts.Set), joints: map[string]*joint{}}
+	f := &Fleet{opts: opts, logger: opts.Logger, metrics: newMetrics(opts.Set), joints: map[string]*joint{}, adding: map[string]bool{}}
 	f.adoptPolicy(opts.Policy)
 	if len(opts.Pools) == 0 && !opts.Growing {
 		return nil, errors.New("no directory given")
@@ -164,7 +167,7 @@ func (f *Fleet) newMember(spec pool.Spec) *member {
 		opts.ArchiveDir = filepath.Join(opts.ArchiveDir, spec.Name)
 	}
 	opts.Descriptors = opts.Descriptors.Part()
-	m := &member{Pool: pool.New(spec, opts), descriptors: opts.Descriptors}
+	m := &member{Pool: pool.New(spec, opts), descriptors: opts.Descriptors, policy: opts.Policy}
 	m.starts.Starts = starts.New()
 	m.notifier = watch.NewNotifier(watch.NotifierOptions{Hub: &f.hub, Poll: pathEvery, OnFallback: func(err error) {
 		f.logger.Warn("inotify is unavailable; looking at the directory every second", zap.String("dir", spec.Dir()), zap.Error(err))
@@ -211,25 +214,44 @@ func (f *Fleet) Open() error {
 }
 
 // Add adds a pool, which needs a name that no other one has. The error wraps ErrName, is one of
-// pool.Open, or ErrClosed; then nothing has changed.
+// pool.Open, or ErrClosed; then nothing has changed. A directory that takes long keeps no other pool
+// from being added, and no policy from coming into force.
 func (f *Fleet) Add(spec pool.Spec) error {
-	f.policyMu.RLock() // no policy may pass by while the pool is in none of both
-	defer f.policyMu.RUnlock()
-	f.adding.Lock()
-	defer f.adding.Unlock()
-	if err := f.refuses(spec); err != nil {
+	if err := f.reserve(spec); err != nil {
 		return err
 	}
-	// Without the lock that views take: to open may mean to wait for another process.
+	f.policyMu.RLock()
 	m := f.newMember(spec)
-	if err := m.Open(); err != nil {
+	f.policyMu.RUnlock()
+	// Under no lock: to open may mean to wait for another process.
+	err := m.Open()
+	if err == nil {
+		err = f.join(m)
+	}
+	f.mu.Lock()
+	delete(f.adding, spec.Name)
+	f.mu.Unlock()
+	if err != nil {
 		return errors.Join(err, m.Close())
+	}
+	return nil
+}
+
+// join makes an open pool one of the fleet's, with the policy that is in force then.
+func (f *Fleet) join(m *member) error {
+	f.policyMu.RLock() // no policy may pass by while the pool is in none of both
+	defer f.policyMu.RUnlock()
+	if m.policy != f.policy {
+		if err := m.SetPolicy(f.policy); err != nil {
+			return err
+		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
-		return errors.Join(ErrClosed, m.Close())
+		return ErrClosed
 	}
+	m.late = f.running != nil
 	f.insert(m)
 	if f.running != nil {
 		f.startLocked(m)
@@ -237,8 +259,8 @@ func (f *Fleet) Add(spec pool.Spec) error {
 	return nil
 }
 
-// refuses tells why a pool cannot be added.
-func (f *Fleet) refuses(spec pool.Spec) error {
+// reserve takes the name of a pool that is to be added, or tells why it cannot be.
+func (f *Fleet) reserve(spec pool.Spec) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
@@ -248,7 +270,10 @@ func (f *Fleet) refuses(spec pool.Spec) error {
 		return fmt.Errorf("%w: directory %q has none", ErrName, spec.Dir())
 	case f.find(spec.Name) != nil:
 		return fmt.Errorf("%w: %q is that of %q already", ErrName, spec.Name, f.find(spec.Name).Spec().Dir())
+	case f.adding[spec.Name]:
+		return fmt.Errorf("%w: a pool named %q is just being added", ErrName, spec.Name)
 	}
+	f.adding[spec.Name] = true
 	return nil
 }
 
@@ -326,26 +351,54 @@ func (f *Fleet) DropArchived(ctx context.Context, name string, m archive.Match) 
 
 // Ready reports whether all files of all pools that were there at the start were read once.
 func (f *Fleet) Ready() bool {
-	return !slices.ContainsFunc(f.all(), func(m *member) bool { return !m.Ready() && !m.Spec().Late })
+	return !slices.ContainsFunc(f.all(), func(m *member) bool { return !m.Ready() && !m.late })
 }
 
 // SetPolicy puts another policy in force, nil for none: every view that is taken after it has
 // returned is by the new one, every view wholly by one of both. It may be called from any
-// goroutine, and waits for folds that are under way.
+// goroutine, and waits for folds that are under way; views are taken until it has all pools.
 func (f *Fleet) SetPolicy(p *policy.Policy) error {
-	f.policyMu.Lock()
-	defer f.policyMu.Unlock()
 	start := time.Now()
+	members := f.hold()
+	defer f.policyMu.Unlock()
+	defer release(members)
 	f.adoptPolicy(p)
 	var errs []error
-	for _, m := range f.all() {
-		m.starts.Unsure(time.Now())                                               // names may be others
-		if err := m.SetPolicy(p); err != nil && !errors.Is(err, pool.ErrClosed) { // one that is just being removed
+	for _, m := range members {
+		m.starts.Unsure(time.Now())                                                   // names may be others
+		if err := m.SetPolicyHeld(p); err != nil && !errors.Is(err, pool.ErrClosed) { // one that is just being removed
 			errs = append(errs, err)
 		}
 	}
 	f.logger.Info("policy is in force", zap.Duration("duration", time.Since(start)))
 	return errors.Join(errs...)
+}
+
+// hold returns all pools, each of them held, with policyMu locked. A pool that is busy for long is
+// waited for with nothing else held: neither the views nor the other pools wait for it.
+func (f *Fleet) hold() []*member {
+	for {
+		members := f.all()
+		for _, m := range members {
+			m.Hold()
+			m.Release()
+		}
+		for _, m := range members {
+			m.Hold()
+		}
+		f.policyMu.Lock()
+		if slices.Equal(members, f.all()) {
+			return members
+		}
+		f.policyMu.Unlock() // one has come or gone
+		release(members)
+	}
+}
+
+func release(members []*member) {
+	for _, m := range members {
+		m.Release()
+	}
 }
 
 func (f *Fleet) adoptPolicy(p *policy.Policy) {

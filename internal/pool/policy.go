@@ -18,8 +18,20 @@ import (
 // returned is by the new one. No total is lost: what the files and the archive hold is merged
 // anew. It may be called from any goroutine, and waits for a fold that is under way.
 func (p *Pool) SetPolicy(to *policy.Policy) error {
-	p.turn.Lock()
-	defer p.turn.Unlock()
+	p.Hold()
+	defer p.Release()
+	return p.SetPolicyHeld(to)
+}
+
+// Hold keeps the pool from being tended, folded and closed until Release is called. It waits for
+// whoever is at that, which a slow file system may make long. Views are taken meanwhile.
+func (p *Pool) Hold() { p.turn.Lock() }
+
+// Release ends what Hold has begun.
+func (p *Pool) Release() { p.turn.Unlock() }
+
+// SetPolicyHeld is SetPolicy for who holds the pool.
+func (p *Pool) SetPolicyHeld(to *policy.Policy) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {

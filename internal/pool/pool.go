@@ -40,9 +40,6 @@ type Spec struct {
 	// Labels are added to those that tell the pool apart. They are sorted, and nobody changes
 	// them.
 	Labels []metric.Label
-	// Late says that the pool came while others were served: until its files are read once, it is
-	// left out of the view of all pools, which does not wait for it.
-	Late bool
 }
 
 // RuledBy returns the name under which the policy knows the pool.
