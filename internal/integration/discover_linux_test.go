@@ -125,13 +125,10 @@ for line in sys.stdin:
     print("counted", line, end="", flush=True)
 `
 
-// killedFor is how long applications are killed and started again.
-const killedFor = 15 * time.Second
-
 // TestDiscoveredApplications has gunicorn and Celery, each in mount and pid namespaces of its own,
 // and an application that makes its directory at random, killed and started again under one daemon
 // that finds them. What each pool has counted is what its application was asked for, at any time,
-// and Prometheus has each as a target of its own.
+// and Prometheus has each as a target of its own. With AGGREGATORD_SOAK it goes on for two minutes.
 func TestDiscoveredApplications(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
@@ -193,6 +190,7 @@ func TestDiscoveredApplications(t *testing.T) {
 		})
 	}
 	const shopTotal, jobsTotal, hitsTotal = "shop_requests_total", "jobs_done_total", "hits_total"
+	killedFor := min(soak(t, 15*time.Second), 2*time.Minute)
 	var requests, tasks float64
 	var hits []float64
 	// rounds calls round for a while, with whether it is the last, at least twice.
@@ -301,4 +299,67 @@ func TestDiscoveredApplications(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestDiscoveredSoon measures how long it takes until a pool is a target after its first source file,
+// and until a hundred that are started at once are ready. On a quiet machine that is below two and three
+// seconds; what is expected here leaves room for a busy one.
+func TestDiscoveredSoon(t *testing.T) {
+	const pools, slack = 100, 5
+	root := sourceDir(t)
+	plain, err := buildPlain()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := writeFile(t, filepath.Join(t.TempDir(), "aggregatord.yml"), fmt.Sprintf("discovery: [{kubelet: {root: %s/kubelet}}]\npools: [{glob: '%s/apps/*/metrics'}]\n", root, root))
+	// The shell becomes the plain daemon in place of the one that it is given.
+	d := startDaemonBy(t, []string{"/bin/sh", "-c", `shift; exec "$0" "$@"`, plain}, nil, "serve", "--config.file", config)
+	begin := func(dirs ...string) {
+		t.Helper()
+		for _, dir := range dirs {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, dir := range dirs {
+			writeFile(t, filepath.Join(dir, "counter_1.db"), string(sourceFile(1<<16, entry{`["hits", "hits_total", {}, "Hits."]`, 1})))
+		}
+	}
+	// until returns how long it takes from now until status 200 comes with a text.
+	until := func(path, text string) time.Duration {
+		t.Helper()
+		start := time.Now()
+		eventually(t, patience, func() error {
+			body, _, err := d.get(path, "")
+			if err != nil || !strings.Contains(string(body), text) {
+				return fmt.Errorf("%s: %.200q, %w", path, body, err)
+			}
+			return nil
+		})
+		return time.Since(start)
+	}
+	slowest := time.Duration(0)
+	for i := range 4 {
+		dir, name := filepath.Join(root, "apps", fmt.Sprint("one", i), "metrics"), fmt.Sprint("one", i)
+		if i%2 == 1 {
+			uid := fmt.Sprint("aaaaaaa", i)
+			dir, name = filepath.Join(root, "kubelet", "pods", uid, "volumes", "kubernetes.io~empty-dir", "metrics"), "metrics_"+uid
+		}
+		begin(dir)
+		slowest = max(slowest, until("/-/sd", "/pools/"+name+"/metrics"))
+	}
+	var dirs []string
+	for i := range pools {
+		dirs = append(dirs, filepath.Join(root, "apps", fmt.Sprint("many", i), "metrics"))
+	}
+	begin(dirs...)
+	start := time.Now()
+	for i := range pools {
+		until(fmt.Sprint("/-/ready?pool=many", i), "")
+	}
+	all := time.Since(start)
+	t.Logf("a pool was a target after %v, and %d pools that came at once were ready after %v", slowest, pools, all)
+	if slowest > slack*2*time.Second || all > slack*3*time.Second {
+		t.Error("that is too long")
+	}
 }
