@@ -45,7 +45,9 @@ func (o *discoverOptions) sources() (sources []discover.Source) {
 	byProcess := o.processes
 	for _, d := range o.loaded.Discovery {
 		if k := d.Kubelet; k != nil {
-			sources = append(sources, discover.NewKubelet(discover.Kubelet{Root: k.Root, Logs: k.Logs, Volume: k.Volume}))
+			sources = append(sources, discover.NewKubelet(discover.Kubelet{
+				Root: k.Root, Logs: k.Logs, Volume: k.Volume, Settings: k.Settings, ReadSettings: config.ReadPoolSettings,
+			}))
 		}
 		if p := d.Processes; p != nil {
 			byProcess = false

@@ -164,6 +164,9 @@ type Kubelet struct {
 	Logs string `yaml:"logs,omitempty"`
 	// Volume is the name of the volumes; without it those with source files.
 	Volume string `yaml:"volume,omitempty"`
+	// Settings is the name of a file in each volume in which the application may say something of
+	// its pool; see PoolSettings. Without it no such file is read.
+	Settings string `yaml:"settings,omitempty"`
 }
 
 // A Process is a process that is no worker.
@@ -383,6 +386,8 @@ func (c *Config) check(d *decoder) {
 			fail(key, "write one of processes and kubelet")
 		case in.Kubelet != nil && in.Kubelet.Root == "":
 			fail(key+".kubelet", "has no root; name the kubelet's directory, such as /var/lib/kubelet")
+		case in.Kubelet != nil && in.Kubelet.Settings != "" && !discover.IsSettingsName(in.Kubelet.Settings):
+			fail(key+".kubelet.settings", "%q cannot be the name of a file of settings; use one like metrics.yml, without a path", in.Kubelet.Settings)
 		}
 	}
 	namespaces := map[string]bool{}

@@ -73,7 +73,7 @@ process:
   - {namespace: x, pid_file: /p}
 discovery:
   - processes: {path: "/tmp/*", user: www-data, unit: "*.service", command: gunicorn}
-  - kubelet: {root: /var/lib/kubelet, logs: /var/log/pods, volume: metrics}
+  - kubelet: {root: /var/lib/kubelet, logs: /var/log/pods, volume: metrics, settings: metrics.yml}
 limits:
   pools: 7
   series_per_pool: 1000

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"aggregatord/internal/metric"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/telemetry"
 )
@@ -359,5 +360,101 @@ func TestSlowDirectory(t *testing.T) {
 	f.work.Wait()
 	if err := f.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSettings: what an application says of its pool in a file of its volume is taken if it is a file
+// like any other, and its pool is made anew; whatever else lies there is told, and changes nothing.
+func TestSettings(t *testing.T) {
+	root := t.TempDir()
+	volume := mkdir(t, root, "pods", "11111111-aaaa", "volumes", "kubernetes.io~empty-dir", "metrics")
+	touch(t, volume)
+	reads := 0
+	s := &kubeletSource{Kubelet: Kubelet{Root: root, Settings: "metrics.yml", ReadSettings: func(file string, data []byte) (Settings, error) {
+		reads++
+		if file != filepath.Join(volume, "metrics.yml") || string(data) == "bad" {
+			return Settings{}, errors.New("bad\nin two lines" + strings.Repeat("!", 1000))
+		}
+		return Settings{Labels: []metric.Label{{Name: "app_text", Value: string(data[:min(len(data), 10)])}}}, nil
+	}}}
+	path := filepath.Join(volume, "metrics.yml")
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	write := func(text string) func() error { return func() error { return os.WriteFile(path, []byte(text), 0o600) } }
+	const bare = "metrics_11111111 uid=11111111-aaaa volume=metrics"
+	id := ""
+	for _, step := range []struct {
+		name      string
+		make      func() error
+		want      string
+		anew      bool // the pool is
+		complains string
+	}{
+		{"none", func() error { return nil }, "", true, ""},
+		{"some", write("a"), "a", true, ""},
+		{"the_same", func() error { return nil }, "a", false, ""},
+		{"others", write("bb"), "bb", true, ""},
+		{"bad", write("bad"), "bb", false, "bad; in two lines!!!"},
+		{"good_again", write("bb"), "bb", false, ""},
+		{"largest", write(strings.Repeat("c", MaxSettingsBytes)), "cccccccccc", true, ""},
+		{"too_large", write(strings.Repeat("c", MaxSettingsBytes+1)), "cccccccccc", false, "more than 16384 bytes"},
+		{"holes", func() error { return os.Truncate(path, 1<<40) }, "cccccccccc", false, "more than 16384 bytes"},
+		{"link", func() error { return os.Symlink(secret, path) }, "cccccccccc", false, "it is a link"},
+		{"pipe", func() error { return unix.Mkfifo(path, 0o600) }, "cccccccccc", false, "not a regular file"},
+		{"directory", func() error { return os.Mkdir(path, 0o700) }, "cccccccccc", false, "not a regular file"},
+		{"two_names", func() error { return errors.Join(os.WriteFile(path, []byte("d"), 0o600), os.Link(path, path+".2")) }, "cccccccccc", false, "one name"},
+		{"removed", func() error { return nil }, "", true, ""},
+	} {
+		switch step.name {
+		case "the_same", "bad", "good_again", "too_large", "holes", "others", "largest": // writes on
+		default:
+			if err := os.RemoveAll(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := step.make(); err != nil {
+			t.Fatal(step.name, err)
+		}
+		want := bare
+		if step.want != "" {
+			want = strings.Replace(bare, "uid=", "app_text="+step.want+" uid=", 1)
+		}
+		found, errs := s.Find()
+		if got := list(found); len(got) != 1 || got[0] != want {
+			t.Fatalf("%s: found %q, want %q", step.name, got, want)
+		}
+		if anew := found[0].ID != id; anew != step.anew {
+			t.Errorf("%s: the pool is made anew: %v", step.name, anew)
+		}
+		id = found[0].ID
+		said := fmt.Sprint(errs)
+		if (len(errs) > 0) != (step.complains != "") || !strings.Contains(said, step.complains) || len(said) > 700 {
+			t.Errorf("%s: complaints %v, want %q", step.name, errs, step.complains)
+		}
+		before := reads
+		s.Find()
+		if reads != before {
+			t.Errorf("%s: an unchanged file is read again", step.name)
+		}
+	}
+	// One that is being written is waited for.
+	s.rest = time.Hour
+	if err := write("e")(); err != nil {
+		t.Fatal(err)
+	}
+	s.settings = nil
+	if found, _ := s.Find(); len(found) != 0 {
+		t.Errorf("it is served at once: %q", list(found))
+	}
+	s.settings[volume].begun = time.Now().Add(-settingsWait)
+	if found, _ := s.Find(); len(found) != 1 || list(found)[0] != bare {
+		t.Errorf("it is waited for without end: %q", list(found))
+	}
+	for _, name := range []string{"", ".hidden", "../up", "a/b", "counter_1.db"} {
+		if IsSettingsName(name) {
+			t.Errorf("%q is taken", name)
+		}
 	}
 }

@@ -437,18 +437,20 @@ func checkName(name string) error {
 
 // retireLocked removes pools that are not wanted any more.
 func (f *Finder) retireLocked(wanted []Found, now time.Time) {
-	ids := map[string]string{}
+	named := map[string]Found{}
 	for _, p := range wanted {
-		ids[p.Spec.Name] = p.ID
+		named[p.Spec.Name] = p
 	}
 	for name, s := range f.pools {
-		id, ok := ids[name]
+		p, ok := named[name]
 		switch {
-		case ok && id == s.ID:
+		case ok && p.ID == s.ID:
 			if !s.vanished.IsZero() {
 				f.logger.Info("pool is back", zap.String("pool", name), zap.String("dir", s.Spec.Dir()))
 				s.vanished = time.Time{}
 			}
+		case ok && p.Node == s.Node && p.Node != (Node{}):
+			f.removeLocked(name, "the settings that its application gives have changed; it is served again in a moment")
 		case ok:
 			f.removeLocked(name, "another directory has taken its name")
 		case !ok && f.opts.Writing(name):

@@ -1,6 +1,7 @@
 package discover
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"aggregatord/internal/pool"
 )
@@ -27,16 +29,23 @@ type Kubelet struct {
 	Root, Logs string
 	// Volume is the name of the volumes. Default: any.
 	Volume string
+	// Settings is the name of a file in each volume in which the application may say something of
+	// its pool, and ReadSettings reads its content. Default: no such file is read.
+	Settings     string
+	ReadSettings func(file string, data []byte) (Settings, error)
 }
 
 // kubeletSource is a Kubelet that is looked at.
 type kubeletSource struct {
 	Kubelet
 	pods int // that were there when it was looked at last
+	// settings are what the volumes' files said when they could be read last, by volume.
+	settings map[string]*settingsFile
+	rest     time.Duration // settingsRest
 }
 
 // NewKubelet returns the source.
-func NewKubelet(k Kubelet) Source { return &kubeletSource{Kubelet: k} }
+func NewKubelet(k Kubelet) Source { return &kubeletSource{Kubelet: k, rest: settingsRest} }
 
 // String implements Source.
 func (s *kubeletSource) String() string { return "the volumes of pods below " + s.Root }
@@ -64,6 +73,8 @@ func (s *kubeletSource) Find() ([]Found, []error) {
 	}
 	s.pods = len(pods)
 	var found []Found
+	known := s.settings
+	s.settings = map[string]*settingsFile{}
 	for _, pod := range pods {
 		uid := pod.Name()
 		above := filepath.Join(s.Root, "pods", uid, "volumes", "kubernetes.io~empty-dir")
@@ -85,13 +96,25 @@ func (s *kubeletSource) Find() ([]Found, []error) {
 			}
 			o := owners[uid]
 			parts := slices.DeleteFunc([]string{o.namespace, o.pod, v.Name(), short(uid)}, func(p string) bool { return p == "" })
-			found = append(found, Found{
+			f := Found{
 				Spec: pool.Spec{
 					Name: strings.Join(parts, "_"), Path: path,
 					Labels: labelsOf(map[string]string{"namespace": o.namespace, "pod": o.pod, "uid": uid, "volume": v.Name()}),
 				},
 				ID: path, Node: nodeOf(info), From: FromKubelet,
-			})
+			}
+			if s.Settings != "" {
+				own := cmp.Or(known[path], &settingsFile{})
+				s.settings[path] = own
+				if own.look(path, s.Settings, s.ReadSettings, s.rest) {
+					continue
+				}
+				if own.err != nil {
+					errs = append(errs, own.err)
+				}
+				own.apply(&f)
+			}
+			found = append(found, f)
 		}
 	}
 	return found, errs

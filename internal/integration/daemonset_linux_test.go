@@ -210,3 +210,47 @@ func TestKubeletUnmounts(t *testing.T) {
 	served("11111111", "was removed")
 	served("22222222", "hits_total 7")
 }
+
+// TestPodSettings: a pod says which labels and rules its pool has, and says something else later; what
+// another one says wrongly costs neither.
+func TestPodSettings(t *testing.T) {
+	t.Parallel()
+	root := sourceDir(t)
+	logs := filepath.Join(root, "logs")
+	first := kubeletTree(t, root, logs, "web-0", "11111111-aaaa")
+	second := kubeletTree(t, root, logs, "web-1", "22222222-bbbb")
+	for _, dir := range []string{first, second} {
+		worker, err := os.Create(filepath.Join(dir, "counter_1.db"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer worker.Close() // until then it lives
+		if _, err := worker.Write(sourceFile(1<<16, entry{`["hits", "hits_total", {}, "Hits."]`, 7})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	writeFile(t, filepath.Join(first, "metrics.yml"), "labels: {app_team: shop}\nmetrics: [{match: hits, help: What was hit.}]\n")
+	writeFile(t, filepath.Join(second, "metrics.yml"), "labels: {pod: web-0}\n")
+	config := writeFile(t, filepath.Join(t.TempDir(), "aggregatord.yml"), fmt.Sprintf("discovery: [{kubelet: {root: %s, logs: %s, settings: metrics.yml}}]\n", root, logs))
+	d := serve(t, "--config.file", config)
+	served := func(want ...string) {
+		t.Helper()
+		eventually(t, patience, func() error {
+			body, err := get(d, "/metrics")
+			_, hits, _ := strings.Cut(body, "# HELP hits_total") // the last
+			for _, line := range want {
+				if err != nil || !strings.Contains("# HELP hits_total"+hits, line+"\n") {
+					return fmt.Errorf("%q, %w; want %q", hits, err, line)
+				}
+			}
+			return nil
+		})
+	}
+	const other = `hits_total{namespace="prod",pod="web-1",pool="prod_web-1_metrics_22222222",uid="22222222-bbbb",volume="metrics"} 7`
+	served("# HELP hits_total What was hit.", `hits_total{app_team="shop",namespace="prod",pod="web-0",pool="prod_web-0_metrics_11111111",uid="11111111-aaaa",volume="metrics"} 7`, other)
+	if !d.logNames(second + "/metrics.yml:1:10: labels.pod: does not begin with app_") {
+		t.Error("the log does not tell what is wrong in the other file")
+	}
+	writeFile(t, filepath.Join(first, "metrics.yml"), "labels: {app_team: orders}\n")
+	served("# HELP hits_total Hits.", `hits_total{app_team="orders",namespace="prod",pod="web-0",pool="prod_web-0_metrics_11111111",uid="11111111-aaaa",volume="metrics"} 7`, other)
+}

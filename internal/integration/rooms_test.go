@@ -136,8 +136,8 @@ var rooms = map[string]struct {
 		not: []string{"net/http", "os"},
 	},
 	"internal/discover": {
-		may: []string{"internal/metric", "internal/pool", "internal/store", "internal/telemetry"},
-		why: "it finds directories and says which are pools; the fleet has the pools",
+		may: []string{"internal/metric", "internal/policy", "internal/pool", "internal/store", "internal/telemetry"},
+		why: "it finds directories and says which are pools, with what their applications say of them; the fleet has the pools",
 		not: []string{"net/http"},
 	},
 	"internal/hangup": {

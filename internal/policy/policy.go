@@ -118,6 +118,28 @@ func Compile(spec Spec) (*Policy, error) {
 	return p, nil
 }
 
+// With returns a policy that says of a pool, given by the name of its settings, what own says of all
+// pools, and then what p says. Everything else is as p has it, the limits as well.
+func (p *Policy) With(pool string, own *Policy) *Policy {
+	if own == nil || len(own.other.rules) == 0 {
+		return p
+	}
+	out := &Policy{other: poolOf(nil, nil)}
+	if p != nil {
+		*out = *p
+	}
+	base := out.pools[pool]
+	if base == nil {
+		base = out.other
+	}
+	out.pools = map[string]*poolPolicy{}
+	if p != nil {
+		maps.Copy(out.pools, p.pools)
+	}
+	out.pools[pool] = poolOf(base.labels, slices.Concat(own.other.rules, base.rules))
+	return out
+}
+
 // compileRelabel checks what Prometheus checks when it loads the same.
 func compileRelabel(at place, in []*relabel.Config) []*relabel.Config {
 	var out []*relabel.Config

@@ -3,6 +3,7 @@ package pool
 import (
 	"cmp"
 	"errors"
+	"math"
 	"time"
 
 	"go.uber.org/zap"
@@ -68,8 +69,9 @@ func (p *Pool) SetPolicyHeld(to *policy.Policy) error {
 
 // adoptPolicyLocked makes an empty index for a policy.
 func (p *Pool) adoptPolicyLocked(to *policy.Policy) {
+	to = to.With(p.spec.RuledBy(), p.spec.Own)
 	p.policy = to
-	opts, limits := p.mergeOptions, to.Limits()
+	opts, limits, own := p.mergeOptions, to.Limits(), p.spec.Own.Limits()
 	opts.Share = p.share
 	opts.MaxSeries = cmp.Or(limits.SeriesPerPool, opts.MaxSeries)
 	opts.MaxFamilySeries = cmp.Or(limits.SeriesPerFamily, opts.MaxFamilySeries)
@@ -78,6 +80,13 @@ func (p *Pool) adoptPolicyLocked(to *policy.Policy) {
 	opts.MaxLabels = cmp.Or(limits.Labels, opts.MaxLabels)
 	opts.MaxLabelName = cmp.Or(limits.LabelNameLength, opts.MaxLabelName)
 	opts.MaxLabelValue = cmp.Or(limits.LabelValueLength, opts.MaxLabelValue)
+	lower(&opts.MaxSeries, own.SeriesPerPool, merge.DefaultMaxSeries)
+	lower(&opts.MaxFamilySeries, own.SeriesPerFamily, merge.DefaultMaxFamilySeries)
+	lower(&opts.MaxFamilies, own.FamiliesPerPool, merge.DefaultMaxFamilies)
+	lower(&opts.MaxBytes, own.BytesPerPool, merge.DefaultMaxBytes)
+	lower(&opts.MaxLabels, own.Labels, merge.DefaultMaxLabels)
+	lower(&opts.MaxLabelName, own.LabelNameLength, math.MaxInt)
+	lower(&opts.MaxLabelValue, own.LabelValueLength, math.MaxInt)
 	if to != nil {
 		opts.Rules = func(family string, typ metric.Type) *merge.Ruling {
 			return &to.For(p.spec.RuledBy(), family, typ).Ruling
@@ -91,11 +100,22 @@ func (p *Pool) adoptPolicyLocked(to *policy.Policy) {
 
 func unixSeconds(t time.Time) float64 { return float64(t.UnixNano()) / 1e9 }
 
+// lower brings a limit, which is standard if it is 0, down to what the application says, if it says
+// anything.
+func lower[T int | int64](limit *T, own, standard T) {
+	if own > 0 {
+		*limit = min(own, cmp.Or(*limit, standard))
+	}
+}
+
 // limitsBy returns the limits of source files under a policy.
 func (p *Pool) limitsBy(to *policy.Policy) store.Limits {
-	l, limits := p.fileLimits, to.Limits()
+	l, limits, own := p.fileLimits, to.Limits(), p.spec.Own.Limits()
 	l.FileBytes = cmp.Or(limits.FileSize, l.FileBytes)
 	l.KeyBytes = cmp.Or(limits.KeyLength, l.KeyBytes)
+	standard := l.InForce()
+	lower(&l.FileBytes, own.FileSize, standard.FileBytes)
+	lower(&l.KeyBytes, own.KeyLength, standard.KeyBytes)
 	return l
 }
 

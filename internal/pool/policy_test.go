@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/prometheus/model/relabel"
 
+	"aggregatord/internal/merge"
 	"aggregatord/internal/metric"
 	"aggregatord/internal/policy"
 	"aggregatord/internal/view"
@@ -828,4 +829,37 @@ func TestFoldEqualsMergeByPolicy(t *testing.T) {
 			h.wantFolded(dir)
 		})
 	}
+}
+
+// TestOwnSettings: what an application says of its pool comes before the policy, whichever is in force,
+// and its limits only make those lower.
+func TestOwnSettings(t *testing.T) {
+	dir := tmpfs(t)
+	w := write(t, dir, "gauge_sum_1.db").set("a", 1).set("b", 1).set("c", 1)
+	defer w.die()
+	write(t, dir, "gauge_sum_2.db").set("a", 2).set("b", 2).set("c", 2)
+	own := compile(t, policy.Spec{
+		Rules:  []policy.Rule{{Match: "a", GaugeMode: metric.Max}, {Match: "c", Drop: true}},
+		Limits: policy.Limits{SeriesPerPool: 100, BytesPerPool: 1 << 40, KeyLength: 1000},
+	})
+	h := collect(t, Spec{Path: dir, Own: own})
+	h.Tend(true)
+	h.want("a 2", "b 3")
+	limits := func(series int, bytes int64, key int) {
+		t.Helper()
+		got := h.State()
+		if l := got.IndexLimits; l.MaxSeries != series || l.MaxBytes != bytes || h.limits.KeyBytes != key {
+			t.Errorf("limits %+v, keys of %d bytes; want %d, %d and %d", l, h.limits.KeyBytes, series, bytes, key)
+		}
+	}
+	limits(100, merge.DefaultMaxBytes, 1000)
+	h.force(compile(t, policy.Spec{
+		Rules:  []policy.Rule{{Match: "a", GaugeMode: metric.Min}, {Match: "b", GaugeMode: metric.Min}},
+		Limits: policy.Limits{SeriesPerPool: 50, BytesPerPool: 1 << 20, KeyLength: 2000},
+	}))
+	h.want("a 2", "b 1")
+	limits(50, 1<<20, 1000)
+	h.force(nil)
+	h.want("a 2", "b 3")
+	limits(100, merge.DefaultMaxBytes, 1000)
 }

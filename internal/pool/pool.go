@@ -40,6 +40,9 @@ type Spec struct {
 	// Labels are added to those that tell the pool apart. They are sorted, and nobody changes
 	// them.
 	Labels []metric.Label
+	// Own is what the pool's application says of its metrics, nil for nothing: its rules come before
+	// those of the policy, and of its limits those that are lower hold.
+	Own *policy.Policy
 }
 
 // RuledBy returns the name under which the policy knows the pool.
