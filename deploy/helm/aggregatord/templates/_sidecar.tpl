@@ -31,3 +31,16 @@ application at sidecar.dir, PROMETHEUS_MULTIPROC_DIR with that path, and one run
 {{- define "aggregatord.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
+
+{{/* The configuration file: config and, with kubelet.enabled, the discovery of pods. */}}
+{{- define "aggregatord.config" -}}
+{{- $config := deepCopy .Values.config }}
+{{- if .Values.kubelet.enabled }}
+{{- $kubelet := pick .Values.kubelet "root" "logs" }}
+{{- with .Values.kubelet.volume }}{{ $_ := set $kubelet "volume" . }}{{ end }}
+{{- with .Values.kubelet.settings }}{{ $_ := set $kubelet "settings" . }}{{ end }}
+{{- $discovery := append ($config.discovery | default list) (dict "kubelet" $kubelet) }}
+{{- $_ := set $config "discovery" $discovery }}
+{{- end }}
+{{- if $config }}{{ toYaml $config }}{{ end }}
+{{- end }}
