@@ -971,3 +971,92 @@ func TestStagedWhileReading(t *testing.T) {
 		readOnly(t, dir, nil, "x 1")
 	}
 }
+
+// TestBadFilesDelayNoFold: with every round two files come that are bad, each in another way, one that
+// is damaged when it was read already, and ten good ones of dead workers. The good ones are archived in the round after theirs, whatever becomes of
+// the bad.
+func TestBadFilesDelayNoFold(t *testing.T) {
+	const rounds, good = 40, 10
+	dir := tmpfs(t)
+	h := collect(t, Spec{Path: dir})
+	number := 0
+	bad := func(name string, create func(path string) error) {
+		t.Helper()
+		number++
+		if err := create(filepath.Join(dir, fmt.Sprintf(name, number))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	content := func(b []byte) func(string) error {
+		return func(path string) error { return os.WriteFile(path, b, 0o600) }
+	}
+	used := func(n uint32, rest ...byte) []byte {
+		return append(binary.LittleEndian.AppendUint32(nil, n), append([]byte{0, 0, 0, 0}, rest...)...)
+	}
+	kinds := []func(){
+		func() { bad("counter_b%d.db", content([]byte("garbage that is no file of anybody"))) },
+		func() { bad("counter_b%d.db", content(used(1<<31-1, 1, 2, 3))) },
+		func() { bad("counter_b%d.db", content(used(64, bytes.Repeat([]byte{255}, 56)...))) },
+		func() { bad("counter_b%d.db", content(badKeys(50))) },
+		func() { bad("counter_b%d.db", content(nil)) },
+		func() { bad("counter_"+strings.Repeat("b", 240)+"%d.db", content(badKeys(1))) },
+		func() { bad("counter_b%d.db", func(path string) error { return os.Mkdir(path, 0o700) }) },
+		func() { bad("counter_b%d.db", func(path string) error { return syscall.Mkfifo(path, 0o600) }) },
+		func() { bad("counter_b%d.db", func(path string) error { return os.Symlink("/dev/zero", path) }) },
+		func() {
+			bad("counter_b%d.db", func(path string) error {
+				return errors.Join(os.WriteFile(path, used(1<<20), 0o600), os.Truncate(path, 2<<30))
+			})
+		},
+	}
+	damage := []func(path string) error{
+		func(path string) error { return os.Truncate(path, 20) },
+		func(path string) error { return os.Truncate(path, 0) },
+		func(path string) error {
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			_, err = f.WriteAt(bytes.Repeat([]byte{255}, 40), 8)
+			return errors.Join(err, f.Close())
+		},
+	}
+	waiting := func() (n int) {
+		names, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range names {
+			if strings.HasPrefix(e.Name(), "counter_good") {
+				n++
+			}
+		}
+		return n
+	}
+	for round := range rounds {
+		kinds[2*round%len(kinds)]()
+		kinds[(2*round+1)%len(kinds)]()
+		for i := range good {
+			write(t, dir, fmt.Sprintf("counter_good%d_%d.db", round, i)).set("hits_total", 1).die()
+		}
+		late := fmt.Sprintf("counter_a%d.db", round) // the first of its batch
+		write(t, dir, late).set("late_total", 1).die()
+		h.Tend(true)
+		if err := damage[round%len(damage)](filepath.Join(dir, late)); err != nil {
+			t.Fatal(err)
+		}
+		h.Fold() // one step a round, as slow as folding ever is
+		advance(h.Pool)
+		if n := waiting(); n > good {
+			t.Fatalf("round %d: %d good files are not archived", round, n)
+		}
+	}
+	h.Tend(true)
+	h.Fold()
+	if n := waiting(); n > 0 {
+		t.Errorf("%d good files are left", n)
+	}
+	if got := h.view(); !strings.Contains(got, fmt.Sprintf("hits_total %d\n", rounds*good)) {
+		t.Errorf("served: %.500s", got)
+	}
+}
