@@ -23,8 +23,10 @@ type Options struct {
 	// DefaultMaxFamilies. Beyond it there is ErrFamiliesLimit.
 	MaxFamilies int
 	// MaxBytes bounds the bytes of the raw keys and of the labels that are kept, and seriesBytes
-	// for each series; 0 means DefaultMaxBytes. Beyond it there is ErrBytesLimit. With what is made
-	// of them, such as expositions, about five times as much memory is in use.
+	// for each series; 0 means DefaultMaxBytes. With what is made of them, such as expositions, about
+	// five times as much memory is in use. That, and what the entries of all sources take, is
+	// bounded by six times MaxBytes, so that entries of known series have a sixth of it for
+	// themselves. Beyond either there is ErrBytesLimit.
 	MaxBytes int64
 	// MaxLabels bounds the labels of one series; 0 means DefaultMaxLabels.
 	MaxLabels int
@@ -48,6 +50,19 @@ const (
 
 // seriesBytes is what a series counts beside the bytes of its keys and labels, against MaxBytes.
 const seriesBytes = 80
+
+// What a source and each of its entries take, in bytes.
+const (
+	sourceBytes     = 450
+	entryBytes      = 13 // a cell, a value and, packed, a slot
+	stampBytes      = 8  // a timestamp, or the other half of a value
+	partBytes       = 8  // the places in a part
+	recentPartBytes = 16 // two timestamps in a part
+)
+
+// What is made of keys and labels takes so many times their bytes, themselves included; with the
+// entries it may be so many times MaxBytes.
+const madeOfKeys, madeOfAll = 5, 6
 
 // spellings is how many raw keys there may be for each series that may be: another help text
 // or dialect makes another key of the same series, and a deployment may change all help texts.
@@ -93,6 +108,8 @@ type Source struct {
 	ahead map[uint32]ahead
 	// seat is set for sources that only keep places: see Seat.
 	seat bool
+	// bytes is what it takes, with its entries.
+	bytes int64
 }
 
 // Spec returns what the source was added with.
@@ -165,8 +182,8 @@ type Index struct {
 	removed  int
 	// series and keys count the cells and the raw keys that lead to them, holding the families.
 	series, keys, holding int
-	// bytes is what counts against MaxBytes.
-	bytes int64
+	// bytes is what counts against MaxBytes; entryBytes is what the sources take.
+	bytes, entryBytes int64
 	// now is the present time, in Unix seconds, as last told; 0: never.
 	now float64
 	// refused says that a limit has kept an entry out; seating that none does: see Seat.
@@ -259,6 +276,7 @@ func (x *Index) AddFolded(spec SourceSpec) *Source {
 func (x *Index) add(s *Source) *Source {
 	s.space = x.spaceOf(&s.spec)
 	s.space.sources++
+	x.count(s, sourceBytes)
 	x.sources = append(x.sources, s)
 	x.unsorted = true
 	return s
@@ -325,10 +343,15 @@ func (x *Index) LearnAt(s *Source, raw []byte, slot uint32, created int64) error
 	return nil
 }
 
-// LearnTagged is Learn for a caller who keeps a number with each raw key, for sources of one type
-// and mode other than the modes all: 0 at first. Where it is another one, it stands for the key's
-// hash and look-up. The numbers are good until Freed changes. tag may be nil.
+// LearnTagged is Learn for an entry that was in no index before: it may be one too many, also if its
+// series is known. The caller keeps a number with each raw key, for sources of one type and mode other
+// than the modes all: 0 at first. Where it is another one, it stands for the key's hash and look-up.
+// The numbers are good until Freed changes. tag may be nil.
 func (x *Index) LearnTagged(s *Source, raw []byte, slot uint32, tag *uint32) error {
+	if !x.hasRoomForEntry() {
+		x.refused = true
+		return limited(ErrBytesLimit, "", "%d bytes of entries", x.entryBytes)
+	}
 	if tag == nil {
 		return x.Learn(s, raw, slot)
 	}
@@ -359,7 +382,38 @@ func (x *Index) learnKnown(s *Source, raw []byte, slot, cell uint32, created int
 		x.offerStyle(s, cell, created, raw)
 	}
 	x.pin(s, cell)
+	x.append(s, slot, cell)
+}
+
+// append puts an entry into a source.
+func (x *Index) append(s *Source, slot, cell uint32) {
 	s.append(slot, cell)
+	bytes := int64(entryBytes)
+	if s.second != nil {
+		bytes += stampBytes
+	}
+	x.count(s, bytes)
+}
+
+// count takes note of what a source takes.
+func (x *Index) count(s *Source, bytes int64) {
+	if s.seat {
+		return // the entry that it keeps a place for is counted
+	}
+	s.bytes += bytes
+	x.entryBytes += bytes
+}
+
+// hasRoomForKey reports whether there is room for more bytes of keys and labels.
+func (x *Index) hasRoomForKey(more int64) bool {
+	keys := x.bytes + more
+	return keys <= x.opts.MaxBytes && madeOfKeys*keys+x.entryBytes <= madeOfAll*x.opts.MaxBytes
+}
+
+// hasRoomForEntry reports whether there is room for one more entry, whatever keys there are.
+func (x *Index) hasRoomForEntry() bool {
+	entries := x.entryBytes + entryBytes
+	return entries <= (madeOfAll-madeOfKeys)*x.opts.MaxBytes || madeOfKeys*x.bytes+entries <= madeOfAll*x.opts.MaxBytes
 }
 
 func (s *Source) append(slot, cell uint32) {
@@ -484,7 +538,7 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 				return 0, limited(ErrFamilyLimit, id.family, "%d keys", fam.keys)
 			case x.keys >= spellings*x.opts.MaxSeries:
 				return 0, limited(ErrSeriesLimit, id.family, "%d keys with one more", x.keys)
-			case x.bytes+int64(len(raw)) > x.opts.MaxBytes:
+			case !x.hasRoomForKey(int64(len(raw))):
 				return 0, limited(ErrBytesLimit, id.family, "%d bytes with one more key", x.bytes+int64(len(raw)))
 			}
 			x.spell(n, id.labels)
@@ -506,7 +560,7 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 		if n == nil {
 			more += labelBytes(id.labels)
 		}
-		if x.bytes+more > x.opts.MaxBytes {
+		if !x.hasRoomForKey(more) {
 			err = limited(ErrBytesLimit, id.family, "%d bytes with one more series", x.bytes+more)
 		}
 	}
@@ -687,6 +741,8 @@ func (x *Index) Remove(s *Source) {
 		x.unpin(s.parts[i].cells)
 		spaces = append(spaces, s.parts[i].space)
 	}
+	x.entryBytes -= s.bytes
+	s.bytes = 0
 	s.slots = deltas.List{}
 	s.cells, s.values, s.second, s.parts, s.groups, s.ahead = nil, nil, nil, nil, nil, nil
 	s.space = nil

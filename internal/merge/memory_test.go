@@ -1,8 +1,10 @@
 package merge
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"testing"
 
 	"aggregatord/internal/metric"
@@ -98,6 +100,79 @@ func TestMemoryOfManyPools(t *testing.T) {
 	}
 	runtime.KeepAlive(all)
 	runtime.KeepAlive(alone)
+}
+
+// TestMemoryOfEntries: what entries take is bounded with the keys, in whatever mode and by whatever
+// rule, and given back with their source. The keys leave them a part of it in any case.
+func TestMemoryOfEntries(t *testing.T) {
+	const limit, known = 200_000, 100
+	ruled := func(string, metric.Type) *Ruling { return &Ruling{Rule: "r", Mode: metric.MostRecent} }
+	for name, tc := range map[string]struct {
+		typ   metric.Type
+		mode  metric.Mode
+		rules func(string, metric.Type) *Ruling
+	}{
+		"counter": {metric.Counter, metric.NoMode, nil}, "recent": {metric.Gauge, metric.MostRecent, nil}, "part": {metric.Gauge, metric.Sum, ruled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := NewIndex(Options{MaxBytes: limit, Rules: tc.rules})
+			add := func(i int) *Source {
+				return x.Add(SourceSpec{Name: fmt.Sprint(i), Type: tc.typ, Mode: tc.mode, ID: fmt.Sprint(i), ParseKey: store.ParseKey})
+			}
+			key := func(i int) []byte {
+				return store.AppendKey(nil, metric.Key{Family: "f", Series: metric.Series{Sample: "f", Labels: []metric.Label{{Name: "n", Value: fmt.Sprint(i)}}}})
+			}
+			// fill learns entries of known series in one source after the other until there is no room.
+			fill := func(from int) (sources []*Source, entries int) {
+				for i := from; ; i++ {
+					s := add(i)
+					sources = append(sources, s)
+					for k := range known {
+						err := x.LearnTagged(s, key(k), uint32(k), nil)
+						if errors.Is(err, ErrBytesLimit) && entries > known {
+							return sources, entries
+						}
+						if err != nil {
+							t.Fatal(err)
+						}
+						entries++
+					}
+					s.Compact()
+				}
+			}
+			before := heap()
+			sources, entries := fill(0)
+			used := int64(heap() - before)
+			t.Logf("%d entries of %d series, %d bytes of keys: %d bytes of memory, of %d", entries, x.Series(), x.Bytes(), used, madeOfAll*limit)
+			if least := madeOfAll * limit / 2 / (entryBytes + stampBytes + partBytes + recentPartBytes); entries < least || used > madeOfAll*limit*5/4 {
+				t.Errorf("%d entries take %d bytes; want at least %d, and at most %d bytes", entries, used, least, madeOfAll*limit)
+			}
+			if !x.Refused() {
+				t.Error("it does not say that entries were refused")
+			}
+			for _, s := range sources[1:] {
+				x.Remove(s)
+			}
+			// New series to the brim, and known ones have room still.
+			s := add(1_000_000)
+			for k := known; ; k++ {
+				if err := x.LearnTagged(s, key(k), uint32(k), nil); errors.Is(err, ErrBytesLimit) {
+					break
+				} else if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, again := fill(2_000_000); again < limit/2/(entryBytes+stampBytes+partBytes+recentPartBytes) {
+				t.Errorf("beside %d bytes of keys there is room for %d entries of known series", x.Bytes(), again)
+			}
+			for _, s := range slices.Clone(x.Sources()) {
+				x.Remove(s)
+			}
+			if x.entryBytes != 0 {
+				t.Errorf("%d bytes of no entries", x.entryBytes)
+			}
+		})
+	}
 }
 
 func BenchmarkManyPools(b *testing.B) {

@@ -20,7 +20,8 @@ var (
 	ErrFamilyLimit = errors.New("series limit of the family reached")
 	// ErrFamiliesLimit: the index holds as many families as it may.
 	ErrFamiliesLimit = errors.New("limit of metric families of the pool reached")
-	// ErrBytesLimit: the keys and labels of the index have as many bytes as they may.
+	// ErrBytesLimit: the keys and labels of the index, or the entries of its sources, have as many
+	// bytes as they may.
 	ErrBytesLimit = errors.New("limit of bytes of the pool reached")
 	// ErrLabelLimit: the series has more labels than it may.
 	ErrLabelLimit = errors.New("label limit of a series reached")
@@ -32,13 +33,19 @@ var (
 // above, and says more.
 type LimitError struct {
 	Limit error
-	// Family is the OpenMetrics name of the family the entry would have been in.
+	// Family is the OpenMetrics name of the family the entry would have been in; empty if there is
+	// no room for an entry of any.
 	Family string
 	// What is how much of what there is or would be.
 	What string
 }
 
-func (e *LimitError) Error() string { return fmt.Sprintf("%v: %s of %q", e.Limit, e.What, e.Family) }
+func (e *LimitError) Error() string {
+	if e.Family == "" {
+		return fmt.Sprintf("%v: %s", e.Limit, e.What)
+	}
+	return fmt.Sprintf("%v: %s of %q", e.Limit, e.What, e.Family)
+}
 
 // Unwrap returns the limit.
 func (e *LimitError) Unwrap() error { return e.Limit }

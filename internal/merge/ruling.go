@@ -269,7 +269,7 @@ func (x *Index) learnKey(s *Source, raw []byte, hash, slot uint32, created int64
 		worker = s.spec.ID
 		if s.folded && worker == "" {
 			// What processes left together in another mode belongs to none of them.
-			s.append(slot, sink)
+			x.append(s, slot, sink)
 			return nil
 		}
 	}
@@ -304,10 +304,15 @@ func (x *Index) learnKey(s *Source, raw []byte, hash, slot uint32, created int64
 		x.activate(cell, 1)
 	}
 	if elsewhere {
-		x.partOf(s, space).add(s, cell)
+		part := x.partOf(s, space)
+		part.add(s, cell)
 		cell = sink
+		x.count(s, partBytes)
+		if part.recent() {
+			x.count(s, recentPartBytes)
+		}
 	}
-	s.append(slot, cell)
+	x.append(s, slot, cell)
 	return nil
 }
 
