@@ -100,6 +100,7 @@ outputs:
       - {source_labels: [a, b], separator: '-', regex: '(.*)', target_label: c, replacement: $1, modulus: 3, action: hashmod}
     external_labels: {cluster: eu}
     pools: [web]
+    process_metrics: false
     own_metrics: true
     on_exit: false
     textfile: {path: /tmp/a.prom, format: openmetrics, remove_on_exit: true}

@@ -27,6 +27,7 @@ type Output struct {
 	MetricRelabelConfigs []Relabel         `yaml:"metric_relabel_configs,omitempty"`
 	ExternalLabels       map[string]string `yaml:"external_labels,omitempty"`
 	Pools                []string          `yaml:"pools,omitempty"`
+	ProcessMetrics       *bool             `yaml:"process_metrics,omitempty"`
 	OwnMetrics           bool              `yaml:"own_metrics,omitempty"`
 	OnExit               *bool             `yaml:"on_exit,omitempty"`
 	HTTPConfig           *HTTPConfig       `yaml:"http_config,omitempty"`
@@ -227,7 +228,7 @@ func (o *Output) spec(d *decoder, key string) output.Spec {
 	s := output.Spec{
 		Name: o.Name, Interval: time.Duration(orZero(o.Interval)), Timeout: time.Duration(orZero(o.Timeout)),
 		Match: o.Match, ExternalLabels: o.ExternalLabels, Pools: o.Pools, OwnMetrics: o.OwnMetrics,
-		SkipOnExit: o.OnExit != nil && !*o.OnExit,
+		SkipProcesses: o.ProcessMetrics != nil && !*o.ProcessMetrics, SkipOnExit: o.OnExit != nil && !*o.OnExit,
 	}
 	for name, v := range map[string]*Duration{"interval": o.Interval, "timeout": o.Timeout} {
 		if v != nil && *v == 0 {

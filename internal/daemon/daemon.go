@@ -182,7 +182,8 @@ func Run(ctx context.Context, opts Options) error {
 		return err
 	}
 	own := newOwnMetrics(set)
-	outputs, err := newOutputs(opts, pools, own, set)
+	observer := newObserver(opts, pools, set)
+	outputs, err := newOutputs(opts, gatherer{pools: pools, own: own, processes: observer}, set)
 	if err != nil {
 		return errors.Join(err, pools.Close())
 	}
@@ -192,7 +193,6 @@ func Run(ctx context.Context, opts Options) error {
 	if err := pools.Open(); err != nil {
 		return errors.Join(err, pools.Close())
 	}
-	observer := newObserver(opts, pools, set)
 	finder := newFinder(opts, pools, observer, set)
 	defer closeFinder(finder, log)
 	set.OnSnapshot(func() {
@@ -260,7 +260,7 @@ func Run(ctx context.Context, opts Options) error {
 	m.server.Store(server)
 	err = server.Run(ctx, listeners...)
 	log.Info("stopped serving")
-	lastWords(outputs, opts)
+	lastWords(outputs, observer, opts)
 	stop()
 	loops.Wait()
 	err = errors.Join(err, pools.Close())

@@ -10,15 +10,16 @@ import (
 	"aggregatord/internal/buildinfo"
 	"aggregatord/internal/fleet"
 	"aggregatord/internal/output"
+	"aggregatord/internal/process"
 	"aggregatord/internal/starts"
 	"aggregatord/internal/telemetry"
 	"aggregatord/internal/view"
 )
 
 // newOutputs returns the outputs of the configuration and of the flags.
-func newOutputs(opts Options, pools *fleet.Fleet, own ownMetrics, set *telemetry.Set) (*output.Outputs, error) {
+func newOutputs(opts Options, g gatherer, set *telemetry.Set) (*output.Outputs, error) {
 	o := output.New(output.Options{
-		Source: allPools{pools}, Own: own.all, Ready: pools.Ready,
+		Source: allPools{g.pools}, Beside: g.allProcesses, Own: g.own.all, Ready: g.pools.Ready,
 		Metrics: output.NewMetrics(set), ExitTimeout: opts.OutputExitTimeout,
 		OnPrimed: opts.OnOutputsReady, Version: buildinfo.Get().Version, Logger: opts.Logger,
 	})
@@ -56,8 +57,11 @@ func (o ownMetrics) look(take func() *view.Snapshot, withStarts bool) *view.Snap
 	return snap
 }
 
-// lastWords pushes for the last time.
-func lastWords(outputs *output.Outputs, opts Options) {
+// lastWords pushes for the last time, with what the processes have used by now.
+func lastWords(outputs *output.Outputs, observer *process.Observer, opts Options) {
+	if observer != nil && len(outputs.Status()) > 0 {
+		observer.Sample()
+	}
 	// Each output has its own time; where signals do not end the process, one ends this.
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

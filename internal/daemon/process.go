@@ -85,5 +85,14 @@ func (g gatherer) processesBeside(workers *view.Snapshot, sel fleet.Selection) [
 	case len(sel.Pools) > 0:
 		return []*view.Snapshot{process.AsideOnce(g.processes.Some(sel.Pools, sel.Bare), workers.Layout)}
 	}
-	return []*view.Snapshot{g.processes.Aside(g.processes.All(), workers.Layout)}
+	return []*view.Snapshot{g.allProcesses(workers.Layout)}
+}
+
+// allProcesses returns the process metrics of all pools as they are shown beside the workers' own,
+// nil if processes are not watched.
+func (g gatherer) allProcesses(workers *view.Layout) *view.Snapshot {
+	if g.processes == nil {
+		return nil
+	}
+	return g.processes.Aside(g.processes.All(), workers)
 }

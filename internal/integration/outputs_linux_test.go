@@ -443,7 +443,7 @@ outputs:
 		}
 		got[unspelled(t, series, "job")] = v
 	}
-	check("Prometheus 2, remote write 1.0", got, nil)
+	check("Prometheus 2, remote write 1.0", onlyBatch(got), nil)
 	if now, err := prometheus.query(`{job="batch"}`); err != nil || len(now) > 0 {
 		t.Errorf("in the end the series have not ended: %v, %v", now, err)
 	}
@@ -451,7 +451,7 @@ outputs:
 	all := received()
 	byWrite, byOTLP := map[string]float64{}, map[string]float64{}
 	for series, samples := range all {
-		if strings.HasPrefix(series, "target_info") {
+		if !strings.HasPrefix(series, "batch_") { // target_info, and processes if they were seen
 			continue
 		}
 		last := samples[len(samples)-1]
@@ -620,9 +620,27 @@ outputs:
 	rises("a.prom")
 	write("b.prom")
 	rises("b.prom")
-	if _, err := d.text(); err != nil {
-		t.Error(err)
-	}
+	// The file has what a scrape has, the workers as processes among it.
+	eventually(t, patience, func() error {
+		text, err := os.ReadFile(filepath.Join(out, "b.prom"))
+		if err != nil {
+			return err
+		}
+		scraped, err := d.text()
+		if err != nil {
+			return err
+		}
+		sent := families(t, text)
+		if v := flat(sent)["aggregatord_pool_workers"]; v != 2 || flat(sent)["process_cpu_seconds_total"] <= 0 {
+			return fmt.Errorf("%v workers are sent, want 2", v)
+		}
+		for name, f := range scraped {
+			if got := sent[name+map[string]string{"counter": "_total"}[f.Type]]; !strings.HasPrefix(name, "aggregatord_") && (got == nil || got.GetHelp() != f.Help) {
+				return fmt.Errorf("%s is served, and %v sent", name, got)
+			}
+		}
+		return nil
+	})
 	var answer struct {
 		Data []struct {
 			Name    string

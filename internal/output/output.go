@@ -28,6 +28,10 @@ type Source interface {
 type Options struct {
 	// Source gives what workers have counted.
 	Source Source
+	// Beside gives what a scrape has beside the source's view: the metrics of workers as processes,
+	// without those that workers, the layout of the source's view, have written themselves. The caller
+	// releases what it gets. Default: nothing.
+	Beside func(workers *view.Layout) *view.Snapshot
 	// Own gives the daemon's own metrics, for outputs that want them, as Source does. Default: none.
 	Own func(withStarts bool) *view.Snapshot
 	// Ready reports whether the source has seen everything it knows of. Before that nothing is
@@ -302,9 +306,15 @@ func (o *Outputs) gather(ctx context.Context, p *pusher) (*frame, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.parts = append(f.parts, p.selections[0].apply(snap))
+	workers := snap.Layout
+	f.parts = append(f.parts, p.selections[ofWorkers].apply(snap))
+	if !p.spec.SkipProcesses && o.opts.Beside != nil {
+		if beside := o.opts.Beside(workers); beside != nil {
+			f.parts = append(f.parts, p.selections[ofProcesses].apply(beside))
+		}
+	}
 	if p.spec.OwnMetrics && o.opts.Own != nil {
-		f.parts = append(f.parts, p.selections[1].apply(o.opts.Own(wants)))
+		f.parts = append(f.parts, p.selections[ofDaemon].apply(o.opts.Own(wants)))
 	}
 	return f, nil
 }

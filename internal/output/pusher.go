@@ -30,7 +30,7 @@ type pusher struct {
 
 	// What follows belongs to the goroutine, and after it to who waits for its end.
 
-	selections [2]*selection // of the source and of the own metrics
+	selections [parts]*selection
 	// failures counts the pushes since the last success, failing is why the last one failed.
 	failures int
 	failing  string
@@ -52,7 +52,9 @@ func newPusher(o *Outputs, s Spec) *pusher {
 	} else {
 		p.sender = &late{spec: full, opts: opts}
 	}
-	p.selections = [2]*selection{newSelection(&full, false), newSelection(&full, true)}
+	for part := range p.selections {
+		p.selections[part] = newSelection(&full, part)
+	}
 	p.state = Status{
 		Name: s.Name, Type: s.Kind(), Target: s.Target(), Interval: full.Interval.Seconds(), Results: map[string]uint64{},
 	}
@@ -155,7 +157,9 @@ func (p *pusher) push(ctx context.Context) error {
 		err = &PushError{Result: NoView, Retry: true, Err: fmt.Errorf("take the view: %w", err)}
 	} else {
 		out, err = p.sender.push(ctx, f)
-		out.leftOut += p.selections[0].leftOut + p.selections[1].leftOut
+		for _, s := range p.selections {
+			out.leftOut += s.leftOut
+		}
 		f.release()
 	}
 	var failure *PushError

@@ -447,6 +447,60 @@ func TestPushgatewayGroup(t *testing.T) {
 	}
 }
 
+// TestProcesses: what a scrape has beside the workers' own metrics is sent, unless it is not wanted.
+func TestProcesses(t *testing.T) {
+	workers := outputtest.Snapshot(
+		outputtest.Family{Name: "aggregatord_mine", Type: metric.Gauge, Metrics: []outputtest.Metric{{Values: []float64{99}}}},
+		outputtest.Family{Name: "jobs", Type: metric.Counter, Metrics: []outputtest.Metric{{Labels: []string{"pool", "web"}, Values: []float64{4}}}},
+	)
+	processes := outputtest.Snapshot(outputtest.Family{Name: "aggregatord_pool_threads", Type: metric.Gauge, Metrics: []outputtest.Metric{
+		{Labels: []string{"pool", "mail"}, Values: []float64{6}}, {Labels: []string{"pool", "web"}, Values: []float64{5}},
+	}})
+	set := telemetry.NewSet()
+	set.Gauge("aggregatord_up", "Ours.").Set(1)
+	for name, c := range map[string]struct {
+		spec Spec
+		want map[string]float64
+	}{
+		"default": {Spec{}, map[string]float64{"aggregatord_mine": 99, `jobs_total{pool="web"}`: 4, `aggregatord_pool_threads{pool="mail"}`: 6, `aggregatord_pool_threads{pool="web"}`: 5}},
+		"of one pool, with a label": {
+			Spec{Pools: []string{"web"}, ExternalLabels: map[string]string{"dc": "eu"}},
+			map[string]float64{`jobs_total{dc="eu",pool="web"}`: 4, `aggregatord_pool_threads{dc="eu",pool="web"}`: 5},
+		},
+		"not wanted": {Spec{SkipProcesses: true}, map[string]float64{"aggregatord_mine": 99, `jobs_total{pool="web"}`: 4}},
+		"with the daemon's own": {
+			Spec{OwnMetrics: true, Match: []string{"agg.*"}},
+			map[string]float64{"aggregatord_up": 1, `aggregatord_pool_threads{pool="mail"}`: 6, `aggregatord_pool_threads{pool="web"}`: 5},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := New(Options{
+				Source: outputtest.NewSource(workers), Own: func(bool) *view.Snapshot { return set.Snapshot() },
+				Beside: func(of *view.Layout) *view.Snapshot {
+					if of != workers.Layout {
+						t.Error("asked for what is beside another layout than the source's")
+					}
+					return processes
+				},
+			})
+			path := filepath.Join(t.TempDir(), "a")
+			c.spec.Name, c.spec.Textfile = "a", &TextfileSpec{Path: path}
+			p := newPusher(o, c.spec)
+			f, err := o.gather(t.Context(), p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.release()
+			if diff := outputtest.Diff(c.want, outputtest.Samples(f.parts...)); diff != "" {
+				t.Error(diff)
+			}
+			if out, err := p.sender.push(t.Context(), f); err != nil || out.samples != len(c.want) {
+				t.Errorf("%d samples, %v", out.samples, err)
+			}
+		})
+	}
+}
+
 // TestOwnMetrics: they are sent if asked for, and then nobody else's of their names.
 func TestOwnMetrics(t *testing.T) {
 	set := telemetry.NewSet()

@@ -12,6 +12,14 @@ import (
 	"aggregatord/internal/view"
 )
 
+// The parts of what an output sends.
+const (
+	ofWorkers = iota // what workers have counted
+	ofProcesses
+	ofDaemon // its own metrics
+	parts
+)
+
 // A selection makes of the views of a source what one output sends of them. It belongs to
 // one goroutine at a time. A layout that has not changed costs one comparison.
 type selection struct {
@@ -30,7 +38,7 @@ type selection struct {
 }
 
 // newSelection compiles what the Spec, which was checked, says about series.
-func newSelection(s *Spec, own bool) *selection {
+func newSelection(s *Spec, part int) *selection {
 	sel := &selection{relabel: relabel.New(s.Relabel)}
 	for _, m := range s.Match {
 		sel.match = append(sel.match, regexp.MustCompile("^(?:"+m+")$"))
@@ -39,10 +47,10 @@ func newSelection(s *Spec, own bool) *selection {
 		sel.external = append(sel.external, metric.Label{Name: name, Value: value})
 	}
 	metric.SortLabels(sel.external)
-	if !own {
+	if part != ofDaemon {
 		sel.pools = s.Pools // the daemon's own metrics are those of no one pool
-		sel.withoutOwn = s.OwnMetrics
 	}
+	sel.withoutOwn = part == ofWorkers && s.OwnMetrics
 	return sel
 }
 

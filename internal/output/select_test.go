@@ -45,7 +45,7 @@ func TestSelection(t *testing.T) {
 		"nothing":   {Spec{Match: []string{"none"}}, ``, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newSelection(&c.spec, false)
+			s := newSelection(&c.spec, ofWorkers)
 			src := outputtest.Snapshot(in()...)
 			for _, v := range src.Values {
 				src.Starts = append(src.Starts, int64(v)*1000)

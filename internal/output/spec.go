@@ -46,6 +46,8 @@ type Spec struct {
 	ExternalLabels map[string]string
 	// Pools are the values of the label pool to send. Default: all, and those without.
 	Pools []string
+	// SkipProcesses leaves out the metrics of workers as processes (Options.Beside).
+	SkipProcesses bool
 	// OwnMetrics sends the daemon's own metrics, too.
 	OwnMetrics bool
 	// SkipOnExit leaves out the push at the end.
