@@ -198,6 +198,52 @@ func TestPassword(t *testing.T) {
 	}
 }
 
+// TestAnswerBeforeTheEnd: a receiver that answers and hangs up before it has read the request is
+// heard. A connection that it has closed meanwhile is told as such, so that the request can go by
+// another one.
+func TestAnswerBeforeTheEnd(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	conn, err := dialPatient(t.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte("a request")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.Read(make([]byte, 3)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(server, "too large"); err != nil {
+		t.Fatal(err)
+	}
+	server.Close() // with a reset, as not all was read
+	raw := conn.(*patient).Conn
+	for { // until the kernel knows
+		if _, err := raw.Write([]byte("x")); err != nil {
+			break
+		}
+	}
+	if n, err := conn.Write(make([]byte, 1<<20)); n != 1<<20 || err != nil {
+		t.Errorf("written %d, %v", n, err)
+	}
+	answer, err := io.ReadAll(conn)
+	if string(answer) != "too large" {
+		t.Errorf("read %q, %v", answer, err)
+	}
+	if _, err := conn.Write([]byte("x")); err == nil {
+		t.Error("a write to a connection that is closed, and was idle, succeeds")
+	}
+}
+
 // TestSmallerRequests: what is too large at once is sent in parts, and all of it arrives.
 func TestSmallerRequests(t *testing.T) {
 	var f outputtest.Family

@@ -26,7 +26,7 @@ func newHTTPClient(cfg *httpconfig.HTTPClientConfig, headers map[string]string, 
 		cfg = &c
 	}
 	client, err := httpconfig.NewClientFromConfig(*cfg, "aggregatord",
-		httpconfig.WithIdleConnTimeout(2*time.Minute), httpconfig.WithUserAgent(agent))
+		httpconfig.WithIdleConnTimeout(2*time.Minute), httpconfig.WithUserAgent(agent), httpconfig.WithDialContextFunc(dialPatient))
 	if err != nil {
 		return nil, err
 	}
