@@ -9,8 +9,9 @@ GOLANGCI := $(BIN)/golangci-lint-$(GOLANGCI_VERSION)
 # counts inputs, so that a slow machine takes longer and does not run into a deadline.
 FUZZTIME ?= 1m
 TEST_FUZZTIME := 100000x
-# How long make soak goes on.
+# How long make soak tries to break the archive, and how long it has receivers of outputs misbehave.
 SOAK ?= 1h
+SOAK_RECEIVERS ?= 10m
 # How often make bench-go runs each benchmark; benchstat wants ten or so.
 COUNT ?= 1
 # The version of the packages must begin with a digit: a tag v1.2.3 is 1.2.3, and anything else
@@ -117,8 +118,10 @@ $(GOLANGCI):
 fuzz: ## Fuzz each target for FUZZTIME
 	$(call fuzz_all,$(FUZZTIME))
 
-soak: test-deps ## Try to break the archive for SOAK
+soak: test-deps ## Try to break the archive for SOAK, then the long forms of tests of processes and outputs
 	CI=true AGGREGATORD_SOAK=$(SOAK) $(GO) test -race -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/integration
+	CI=true AGGREGATORD_SOAK=$(SOAK_RECEIVERS) $(GO) test -count=1 -timeout 0 -parallel 1 -v \
+		-run '^(TestProcessesUnderLoad|TestBadReceivers|TestKilledWhilePushing)$$' ./internal/integration
 
 # BENCHFLAGS=-h lists what it takes; -large adds the largest shape.
 bench: build ## Measure the daemon beside a floor and the Python client, with BENCHFLAGS

@@ -29,5 +29,6 @@
 //
 // The tests in the files chaos_*_linux_test.go try to break the archive: forced pid reuse,
 // daemons killed at random, full and read-only disks, damage, other pid namespaces. They
-// print their seed. Here they run for seconds; make soak runs the chaos for an hour.
+// print their seed. Here they run for seconds; make soak runs the chaos for an hour, and
+// then the long forms of the tests of processes and outputs.
 package integration
