@@ -60,7 +60,7 @@ func (o ownMetrics) look(take func() *view.Snapshot, withStarts bool) *view.Snap
 // lastWords pushes for the last time, with what the processes have used by now.
 func lastWords(outputs *output.Outputs, observer *process.Observer, opts Options) {
 	if observer != nil && len(outputs.Status()) > 0 {
-		observer.Sample()
+		observer.Refresh()
 	}
 	// Each output has its own time; where signals do not end the process, one ends this.
 	ctx, cancel := context.WithCancel(context.Background())

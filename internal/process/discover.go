@@ -322,7 +322,6 @@ func (g *group) say() {
 	if g.absent++; seen || len(g.files) == 0 {
 		g.absent = 0
 	}
-	g.o.opts.Metrics.visible.With(g.name).Set(float64(g.here()))
 	if seen {
 		if g.told == toldAbsent {
 			g.logger.Info("processes of the pool are seen; process metrics are served")

@@ -81,10 +81,13 @@ type row struct {
 }
 
 // publish makes the rows of the last sample.
-func (g *group) publish(now time.Time, last bool) {
+func (g *group) publish(now time.Time, why occasion) {
 	g.rows = g.rows[:0]
 	if g.pool != nil {
-		g.say()
+		g.o.opts.Metrics.visible.With(g.name).Set(float64(g.here()))
+		if why == regular {
+			g.say()
+		}
 		g.o.opts.Metrics.omitted.With(g.name).Set(float64(g.omitted))
 		if g.omitted > 0 {
 			g.logger.Debug("processes left out", zap.Int("processes", g.omitted))
@@ -97,7 +100,7 @@ func (g *group) publish(now time.Time, last bool) {
 	if g.pool != nil && g.seen {
 		g.additional(now)
 	}
-	g.save(now, last)
+	g.save(now, why == final)
 }
 
 func (g *group) add1(f family, v float64, labels ...metric.Label) {

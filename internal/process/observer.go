@@ -252,7 +252,7 @@ func (o *Observer) Run(ctx context.Context) {
 	for samples := 0; ; samples++ {
 		select {
 		case <-ctx.Done():
-			o.sample(true)
+			o.sample(final)
 			o.close()
 			return
 		case <-timer.C:
@@ -275,9 +275,22 @@ func (o *Observer) close() {
 }
 
 // Sample reads all processes once.
-func (o *Observer) Sample() { o.sample(false) }
+func (o *Observer) Sample() { o.sample(regular) }
 
-func (o *Observer) sample(last bool) {
+// Refresh reads the processes that are known once more. It looks for no others, and says nothing of
+// pools whose processes are not seen: it is for the end, when those have just ended.
+func (o *Observer) Refresh() { o.sample(refresh) }
+
+// An occasion is why a sample is taken.
+type occasion int
+
+const (
+	regular occasion = iota
+	refresh
+	final // the last one of Run
+)
+
+func (o *Observer) sample(why occasion) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.bootTime == 0 {
@@ -285,7 +298,9 @@ func (o *Observer) sample(last bool) {
 	}
 	start := time.Now()
 	o.matchGroupsLocked()
-	o.discoverLocked(start)
+	if why != refresh {
+		o.discoverLocked(start)
+	}
 	o.credit.grow()
 	for _, g := range o.groups {
 		g.read(start)
@@ -293,7 +308,7 @@ func (o *Observer) sample(last bool) {
 	o.queuesLocked()
 	o.generation++
 	for _, g := range o.groups {
-		g.publish(start, last)
+		g.publish(start, why)
 	}
 	o.publishLocked()
 	o.opts.Metrics.samples.Inc()

@@ -128,6 +128,36 @@ func TestServedBesideASample(t *testing.T) {
 	}
 }
 
+// TestRefresh: at the end the processes that are known are read once more. That there is none any
+// more is no reason to say what would be needed to see some.
+func TestRefresh(t *testing.T) {
+	dir := t.TempDir()
+	core, logged := observer.New(zap.InfoLevel)
+	o := observe(t, Options{Logger: zap.New(core)}, directory{"web", dir})
+	worker := start(t, "worker", dir, "a")
+	o.Sample()
+	before := o.values("web")["process_cpu_seconds"]
+	worker.told(t, "burn 50")
+	start(t, "worker", dir, "b")
+	o.Refresh()
+	if v := o.values("web"); v["process_cpu_seconds"] < before+0.04 || v["aggregatord_pool_workers"] != 1 {
+		t.Errorf("CPU is %v, was %v; %v workers", v["process_cpu_seconds"], before, v["aggregatord_pool_workers"])
+	}
+
+	// A batch that was too short to be seen, and files that seem to be in use for a moment longer.
+	brief := t.TempDir()
+	if _, err := mapSource(brief, "1"); err != nil {
+		t.Fatal(err)
+	}
+	o = observe(t, Options{Logger: zap.New(core)}, directory{"batch", brief})
+	o.Sample()
+	o.Refresh()
+	o.sample(final)
+	if logged.Len() > 0 {
+		t.Errorf("said %v", logged.All())
+	}
+}
+
 // TestPipeForALibrary: a program that is a pipe by now is not waited for.
 func TestPipeForALibrary(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "libpython3.11.so.1.0")
@@ -206,7 +236,7 @@ func TestCPU(t *testing.T) {
 			// The daemon is killed; a worker ends and another one starts meanwhile. Where nobody
 			// waits for workers, only a daemon that stops by itself keeps what it has seen last.
 			if how == "ignore" {
-				o.sample(true)
+				o.sample(final)
 			}
 			spawn()
 			kill(t, master, 2, pids[2])
@@ -747,7 +777,7 @@ func TestStates(t *testing.T) {
 	pool := directory{"web", dir}
 	o := observe(t, Options{Store: store}, pool)
 	o.Sample()
-	o.sample(true)
+	o.sample(final)
 	state, _ := store.Load("web")
 	cpu := o.values("web")["process_cpu_seconds"]
 	with := func(change func(*state2)) []byte {
