@@ -228,7 +228,10 @@ func (o *Output) spec(d *decoder, key string) output.Spec {
 	s := output.Spec{
 		Name: o.Name, Interval: time.Duration(orZero(o.Interval)), Timeout: time.Duration(orZero(o.Timeout)),
 		Match: o.Match, ExternalLabels: o.ExternalLabels, Pools: o.Pools, OwnMetrics: o.OwnMetrics,
-		SkipProcesses: o.ProcessMetrics != nil && !*o.ProcessMetrics, SkipOnExit: o.OnExit != nil && !*o.OnExit,
+		SkipOnExit: o.OnExit != nil && !*o.OnExit,
+	}
+	if o.ProcessMetrics != nil {
+		s.Processes = map[bool]output.Processes{true: output.ProcessesAll, false: output.ProcessesNone}[*o.ProcessMetrics]
 	}
 	for name, v := range map[string]*Duration{"interval": o.Interval, "timeout": o.Timeout} {
 		if v != nil && *v == 0 {

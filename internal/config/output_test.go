@@ -27,14 +27,14 @@ func TestOutputs(t *testing.T) {
 		t.Errorf("%s, want %s", got, want)
 	}
 	node, gateway, mimir, collector := specs[0], specs[1], specs[3], specs[4]
-	if node.Interval != 30*time.Second || node.Timeout != 5*time.Second || !node.SkipOnExit || !node.SkipProcesses || !node.OwnMetrics || !node.Textfile.RemoveOnExit || len(node.Relabel) != 1 {
+	if node.Interval != 30*time.Second || node.Timeout != 5*time.Second || !node.SkipOnExit || node.Processes != output.ProcessesNone || !node.OwnMetrics || !node.Textfile.RemoveOnExit || len(node.Relabel) != 1 {
 		t.Errorf("node: %+v", node)
 	}
 	// Paths begin where the file is, as in Prometheus.
 	if got := gateway.HTTP.TLSConfig.CAFile; got != "/etc/agg/ca.pem" {
 		t.Errorf("ca_file: %q", got)
 	}
-	if !gateway.HTTP.FollowRedirects || string(gateway.HTTP.BasicAuth.Password) != "hidden" || gateway.SkipOnExit || gateway.SkipProcesses {
+	if !gateway.HTTP.FollowRedirects || string(gateway.HTTP.BasicAuth.Password) != "hidden" || gateway.SkipOnExit || gateway.Processes != "" {
 		t.Errorf("gateway: %+v", gateway.HTTP)
 	}
 	if g := gateway.Pushgateway; g.URL != "http://me:hidden@gateway:9091" || g.DeleteAfter != 30*time.Second || !g.DeleteOnExit || !g.InstanceIP {

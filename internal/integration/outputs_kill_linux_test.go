@@ -1,10 +1,13 @@
 package integration
 
 import (
+	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -280,6 +283,95 @@ outputs:
 	}
 	check("remote write", ends["write"])
 	check("OTLP", ends["otlp"])
+}
+
+// TestPushgatewayBreaksOff: wherever a push breaks off, the Pushgateway keeps the group as it was.
+func TestPushgatewayBreaksOff(t *testing.T) {
+	t.Parallel()
+	gateway := peer(t, "prometheus-pushgateway", "apt-get install prometheus-pushgateway")
+	back := freeAddress(t)
+	listening(t, start(t, exec.Command(gateway, "--web.listen-address", back)), back)
+	dir := sourceDir(t)
+	startWorkers(t, dir, readable)
+	push := func(address string) error {
+		_, err := output(t.Context(), nil, builtDaemon(t), "push", "--dir", dir, "--to", "http://"+address, "--as", "pushgateway", "--job", "j")
+		return err
+	}
+	group := func() (out []string) {
+		t.Helper()
+		text, err := getURL("http://" + back + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, `job="j"`) && !strings.HasPrefix(line, "push_") {
+				out = append(out, line)
+			}
+		}
+		return out
+	}
+	if err := push(back); err != nil {
+		t.Fatal(err)
+	}
+	want := group()
+	if len(want) < 10 {
+		t.Fatalf("the group has %q", want)
+	}
+
+	// The same push, taken down.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	taken := make(chan []byte, 1)
+	go func() { // until it has one request
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		var down bytes.Buffer
+		req, err := http.ReadRequest(bufio.NewReader(io.TeeReader(conn, &down)))
+		if err == nil {
+			_, err = io.Copy(io.Discard, req.Body)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") //nolint:errcheck // then push fails
+		taken <- down.Bytes()
+	}()
+	if err := push(l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	request := <-taken
+	head := bytes.Index(request, []byte("\r\n\r\n")) + 4
+	// At the beginning of the body, at each end of a line and at some other places.
+	cuts := []int{head}
+	for i := head; i < len(request)-1; i++ {
+		if request[i] == '\n' || i%97 == 0 {
+			cuts = append(cuts, i+1)
+		}
+	}
+	for _, n := range cuts {
+		conn, err := net.Dial("tcp", back)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write(request[:n]); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		answer, _ := io.ReadAll(conn) // it has been dealt with
+		conn.Close()
+		if got := group(); !slices.Equal(got, want) {
+			t.Fatalf("of %d bytes %d arrive: the group has %d lines, had %d; the answer: %q", len(request)-head, n-head, len(got), len(want), answer)
+		}
+	}
+	t.Logf("broken off at %d places of %d bytes", len(cuts), len(request)-head)
 }
 
 // pathOf is the label path of a series with others.

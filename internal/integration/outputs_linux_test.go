@@ -582,7 +582,7 @@ func TestOutputsOfServe(t *testing.T) {
 	write := func(file string) {
 		yaml := fmt.Sprintf(`
 outputs:
-  - {name: file, interval: 1s, textfile: {path: %s/%s, remove_on_exit: false}}
+  - {name: file, interval: 1s, process_metrics: true, textfile: {path: %s/%s, remove_on_exit: false}}
   - {name: hangs, interval: 1s, on_exit: false, timeout: 1h, remote_write: {url: 'http://%s/'}}
 `, out, file, hang.Addr())
 		if err := os.WriteFile(config, []byte(yaml), 0o644); err != nil {

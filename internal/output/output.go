@@ -308,7 +308,7 @@ func (o *Outputs) gather(ctx context.Context, p *pusher) (*frame, error) {
 	}
 	workers := snap.Layout
 	f.parts = append(f.parts, p.selections[ofWorkers].apply(snap))
-	if !p.spec.SkipProcesses && o.opts.Beside != nil {
+	if p.spec.Processes != ProcessesNone && o.opts.Beside != nil {
 		if beside := o.opts.Beside(workers); beside != nil {
 			f.parts = append(f.parts, p.selections[ofProcesses].apply(beside))
 		}

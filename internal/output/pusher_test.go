@@ -1,6 +1,7 @@
 package output
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -15,6 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
@@ -417,17 +420,24 @@ func TestPushgatewayGroup(t *testing.T) {
 			t.Error(err)
 		}
 		first, _, _ := strings.Cut(string(body), "\n")
-		asked = append(asked, r.Method+" "+r.URL.EscapedPath()+" "+r.Header.Get("Content-Type")+" "+first)
+		if strings.HasPrefix(r.Header.Get("Content-Type"), "application/vnd.google.protobuf;") {
+			var f dto.MetricFamily
+			if err := expfmt.NewDecoder(bytes.NewReader(body), expfmt.NewFormat(expfmt.TypeProtoDelim)).Decode(&f); err != nil {
+				t.Error(err)
+			}
+			first = f.GetName()
+		}
+		asked = append(asked, strings.TrimSpace(r.Method+" "+r.URL.EscapedPath()+" "+strings.Split(r.Header.Get("Content-Type"), ";")[0]+" "+first))
 	}))
 	defer s.Close()
 	for name, c := range map[string]struct {
 		spec PushgatewaySpec
 		want []string
 	}{
-		"put":    {PushgatewaySpec{Job: "j"}, []string{"PUT /metrics/job/j text/plain; version=0.0.4; charset=utf-8 # HELP jobs_total Jobs."}},
-		"post":   {PushgatewaySpec{Job: "j", Method: "POST", InstanceIP: true}, []string{"POST /metrics/job/j/instance/127.0.0.1 text/plain; version=0.0.4; charset=utf-8 # HELP jobs_total Jobs."}},
-		"delete": {PushgatewaySpec{Job: "j", DeleteOnExit: true}, []string{"DELETE /metrics/job/j  "}},
-		"later":  {PushgatewaySpec{Job: "j", DeleteOnExit: true, DeleteAfter: time.Millisecond}, []string{"PUT /metrics/job/j text/plain; version=0.0.4; charset=utf-8 # HELP jobs_total Jobs.", "DELETE /metrics/job/j  "}},
+		"put":    {PushgatewaySpec{Job: "j"}, []string{"PUT /metrics/job/j application/vnd.google.protobuf jobs_total"}},
+		"post":   {PushgatewaySpec{Job: "j", Method: "POST", InstanceIP: true}, []string{"POST /metrics/job/j/instance/127.0.0.1 application/vnd.google.protobuf jobs_total"}},
+		"delete": {PushgatewaySpec{Job: "j", DeleteOnExit: true}, []string{"DELETE /metrics/job/j"}},
+		"later":  {PushgatewaySpec{Job: "j", DeleteOnExit: true, DeleteAfter: time.Millisecond}, []string{"PUT /metrics/job/j application/vnd.google.protobuf jobs_total", "DELETE /metrics/job/j"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			asked = nil
@@ -447,27 +457,77 @@ func TestPushgatewayGroup(t *testing.T) {
 	}
 }
 
+// TestPushgatewayText: who refuses protobuf gets text, and from then on nothing else; who refuses both
+// is asked in protobuf the next time.
+func TestPushgatewayText(t *testing.T) {
+	for name, c := range map[string]struct {
+		refuses map[string]int
+		want    string
+	}{
+		"both":     {nil, "protobuf protobuf"},
+		"text":     {map[string]int{"protobuf": 415}, "protobuf text text"},
+		"neither":  {map[string]int{"protobuf": 400, "text": 400}, "protobuf text protobuf text"},
+		"overload": {map[string]int{"protobuf": 503}, "protobuf protobuf"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked []string
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				kind := "text"
+				if strings.HasPrefix(r.Header.Get("Content-Type"), "application/vnd.google.protobuf;") {
+					kind = "protobuf"
+				}
+				asked = append(asked, kind)
+				if code := c.refuses[kind]; code != 0 {
+					w.WriteHeader(code)
+				}
+			}))
+			defer s.Close()
+			p := newPusher(New(Options{Source: outputtest.NewSource(jobs("a", 1))}), Spec{Name: "a", Pushgateway: &PushgatewaySpec{URL: s.URL, Job: "j"}})
+			defer p.sender.close()
+			for range 2 {
+				if err := p.push(t.Context()); (err == nil) != (c.refuses["text"]+c.refuses["protobuf"] == 0 || name == "text") {
+					t.Error(err)
+				}
+			}
+			if got := strings.Join(asked, " "); got != c.want {
+				t.Errorf("asked with %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
 // TestProcesses: what a scrape has beside the workers' own metrics is sent, unless it is not wanted.
 func TestProcesses(t *testing.T) {
 	workers := outputtest.Snapshot(
 		outputtest.Family{Name: "aggregatord_mine", Type: metric.Gauge, Metrics: []outputtest.Metric{{Values: []float64{99}}}},
 		outputtest.Family{Name: "jobs", Type: metric.Counter, Metrics: []outputtest.Metric{{Labels: []string{"pool", "web"}, Values: []float64{4}}}},
 	)
-	processes := outputtest.Snapshot(outputtest.Family{Name: "aggregatord_pool_threads", Type: metric.Gauge, Metrics: []outputtest.Metric{
-		{Labels: []string{"pool", "mail"}, Values: []float64{6}}, {Labels: []string{"pool", "web"}, Values: []float64{5}},
-	}})
+	processes := outputtest.Snapshot(
+		outputtest.Family{Name: "aggregatord_pool_threads", Type: metric.Gauge, Metrics: []outputtest.Metric{
+			{Labels: []string{"pool", "mail"}, Values: []float64{6}}, {Labels: []string{"pool", "web"}, Values: []float64{5}},
+		}},
+		outputtest.Family{Name: "process_cpu_seconds", Type: metric.Counter, Metrics: []outputtest.Metric{{Labels: []string{"pool", "web"}, Values: []float64{9}}}},
+	)
 	set := telemetry.NewSet()
 	set.Gauge("aggregatord_up", "Ours.").Set(1)
 	for name, c := range map[string]struct {
 		spec Spec
 		want map[string]float64
 	}{
+		"all": {
+			Spec{Processes: ProcessesAll, Match: []string{".*_threads", "process_.*"}},
+			map[string]float64{`aggregatord_pool_threads{pool="mail"}`: 6, `aggregatord_pool_threads{pool="web"}`: 5, `process_cpu_seconds_total{pool="web"}`: 9},
+		},
+		"default, to one that has no process_ of itself": {
+			Spec{Match: []string{"process_.*"}, Graphite: &GraphiteSpec{Address: "127.0.0.1:1"}},
+			map[string]float64{`process_cpu_seconds_total{pool="web"}`: 9},
+		},
 		"default": {Spec{}, map[string]float64{"aggregatord_mine": 99, `jobs_total{pool="web"}`: 4, `aggregatord_pool_threads{pool="mail"}`: 6, `aggregatord_pool_threads{pool="web"}`: 5}},
 		"of one pool, with a label": {
 			Spec{Pools: []string{"web"}, ExternalLabels: map[string]string{"dc": "eu"}},
 			map[string]float64{`jobs_total{dc="eu",pool="web"}`: 4, `aggregatord_pool_threads{dc="eu",pool="web"}`: 5},
 		},
-		"not wanted": {Spec{SkipProcesses: true}, map[string]float64{"aggregatord_mine": 99, `jobs_total{pool="web"}`: 4}},
+		"not wanted": {Spec{Processes: ProcessesNone}, map[string]float64{"aggregatord_mine": 99, `jobs_total{pool="web"}`: 4}},
 		"with the daemon's own": {
 			Spec{OwnMetrics: true, Match: []string{"agg.*"}},
 			map[string]float64{"aggregatord_up": 1, `aggregatord_pool_threads{pool="mail"}`: 6, `aggregatord_pool_threads{pool="web"}`: 5},
@@ -483,8 +543,10 @@ func TestProcesses(t *testing.T) {
 					return processes
 				},
 			})
-			path := filepath.Join(t.TempDir(), "a")
-			c.spec.Name, c.spec.Textfile = "a", &TextfileSpec{Path: path}
+			c.spec.Name = "a"
+			if c.spec.Graphite == nil {
+				c.spec.Textfile = &TextfileSpec{Path: filepath.Join(t.TempDir(), "a")}
+			}
 			p := newPusher(o, c.spec)
 			f, err := o.gather(t.Context(), p)
 			if err != nil {
@@ -493,6 +555,9 @@ func TestProcesses(t *testing.T) {
 			defer f.release()
 			if diff := outputtest.Diff(c.want, outputtest.Samples(f.parts...)); diff != "" {
 				t.Error(diff)
+			}
+			if c.spec.Graphite != nil {
+				return // nobody listens there
 			}
 			if out, err := p.sender.push(t.Context(), f); err != nil || out.samples != len(c.want) {
 				t.Errorf("%d samples, %v", out.samples, err)

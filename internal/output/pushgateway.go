@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/prometheus/common/model"
+	"go.uber.org/zap"
 
 	"aggregatord/internal/exposition"
 )
@@ -44,16 +45,31 @@ func (s *PushgatewaySpec) check(fail func(key, format string, args ...any)) {
 	}
 }
 
-// pushgateway sends text, as the Python client does.
+// pushgateway sends protobuf, as the Go client does, if it carries everything. A Pushgateway takes a
+// text that breaks off at the end of a line for a whole one (at least up to version 1.5): a daemon that
+// is killed in the middle of a push would leave a group with a part of its series. A message of
+// protobuf that breaks off is refused.
 type pushgateway struct {
 	spec    PushgatewaySpec
 	client  *http.Client
+	log     *zap.Logger
 	encoder exposition.Encoder
-	buf     []byte
+	// accept is what the receiver takes, as far as is known.
+	accept exposition.Accept
+	buf    []byte
 }
 
+// gatewayAccepts is what a Pushgateway takes, and textOnly what others do that are asked in the same
+// way and refuse protobuf.
+var (
+	gatewayAccepts = exposition.ParseAccept(protobufHeader + ";q=1.0, text/plain;version=0.0.4;q=0.5")
+	textOnly       = exposition.AcceptOnly(exposition.Format{Kind: exposition.Text004, Escaping: exposition.Underscores})
+)
+
+const protobufHeader = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
+
 func newPushgateway(s *PushgatewaySpec, client *http.Client, o senderOptions) (*pushgateway, error) {
-	p := &pushgateway{spec: *s, client: client}
+	p := &pushgateway{spec: *s, client: client, log: o.log, accept: gatewayAccepts}
 	if p.spec.Method == "" {
 		p.spec.Method = http.MethodPut
 	}
@@ -65,19 +81,37 @@ func (p *pushgateway) wantsStarts() bool { return false }
 
 func (p *pushgateway) skipsLast() bool { return p.spec.DeleteOnExit && p.spec.DeleteAfter == 0 }
 
-var pushedFormat = exposition.Format{Kind: exposition.Text004, Escaping: exposition.Underscores}
-
 func (p *pushgateway) push(ctx context.Context, f *frame) (sent, error) {
 	target, err := p.url(ctx)
 	if err != nil {
 		return sent{}, classify(ctx, err)
 	}
-	p.buf = p.encoder.Append(p.buf[:0], pushedFormat, exposition.Filter{}, f.parts...)
-	header := http.Header{"Content-Type": {"text/plain; version=0.0.4; charset=utf-8"}}
-	if _, _, err := ask(ctx, p.client, p.spec.Method, target, header, p.buf); err != nil {
+	asText, resp, err := p.send(ctx, target, p.accept, f)
+	if err != nil && !asText && resp != nil && slices.Contains(refusesFormat, resp.StatusCode) {
+		if _, _, err = p.send(ctx, target, textOnly, f); err == nil {
+			p.log.Info("the receiver refuses protobuf and takes text: if a push breaks off, the group may have a part of its series until the next one")
+			p.accept = textOnly
+		}
+	}
+	if err != nil {
 		return sent{bytes: len(p.buf)}, err
 	}
 	return sent{bytes: len(p.buf), samples: samplesOf(f)}, nil
+}
+
+// refusesFormat are the answers of receivers that do not know a format.
+var refusesFormat = []int{http.StatusBadRequest, http.StatusNotAcceptable, http.StatusUnsupportedMediaType}
+
+// send sends the frame once.
+func (p *pushgateway) send(ctx context.Context, target string, accept exposition.Accept, f *frame) (asText bool, resp *http.Response, err error) {
+	body, format := p.encoder.Encode(p.buf[:0], nil, accept, exposition.Filter{}, f.parts...)
+	p.buf = body
+	contentType := protobufHeader
+	if asText = format.Kind != exposition.Protobuf; asText {
+		contentType = "text/plain; version=0.0.4; charset=utf-8"
+	}
+	_, resp, err = ask(ctx, p.client, p.spec.Method, target, http.Header{"Content-Type": {contentType}}, body)
+	return asText, resp, err
 }
 
 // url is that of the group.

@@ -27,8 +27,9 @@ type selection struct {
 	pools    []string
 	external []metric.Label
 	relabel  *relabel.Relabeler
-	// withoutOwn leaves out families that are called as the daemon's own are.
-	withoutOwn bool
+	// without begins the names of families that are left out; empty: none is. Of what workers have
+	// counted these are the names of the daemon's own, if those are sent, too.
+	without string
 
 	in   *view.Layout
 	out  *view.Layout
@@ -50,7 +51,12 @@ func newSelection(s *Spec, part int) *selection {
 	if part != ofDaemon {
 		sel.pools = s.Pools // the daemon's own metrics are those of no one pool
 	}
-	sel.withoutOwn = part == ofWorkers && s.OwnMetrics
+	switch {
+	case part == ofWorkers && s.OwnMetrics:
+		sel.without = telemetry.Prefix
+	case part == ofProcesses && s.Processes == ProcessesApart && (s.Textfile != nil || s.Pushgateway != nil):
+		sel.without = "process_"
+	}
 	return sel
 }
 
@@ -127,7 +133,7 @@ func (s *selection) plain(in *view.Layout) bool {
 }
 
 func (s *selection) wants(f *view.Family) bool {
-	if s.withoutOwn && strings.HasPrefix(f.Name, telemetry.Prefix) {
+	if s.without != "" && strings.HasPrefix(f.Name, s.without) {
 		return false
 	}
 	if len(s.match) == 0 {

@@ -46,8 +46,9 @@ type Spec struct {
 	ExternalLabels map[string]string
 	// Pools are the values of the label pool to send. Default: all, and those without.
 	Pools []string
-	// SkipProcesses leaves out the metrics of workers as processes (Options.Beside).
-	SkipProcesses bool
+	// Processes says what to send of the metrics of workers as processes (Options.Beside). Default:
+	// what the receiver does not have of itself, see ProcessesApart.
+	Processes Processes
 	// OwnMetrics sends the daemon's own metrics, too.
 	OwnMetrics bool
 	// SkipOnExit leaves out the push at the end.
@@ -62,6 +63,18 @@ type Spec struct {
 	RemoteWrite *RemoteWriteSpec
 	OTLP        *OTLPSpec
 }
+
+// Processes says what to send of the metrics of workers as processes.
+type Processes string
+
+// What to send of them.
+const (
+	ProcessesAll  Processes = "all"
+	ProcessesNone Processes = "none"
+	// ProcessesApart sends no process_… to a node_exporter and a Pushgateway: they serve metrics of
+	// these names, with other help texts, of themselves. It is the same as ProcessesAll for others.
+	ProcessesApart Processes = ""
+)
 
 // TextfileSpec is a file, for the textfile collector of node_exporter.
 type TextfileSpec struct {
