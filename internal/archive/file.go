@@ -279,8 +279,13 @@ func SetAsides(dir string) ([]string, error) {
 
 // removeHalfMade removes what crashes have left of archives that were being made. What
 // is young may be of somebody who is in the middle of it now. What it cannot remove takes up
-// some room, no more.
+// some room, no more. It lists the place once a minute at most: there may be thousands of names,
+// and a start asks twice.
 func (p *Place) removeHalfMade() {
+	if time.Since(p.listed) < time.Minute {
+		return
+	}
+	p.listed = time.Now()
 	names, _ := p.names()
 	for _, name := range names {
 		if !strings.HasPrefix(name, p.name(archiveName)+tempSuffix) {

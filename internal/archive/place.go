@@ -29,6 +29,8 @@ type Place struct {
 	dir    *os.File
 	path   string
 	hidden bool
+	// listed is when removeHalfMade has listed it last.
+	listed time.Time
 }
 
 // The files of a place, by what they are.
