@@ -359,6 +359,9 @@ func (w *window) walk(c *cursor, how walk, yield func(Entry)) damage {
 	if how.guesses != nil && c.entries == 0 {
 		how.guesses.start()
 	}
+	if how.marks != nil {
+		how.marks.expect(w.end)
+	}
 	// The hot loop of a start: it allocates nothing. The cursor moves before the yield so
 	// that the place is kept whatever the receiver does.
 	var e Entry

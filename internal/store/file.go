@@ -746,6 +746,11 @@ func (f *File) read(slots *deltas.List, values, stamps []float64) damage {
 		return damage{reason: UsedShrunk, number: used}
 	}
 	f.grown = used != f.used
+	if f.settled && w.off == 0 && int64(len(w.have)) >= f.used {
+		if b := f.wholeBase(slots); b != nil {
+			return b.read(w.have[:f.used], slots, values, stamps)
+		}
+	}
 	b, d := f.baseOf(&w, slots, size)
 	if d.reason != "" {
 		return d

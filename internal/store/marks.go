@@ -71,6 +71,13 @@ func hashText(text []byte) uint64 {
 
 func fold(hash uint64) uint32 { return uint32(hash ^ hash>>32) }
 
+// expect makes room for the marks of a file with so many used bytes, if there are none yet.
+func (m *marks) expect(used int64) {
+	if n := used / markBytes; m.closed == nil && n > 1 {
+		m.closed = make([]mark, 0, n)
+	}
+}
+
 // add takes note of an entry with this hash that ends at end.
 func (m *marks) add(hash uint64, end int64) {
 	if m.begin == 0 {
@@ -193,11 +200,66 @@ func (b *base) extend(w *window, list *deltas.List, used int64, size int) damage
 	return damage{}
 }
 
-// baseOf returns the base of a list, which must not change but by growing. It is made when
-// a list is new or has grown: from then on, the words in front of the values must be what
-// they are now, and now the keys are compared with what they were when they were learned.
-// In a settled file they are not, unless it has grown: nobody can have changed them.
-func (f *File) baseOf(w *window, list *deltas.List, size int) (*base, damage) {
+// wholeBase returns the base of a list in a settled file, if it is that of the whole list, or of
+// nothing yet: then base.read makes it of what it reads. Otherwise nil.
+func (f *File) wholeBase(list *deltas.List) *base {
+	b := f.baseIn(list)
+	if b.n != list.Len() && b.n > 0 {
+		return nil
+	}
+	return b
+}
+
+// read is File.read for a settled file of which all used bytes have been read, with a base of
+// wholeBase. It is the hot loop of a start, and allocates nothing but a new base.
+func (b *base) read(used []byte, list *deltas.List, values, stamps []float64) damage {
+	size := valueBytes
+	if stamps != nil {
+		size = Wide
+	}
+	known := b.n > 0
+	var buf [deltas.BlockLen]uint32
+	r := list.Reader()
+	for i, k := 0, 0; ; k++ {
+		block := r.Read(&buf)
+		if len(block) == 0 {
+			break
+		}
+		sum := uint64(0)
+		for _, slot := range block {
+			off := int(slot) * valueBytes
+			if off < headerBytes+valueBytes || off+size > len(used) {
+				panic(fmt.Sprintf("BUG: slot %d is not among the %d used bytes", slot, len(used)))
+			}
+			raw := used[off-valueBytes : off+size]
+			sum += binary.LittleEndian.Uint64(raw)
+			bits := binary.LittleEndian.Uint64(raw[valueBytes:])
+			if beginsKey(bits) {
+				if !known {
+					b.list = nil
+				}
+				return damage{reason: Overwritten, offset: int64(off), number: int64(off)}
+			}
+			values[i] = math.Float64frombits(bits)
+			if stamps != nil {
+				stamps[i] = stampOf(float64At(raw[2*valueBytes:]))
+			}
+			i++
+		}
+		switch {
+		case !known:
+			b.sums = append(b.sums, sum)
+		case b.sums[k] != sum:
+			off := int64(block[len(block)-1]) * valueBytes
+			return damage{reason: Overwritten, offset: off, number: off}
+		}
+	}
+	b.n = list.Len()
+	return damage{}
+}
+
+// baseIn returns the base of a list, which is empty if the list is new.
+func (f *File) baseIn(list *deltas.List) *base {
 	b := &f.bases[0]
 	if b.list != list {
 		b = &f.bases[1]
@@ -207,6 +269,15 @@ func (f *File) baseOf(w *window, list *deltas.List, size int) (*base, damage) {
 			*b = base{list: list, sums: b.sums[:0]}
 		}
 	}
+	return b
+}
+
+// baseOf returns the base of a list, which must not change but by growing. It is made when
+// a list is new or has grown: from then on, the words in front of the values must be what
+// they are now, and now the keys are compared with what they were when they were learned.
+// In a settled file they are not, unless it has grown: nobody can have changed them.
+func (f *File) baseOf(w *window, list *deltas.List, size int) (*base, damage) {
+	b := f.baseIn(list)
 	if b.n == list.Len() {
 		return b, damage{}
 	}

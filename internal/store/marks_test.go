@@ -175,6 +175,65 @@ func TestOverwritten(t *testing.T) {
 	}
 }
 
+// TestSettledFileChanges writes to a small settled file, all of which is read at once, after it was
+// learned and after it was loaded.
+func TestSettledFileChanges(t *testing.T) {
+	key := func(c string) string { return `["f", "f_total", {"a": "` + c + `"}, "Help."]` }
+	const n, changed = 9, 5
+	size := len(wide().add(key("0"), 0, 0).entries)
+	for _, test := range []struct {
+		name   string
+		change func(entry []byte)
+		// loaded says that only a load after another one can find it.
+		loaded bool
+		reason Reason // empty: the load must find the values that are there
+	}{
+		{"value", func(e []byte) { copy(e, wide().add(key("5"), 50, now).entries) }, false, ""},
+		{"length_over_the_value", func(e []byte) { copy(e[len(e)-16:], "\x40\x00\x00\x00[\"ht") }, false, Overwritten},
+		{"text_over_the_key", func(e []byte) { copy(e[16:], `tasks.send_mail_to_customer", "s`) }, true, Overwritten},
+	} {
+		for _, loads := range []int{0, 1, 2} {
+			t.Run(fmt.Sprintf("%s/loads=%d", test.name, loads), func(t *testing.T) {
+				m := wide()
+				for i := range n {
+					m.add(key(fmt.Sprint(i)), float64(i), now)
+				}
+				b := m.honest()
+				path := write(t, b)
+				f := open(t, path)
+				if err := f.SetSettled(true); err != nil {
+					t.Fatal(err)
+				}
+				records, err := learn(f)
+				if err != nil || len(records) != n {
+					t.Fatalf("%d entries, %v", len(records), err)
+				}
+				slots, values, stamps := slotsOf(records), make([]float64, n), make([]float64, n)
+				for range loads {
+					if err := errors.Join(f.Load(slots, values), f.LoadStamped(slots, values, stamps)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				test.change(b[headerBytes+changed*size:][:size])
+				if err := os.WriteFile(path, b, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				before := slices.Clone(values)
+				err = f.LoadStamped(slots, values, stamps)
+				switch {
+				case test.loaded && loads == 0:
+				case test.reason != "":
+					if ReasonOf(err) != test.reason || !slices.Equal(values, before) {
+						t.Errorf("%v, values %v", err, values)
+					}
+				case err != nil || values[changed] != 50 || stamps[changed] != now || values[n-1] != n-1:
+					t.Errorf("%v, values %v, timestamps %v", err, values, stamps)
+				}
+			})
+		}
+	}
+}
+
 // TestVerifyAfterLearn checks that damage between Learn and the first load is found, and by
 // Learn itself, where it meets damage.
 func TestVerifyAfterLearn(t *testing.T) {
