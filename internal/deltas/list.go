@@ -53,9 +53,12 @@ func (l *List) Len() int { return l.n }
 // Grow makes room for so many more numbers, if they follow one another closely.
 func (l *List) Grow(n int) { l.steps = slices.Grow(l.steps, n) }
 
+// roomy is how many bytes of room for more are not worth a copy: the allocator rounds up as well.
+const roomy = 16
+
 // Compact gives back the room for more numbers, where it is much.
 func (l *List) Compact() {
-	if n := len(l.steps); cap(l.steps)-n > n/16 {
+	if n := len(l.steps); cap(l.steps)-n > max(roomy, n/16) {
 		l.steps = append(make([]byte, 0, n), l.steps...)
 	}
 }

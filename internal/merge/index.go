@@ -148,8 +148,9 @@ type keyspace struct {
 	id      keyspaceID
 	cells   keyTable
 	sources int
-	// usual is how many entries the source has that was compacted last: most have as many.
-	usual int
+	// usual is how many entries the source has that was compacted last, and usualGroups in how many
+	// groups: most have as many.
+	usual, usualGroups int
 }
 
 type keyspaceID struct {
@@ -435,6 +436,9 @@ func (s *Source) append(slot, cell uint32) {
 func (x *Index) join(s *Source, g *group, created int64, raw []byte) {
 	// An interleaved source may be listed twice, which does no harm.
 	if recent := s.groups[max(0, len(s.groups)-32):]; !slices.Contains(recent, g) {
+		if s.groups == nil {
+			s.groups = make([]*group, 0, max(1, s.space.usualGroups))
+		}
 		s.groups = append(s.groups, g)
 	}
 	g.last = s
@@ -663,7 +667,7 @@ func (x *Index) activate(cell uint32, by int32) {
 // much. Call it when no more entries are expected soon.
 func (s *Source) Compact() {
 	if s.space != nil {
-		s.space.usual = len(s.cells)
+		s.space.usual, s.space.usualGroups = len(s.cells), len(s.groups)
 	}
 	s.slots.Compact()
 	s.groups = slices.Clip(s.groups)

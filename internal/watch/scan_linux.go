@@ -22,6 +22,9 @@ const (
 	direntReclen = 16
 	direntType   = 18
 	direntName   = 19
+
+	// direntUsual is how large a record is with the name of a source file.
+	direntUsual = 40
 )
 
 // records are buffers for getdents records. All directories share them: each would keep 192 KiB.
@@ -126,7 +129,11 @@ func (d *Dir) read() (stamp dirStamp, began int64, err error) {
 		}
 		raw = raw[:len(raw)+n]
 	}
-	found, err := appendDirents(d.spare[:0], raw)
+	found := d.spare[:0]
+	if cap(found) == 0 {
+		found = make([]Dirent, 0, len(raw)/direntUsual)
+	}
+	found, err = appendDirents(found, raw)
 	if err != nil {
 		return stamp, began, &fs.PathError{Op: "list directory", Path: d.path, Err: err}
 	}
