@@ -60,8 +60,9 @@ type Options struct {
 	// ShutdownTimeout is how long scrapes in flight may take once Run's context is done.
 	// Default: 10 s.
 	ShutdownTimeout time.Duration
-	// GCPercent is given to debug.SetGCPercent a moment after the first scan, which makes much
-	// more garbage than all that follows, or less where the heap is large. 0 leaves it as it is.
+	// GCPercent is given to debug.SetGCPercent a moment after the first scan, or less where the heap
+	// is large. Until then the first collection of garbage is put off, but not beyond 48 MiB. 0 leaves
+	// all that as it is.
 	GCPercent int
 	// LimitMemory sets a soft limit of the process's memory by what its control group may have,
 	// unless GOMEMLIMIT is set, and a default of limits.bytes_per_pool by the soft limit. Default:
@@ -153,6 +154,8 @@ func (o *Options) fill() {
 func Run(ctx context.Context, opts Options) error {
 	opts.fill()
 	log := opts.Logger
+	garbage := &garbage{most: opts.GCPercent}
+	garbage.start()
 	set := telemetry.NewSet()
 	m := newMetrics(set)
 	manager := newManager(opts)
@@ -216,7 +219,7 @@ func Run(ctx context.Context, opts Options) error {
 	var loops sync.WaitGroup
 	// Each ends when inner is done.
 	loops.Go(func() { pools.Run(inner) })
-	loops.Go(func() { tidy(inner, pools, opts.GCPercent) })
+	loops.Go(func() { tidy(inner, pools, garbage) })
 	loops.Go(func() { reloader.run(inner) })
 	loops.Go(func() { outputs.Run(inner) })
 	ctx = afterWorkers(ctx, pools, opts)
@@ -297,8 +300,7 @@ func (f *firstScan) tell(ready bool) {
 const tidyEvery = 10 * time.Second
 
 // tidy gives back what the first scan has left, and keeps garbage in bounds until ctx is done.
-func tidy(ctx context.Context, pools *fleet.Fleet, percent int) {
-	garbage := garbage{most: percent}
+func tidy(ctx context.Context, pools *fleet.Fleet, garbage *garbage) {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	for first := true; ; {
