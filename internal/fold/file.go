@@ -58,7 +58,7 @@ type File struct {
 type Route struct {
 	Key   []byte
 	Space archive.Space
-	// Stamp is the second half of the value there: see merge.Combine.
+	// Stamp is when the value was set, in Unix seconds, for a space in which that matters.
 	Stamp float64
 	// Keep says that it is archived at all.
 	Keep bool
@@ -105,6 +105,17 @@ func (f *File) Collect(b *archive.Batch) error {
 	}
 	// Workers may have had the same ID one after the other: the last one's gauges stay.
 	began := float64(f.Source.Created().UnixNano()) / 1e9
+	// second is what goes into a space beside a value. Nothing of the file does where values are added:
+	// there it would count as a part of the sum.
+	second := func(s archive.Space, stamp float64) float64 {
+		switch s.Mode.Base() {
+		case metric.MostRecent:
+			return stamp
+		case metric.All:
+			return began
+		}
+		return 0
+	}
 	f.Served = slices.Grow(f.Served[:0], len(f.Slots))
 	f.Values = f.Values[:0]
 	entry, k := 0, 0
@@ -135,22 +146,23 @@ func (f *File) Collect(b *archive.Batch) error {
 			f.Served = append(f.Served, e.Value)
 		case entry <= f.Entries || f.Route == nil:
 			// What nobody can read now is kept as it is: a later version, or another limit, may.
-			into.Add(e.Key, e.Value, e.Stamp, keep && (f.Keep == nil || f.Keep(e)))
+			if keep && (f.Keep == nil || f.Keep(e)) {
+				into.AddTo(space, second(space, e.Stamp), e.Key, e.Value, e.Stamp)
+			} else {
+				into.Add(e.Key, e.Value, e.Stamp, false)
+			}
 			return
 		}
 		r := Route{Key: e.Key, Space: space, Stamp: e.Stamp, Keep: keep}
 		if f.Route != nil {
 			r = f.Route(slot, e)
 		}
-		if r.Space.Mode == metric.All {
-			r.Stamp = began
-		}
 		if !r.Keep {
 			into.Add(e.Key, e.Value, e.Stamp, false)
 			return
 		}
 		f.recorded = true
-		into.AddTo(r.Space, r.Stamp, r.Key, e.Value, e.Stamp)
+		into.AddTo(r.Space, second(r.Space, r.Stamp), r.Key, e.Value, e.Stamp)
 	})
 	if err == nil && k != len(f.Slots) {
 		err = fmt.Errorf("only %d of %d entries were found again", k, len(f.Slots))

@@ -229,6 +229,36 @@ func TestFold(t *testing.T) {
 	collect(t, Spec{Path: dir}).want(want...)
 }
 
+// TestFoldStamps: clients store a timestamp only where it matters, but there is room for one beside
+// every value, and what is there must not count.
+func TestFoldStamps(t *testing.T) {
+	for name, rules := range map[string]*policy.Policy{"plain": nil, "ruled": ruledDead()} {
+		t.Run(name, func(t *testing.T) {
+			dir := tmpfs(t)
+			for id := range 3 {
+				for _, f := range []struct{ kind, sample string }{
+					{"counter", "jobs_total"}, {"summary", "age_sum"}, {"gauge_sum", "size"}, {"gauge_max", "most"}, {"gauge_all", "temp"},
+				} {
+					write(t, dir, fmt.Sprintf("%s_%d.db", f.kind, id)).setAt(f.sample, float64(id+1), 1.7e9).die()
+				}
+			}
+			h := collect(t, Spec{Path: dir})
+			if rules != nil {
+				h.force(rules)
+			}
+			want := h.view()
+			if !strings.Contains(want, "jobs_total 6\n") {
+				t.Fatalf("before:\n%s", want)
+			}
+			h.fold()
+			if got := h.view(); got != want {
+				t.Errorf("archived:\n%s\nbefore:\n%s", got, want)
+			}
+			h.wantFolded(dir)
+		})
+	}
+}
+
 // TestSecondLifeUnseen: a process takes the ID of a dead one, counts in its file what was not in
 // it before, and dies before anybody asks for it. That counts from when the file is folded, whoever
 // removes it then.

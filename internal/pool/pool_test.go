@@ -39,6 +39,12 @@ func write(t *testing.T, dir, base string) *process {
 // set stores a value under a sample name, of the family it tells, and labels as name, value.
 func (w *process) set(sample string, value float64, labels ...string) *process {
 	w.t.Helper()
+	return w.setAt(sample, value, 0, labels...)
+}
+
+// setAt is set with a timestamp.
+func (w *process) setAt(sample string, value, stamp float64, labels ...string) *process {
+	w.t.Helper()
 	family := sample
 	for _, suffix := range []string{"_total", "_sum", "_count"} {
 		family = strings.TrimSuffix(family, suffix)
@@ -51,7 +57,7 @@ func (w *process) set(sample string, value float64, labels ...string) *process {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.w.Set(slot, value, 0)
+	w.w.Set(slot, value, stamp)
 	return w
 }
 
