@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"unsafe"
 
 	"aggregatord/internal/deltas"
 	"aggregatord/internal/metric"
@@ -223,6 +224,7 @@ type Index struct {
 	// styleAt is how new the source is that has said how a bound is spelled, by cell.
 	styleAt   map[uint32]int64
 	ownKey    []byte // what a ruling has made of a raw key
+	lasting   string // what LearnString was given
 	snapshots view.Recycler
 }
 
@@ -343,6 +345,40 @@ func (x *Index) LearnAt(s *Source, raw []byte, slot uint32, created int64) error
 	x.learnKnown(s, raw, slot, cell, created)
 	return nil
 }
+
+// LearnString is LearnAt for a raw key that never changes: where the index keeps it, it keeps the
+// string itself and makes no copy.
+func (x *Index) LearnString(s *Source, raw string, slot uint32, created int64) error {
+	x.lasting = raw
+	defer func() { x.lasting = "" }()
+	return x.LearnAt(s, unsafe.Slice(unsafe.StringData(raw), len(raw)), slot, created)
+}
+
+// Expect makes room for so many entries of a source that are about to be learned, most of which
+// no other source has.
+func (x *Index) Expect(s *Source, entries int) {
+	if entries < expectable {
+		return
+	}
+	s.slots.Grow(entries)
+	s.cells, s.values = slices.Grow(s.cells, entries), slices.Grow(s.values, entries)
+	if s.folded {
+		s.second = slices.Grow(s.second, entries)
+	}
+	// Cells that are free, or that nobody has any more, are the first to be used.
+	room := min(entries, x.opts.MaxSeries-x.series) - len(x.free) - x.unpinned
+	if room <= 0 {
+		return
+	}
+	x.desc = slices.Grow(x.desc, room)
+	x.hi, x.lo, x.init = slices.Grow(x.hi, room), slices.Grow(x.lo, room), slices.Grow(x.init, room)
+	x.pins, x.active = slices.Grow(x.pins, room), slices.Grow(x.active, room)
+	s.space.cells.grow(room)
+	x.share.keys.grow(room)
+}
+
+// expectable is for how many entries it is worth the while to make room.
+const expectable = 1024
 
 // LearnTagged is Learn for an entry that was in no index before: it may be one too many, also if its
 // series is known. The caller keeps a number with each raw key, for sources of one type and mode other
@@ -622,7 +658,7 @@ func (x *Index) spell(n *node, labels []metric.Label) {
 
 // addKey makes a raw key lead to a cell.
 func (x *Index) addKey(space *keyspace, fam *family, raw []byte, hash uint32, cell uint32) {
-	space.cells.add(x.share.key(raw, hash), cell)
+	space.cells.add(x.share.key(raw, hash, x.lasting), cell)
 	x.bytes += int64(len(raw))
 	x.keys++
 	fam.keys++

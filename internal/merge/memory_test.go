@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"testing"
+	"unsafe"
 
 	"aggregatord/internal/metric"
 	"aggregatord/internal/store"
@@ -186,5 +187,55 @@ func BenchmarkManyPools(b *testing.B) {
 		b.ReportMetric(float64(series), "series")
 		b.ReportMetric(float64(entries), "entries")
 		runtime.KeepAlive(all)
+	}
+}
+
+// TestArchivedKeys: the raw keys of an archive, which never change, are not copied, and with as many
+// as were expected no list of the index grows.
+func TestArchivedKeys(t *testing.T) {
+	const n = 3000
+	var raws []string
+	for i := range n {
+		raws = append(raws, string(store.AppendKey(nil, metric.Key{Family: "f", Help: "Help.", Series: metric.Series{
+			Sample: "f_total", Labels: []metric.Label{{Name: "i", Value: fmt.Sprint(i)}},
+		}})))
+	}
+	x := NewIndex(Options{})
+	s := x.AddFolded(SourceSpec{Type: metric.Counter, ParseKey: store.ParseKey})
+	x.Expect(s, n)
+	room := func() [4]int { return [4]int{cap(x.desc), cap(x.hi), cap(s.values), len(s.space.cells.slots)} }
+	before := room()
+	for i, raw := range raws {
+		if err := x.LearnString(s, raw, uint32(i), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := room(); after != before {
+		t.Errorf("room for %v, and before %v", after, before)
+	}
+	i := 0
+	x.Each(s, func(raw string, _, _ float64) {
+		if unsafe.StringData(raw) != unsafe.StringData(raws[i]) {
+			t.Fatalf("key %d is a copy", i)
+		}
+		i++
+	})
+	// What is learned otherwise may change afterwards.
+	raw := []byte(`["g", "g_total", {}, "Help."]`)
+	if err := x.Learn(s, raw, n); err != nil {
+		t.Fatal(err)
+	}
+	clear(raw)
+	last := ""
+	x.Each(s, func(raw string, _, _ float64) { last = raw })
+	if last != `["g", "g_total", {}, "Help."]` {
+		t.Errorf("the last key is %q", last)
+	}
+	// Other series that expect as many take the place of those that went.
+	x.Remove(s)
+	other := x.AddFolded(SourceSpec{Type: metric.Counter, ParseKey: store.ParseKey})
+	x.Expect(other, n)
+	if got := cap(x.desc); got != before[0] {
+		t.Errorf("room for %d series, and before for %d", got, before[0])
 	}
 }

@@ -283,7 +283,10 @@ func (x *Index) learnKey(s *Source, raw []byte, hash, slot uint32, created int64
 	if elsewhere {
 		space = x.keyspace(keyspaceID{class: class, worker: worker, collapses: collapses})
 	}
-	cell, ok := space.cells.find(hash, raw)
+	cell, ok := uint32(0), false
+	if elsewhere || r.Key != nil { // else it was just looked for
+		cell, ok = space.cells.find(hash, raw)
+	}
 	if !ok {
 		if cell, err = x.newKey(s, space, fam, r, key, raw, hash, created); err != nil {
 			if space.sources == 0 {

@@ -97,9 +97,29 @@ func (p *pile[V]) insertLocked(e *kept[V]) {
 	p.slots[i] = e
 }
 
-func (p *pile[V]) growLocked() {
+// grow makes room for so many more entries.
+func (p *pile[V]) grow(more int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if size := slotsFor(p.n + more); size > len(p.slots) {
+		p.resizeLocked(size)
+	}
+}
+
+// slotsFor is how long a table for so many entries is: a power of two, three quarters full at most.
+func slotsFor(entries int) int {
+	size := 8
+	for entries*4 > size*3 {
+		size *= 2
+	}
+	return size
+}
+
+func (p *pile[V]) growLocked() { p.resizeLocked(max(8, 2*len(p.slots))) }
+
+func (p *pile[V]) resizeLocked(size int) {
 	old := p.slots
-	p.slots = make([]*kept[V], max(8, 2*len(old)))
+	p.slots = make([]*kept[V], size)
 	for _, e := range old {
 		if e != nil {
 			p.insertLocked(e)
@@ -146,9 +166,15 @@ var seed = maphash.MakeSeed()
 
 func hashBytes(b []byte) uint32 { return uint32(maphash.Bytes(seed, b)) }
 
-// key returns the one entry of a raw key.
-func (s *Share) key(raw []byte, hash uint32) *kept[string] {
-	return s.keys.get(hash, func(v string) bool { return v == string(raw) }, func() string { return string(raw) })
+// key returns the one entry of a raw key. It keeps lasting, if that is the key itself, and otherwise
+// a copy.
+func (s *Share) key(raw []byte, hash uint32, lasting string) *kept[string] {
+	return s.keys.get(hash, func(v string) bool { return v == string(raw) }, func() string {
+		if unsafe.SliceData(raw) == unsafe.StringData(lasting) && len(raw) == len(lasting) {
+			return lasting
+		}
+		return string(raw)
+	})
 }
 
 func hashLabels(labels []metric.Label) uint32 {
@@ -273,9 +299,13 @@ func (t *keyTable) remove(gone func(keyRef) bool) {
 	if len(t.keys) == before {
 		return
 	}
-	size := 8
-	for len(t.keys)*4 > size*3 {
-		size *= 2
+	t.rebuild(slotsFor(len(t.keys)))
+}
+
+// grow makes room for so many more keys.
+func (t *keyTable) grow(more int) {
+	t.keys = slices.Grow(t.keys, more)
+	if size := slotsFor(len(t.keys) + more); size > len(t.slots) {
+		t.rebuild(size)
 	}
-	t.rebuild(size)
 }

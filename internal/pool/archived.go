@@ -99,6 +99,7 @@ func (p *Pool) showLocked(s archive.Space) {
 		})}
 		p.shown[s] = f
 	}
+	p.index.Expect(f.source, table.Len()-f.learned)
 	for ; f.learned < table.Len(); f.learned++ {
 		key := table.Key(f.learned)
 		if s.Worker != "" {
@@ -113,7 +114,7 @@ func (p *Pool) showLocked(s archive.Space) {
 			p.metrics.entryErrors.With(p.spec.Name, string(store.KeyTooLong)).Inc()
 			continue
 		}
-		if err := p.index.Learn(f.source, []byte(key), uint32(f.learned)); err != nil {
+		if err := p.index.LearnString(f.source, key, uint32(f.learned), f.source.Spec().Created); err != nil {
 			reason := reasonOf(err)
 			p.metrics.entryErrors.With(p.spec.Name, string(reason)).Inc()
 			if limit := asLimit(err); limit != nil {
