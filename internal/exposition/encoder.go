@@ -168,8 +168,14 @@ func (e *Encoder) weigh(f Format, snaps []*view.Snapshot) (p *plan, l loss, fits
 // write appends the output of a plan. fits says that all values are fine, created that OpenMetrics
 // has starts.
 func (p *plan) write(dst []byte, ends *[]int, views []*rendered, fits, created bool, sel Filter, snaps []*view.Snapshot) []byte {
-	if hint := int(p.size.Load()); cap(dst)-len(dst) < hint && sel.All() {
-		dst = slices.Grow(dst, hint+hint/16)
+	if sel.All() {
+		hint := int(p.size.Load())
+		if hint == 0 {
+			hint = p.expect(views)
+		}
+		if cap(dst)-len(dst) < hint {
+			dst = slices.Grow(dst, hint+hint/16)
+		}
 	}
 	start := len(dst)
 	if p.format.Kind == JSON {
@@ -219,6 +225,16 @@ func (p *plan) write(dst []byte, ends *[]int, views []*rendered, fits, created b
 		p.size.Store(int64(len(dst) - start))
 	}
 	return dst
+}
+
+// expect is about how long the first output of a plan is.
+func (p *plan) expect(views []*rendered) (size int) {
+	const value = 8 // bytes of most, with a line's end
+	for i := range p.parts {
+		s := &views[p.parts[i].snapshot].sections[p.parts[i].section]
+		size += len(s.blob) + value*len(s.ends)
+	}
+	return size
 }
 
 // plan returns the plan for the layouts of the snapshots, the one of the last call if it

@@ -49,7 +49,7 @@ func appendJSONLabels(dst []byte, labels []metric.Label) []byte {
 // from start on.
 func (v *rendered) appendJSON(dst []byte, s *section, values []float64, first bool) []byte {
 	fam := &v.layout.Families[s.family]
-	prefixes := v.blob[s.first:]
+	prefixes := s.blob[s.first:]
 	shown := false
 	start, at := uint32(0), 0
 	for i := range fam.Metrics {
@@ -64,10 +64,10 @@ func (v *rendered) appendJSON(dst []byte, s *section, values []float64, first bo
 		case shown:
 			dst = append(dst, ',')
 		case first:
-			dst = append(dst, v.blob[s.header:s.first]...)
+			dst = append(dst, s.blob[:s.first]...)
 		default:
 			dst = append(dst, ",\n"...)
-			dst = append(dst, v.blob[s.header:s.first]...)
+			dst = append(dst, s.blob[:s.first]...)
 		}
 		shown = true
 		dst = append(dst, prefix...)

@@ -138,6 +138,7 @@ type labelSpeller struct {
 	// Reused by settle and spell.
 	met, before    []string
 	joined, labels []metric.Label
+	blob           []byte // reused by addSection
 }
 
 type spelledName struct {

@@ -96,7 +96,7 @@ func appendProtobufLabels(dst []byte, labels []metric.Label) []byte {
 // append. Neither allocates. starts may be empty.
 func (v *rendered) appendProtobuf(dst []byte, s *section, values []float64, starts []int64) []byte {
 	fam := &v.layout.Families[s.family]
-	headerSize := s.first - s.header
+	headerSize := s.first
 	size := headerSize
 	start, at := uint32(0), 0
 	for i := range fam.Metrics {
@@ -111,8 +111,8 @@ func (v *rendered) appendProtobuf(dst []byte, s *section, values []float64, star
 		return dst
 	}
 	dst = protowire.AppendVarint(dst, uint64(size))
-	dst = append(dst, v.blob[s.header:s.first]...)
-	prefixes := v.blob[s.first:]
+	dst = append(dst, s.blob[:s.first]...)
+	prefixes := s.blob[s.first:]
 	start, at = 0, 0
 	for i := range fam.Metrics {
 		points := fam.Metrics[i].Points

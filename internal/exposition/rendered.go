@@ -26,8 +26,7 @@ func (s kindSet) has(k view.PointKind) bool { return s&(1<<k) != 0 }
 // depend on values. It never changes once built.
 type rendered struct {
 	layout   *view.Layout
-	format   Format // canonical
-	blob     []byte
+	format   Format    // canonical
 	sections []section // in the order of the layout's families
 	// omissions holds what could not be shown, by index of the family.
 	omissions map[int][]Omission
@@ -35,11 +34,13 @@ type rendered struct {
 
 // A section is one family of the output with its own TYPE line. Most families of a
 // layout are one section; a counter of old and new clients is two.
-// It is the unit that is copied where a layout has changed elsewhere.
+// It is the unit that is kept where a layout has changed elsewhere.
 type section struct {
 	heading
-	// header is where the section begins in the view's blob, first where its prefixes do.
-	header, first int
+	// blob is the header and then, from first on, all prefixes. It never changes, and is the same
+	// memory in views that have the section in common.
+	blob  []byte
+	first int
 	// ends holds where each prefix ends, counted from first. There is one prefix for
 	// each point of the family in the texts, for each metric elsewhere. One that ends
 	// where it begins belongs to a point or metric that is not shown.
@@ -60,14 +61,13 @@ func (f Format) perMetric() bool { return f.Kind == Protobuf || f.Kind == JSON }
 
 // newRendered renders a layout in a canonical format, under the headings that were arranged.
 // Families that are the same, under the same headings, in an earlier view of that format,
-// which may be nil, are copied from there.
+// which may be nil, are taken from there.
 func newRendered(layout *view.Layout, f Format, headings []heading, earlier *rendered) *rendered {
 	v := &rendered{layout: layout, format: f, sections: make([]section, 0, len(headings))}
 	speller := &labelSpeller{escaping: f.Escaping, known: make(map[string]spelledName)}
 	if earlier == nil {
 		earlier = &rendered{layout: &view.Layout{}}
 	}
-	v.blob = make([]byte, 0, len(earlier.blob)+len(earlier.blob)/64)
 	old := earlier.sections
 	for len(headings) > 0 {
 		n := 1
@@ -79,14 +79,11 @@ func newRendered(layout *view.Layout, f Format, headings []heading, earlier *ren
 			old = old[1:]
 		}
 		if len(old) >= n && sameFamily(&earlier.layout.Families[old[0].family], fam) && sameHeadings(old, headings[:n]) {
-			v.copyFamily(headings[0].family, earlier, old[:n])
+			v.keepFamily(headings[0].family, earlier, old[:n])
 		} else {
 			v.addFamily(headings[:n], speller)
 		}
 		headings = headings[n:]
-	}
-	if cap(v.blob)-len(v.blob) > len(v.blob)/16 {
-		v.blob = bytes.Clone(v.blob) // without the room it grew
 	}
 	return v
 }
@@ -124,19 +121,13 @@ func sameFamily(a, b *view.Family) bool {
 	return len(a.Metrics) == len(b.Metrics) && len(a.Metrics) > 0 && &a.Metrics[0] == &b.Metrics[0]
 }
 
-// copyFamily is addFamily for a family whose sections are the same in an earlier view.
-func (v *rendered) copyFamily(index int, earlier *rendered, old []section) {
+// keepFamily is addFamily for a family whose sections are the same in an earlier view.
+func (v *rendered) keepFamily(index int, earlier *rendered, old []section) {
 	if o := earlier.omissions[old[0].family]; o != nil {
 		v.omit(index, o...)
 	}
 	for _, s := range old {
-		from := s.header
-		end := s.first
-		if n := len(s.ends); n > 0 {
-			end += int(s.ends[n-1])
-		}
-		s.family, s.header, s.first = index, len(v.blob), len(v.blob)+s.first-from
-		v.blob = append(v.blob, earlier.blob[from:end]...)
+		s.family = index
 		v.sections = append(v.sections, s)
 	}
 }
@@ -150,7 +141,7 @@ func (v *rendered) addFamily(headings []heading, speller *labelSpeller) {
 		v.omit(index, Omission{Family: fam.Name, Reason: LabelCollision, Metrics: omitted, Example: which})
 	}
 	for _, h := range headings {
-		v.addSection(section{heading: h}, spelled)
+		v.addSection(section{heading: h}, spelled, speller)
 	}
 }
 
@@ -246,27 +237,27 @@ func (f Format) appendLabels(dst []byte, labels []metric.Label) []byte {
 }
 
 // addSection renders the header and the prefixes of a section.
-func (v *rendered) addSection(s section, labels *spelledLabels) {
+func (v *rendered) addSection(s section, labels *spelledLabels, speller *labelSpeller) {
 	fam := &v.layout.Families[s.family]
-	s.header = len(v.blob)
+	blob := speller.blob[:0]
 	switch v.format.Kind {
 	case Protobuf:
-		v.blob = appendProtobufHeader(v.blob, &s, fam)
+		blob = appendProtobufHeader(blob, &s, fam)
 	case JSON:
-		v.blob = appendJSONHeader(v.blob, &s, fam)
+		blob = appendJSONHeader(blob, &s, fam)
 	default:
-		v.blob = appendTextHeader(v.blob, &s.heading, fam, v.format)
+		blob = appendTextHeader(blob, &s.heading, fam, v.format)
 	}
-	s.first = len(v.blob)
+	s.first = len(blob)
 	s.gaps = fam.Sparse
 	end := func() {
-		s.ends = append(s.ends, uint32(min(uint64(len(v.blob)-s.first), math.MaxUint32)))
+		s.ends = append(s.ends, uint32(min(uint64(len(blob)-s.first), math.MaxUint32)))
 	}
 	if v.format.perMetric() {
 		s.ends = make([]uint32, 0, len(fam.Metrics))
 		for i := range fam.Metrics {
 			if l, ok := labels.of(i); ok {
-				v.blob = append(v.blob, l...)
+				blob = append(blob, l...)
 			}
 			end()
 		}
@@ -276,7 +267,7 @@ func (v *rendered) addSection(s section, labels *spelledLabels) {
 			l, ok := labels.of(i)
 			for _, p := range fam.Metrics[i].Points {
 				if ok && showable(p, s.kinds) {
-					v.blob = appendTextPrefix(v.blob, &s, l, p)
+					blob = appendTextPrefix(blob, &s, l, p)
 				} else {
 					s.gaps = true
 				}
@@ -284,16 +275,17 @@ func (v *rendered) addSection(s section, labels *spelledLabels) {
 			}
 		}
 	}
-	switch size := uint64(len(v.blob) - s.first); {
+	switch size := uint64(len(blob) - s.first); {
 	case size > math.MaxUint32: // more than the offsets can tell, and than a scrape can be
 		v.omit(s.family, Omission{Family: fam.Name, Reason: TooLarge})
 		fallthrough
 	case size == 0: // a section all the same, of which nothing is shown
-		v.blob = v.blob[:s.header]
-		s.first = s.header
+		blob, s.first = blob[:0], 0
 		clear(s.ends)
 		s.gaps = true
 	}
+	speller.blob = blob
+	s.blob = bytes.Clone(blob)
 	v.sections = append(v.sections, s)
 }
 

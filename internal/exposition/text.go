@@ -120,9 +120,9 @@ func (v *rendered) appendText(dst []byte, s *section, kinds kindSet, values []fl
 	case s.split:
 		return v.appendSplit(dst, s, kinds, values)
 	case kinds != s.kinds:
-		return v.appendTextPart(dst, s, kinds, values, v.blob[s.header:s.first])
+		return v.appendTextPart(dst, s, kinds, values, s.blob[:s.first])
 	}
-	header, prefixes, ends := v.blob[s.header:s.first], v.blob[s.first:], s.ends[:len(values)]
+	header, prefixes, ends := s.blob[:s.first], s.blob[s.first:], s.ends[:len(values)]
 	if s.gaps {
 		return appendTextGaps(dst, header, prefixes, ends, values)
 	}
@@ -161,7 +161,7 @@ func appendTextGaps(dst, header, prefixes []byte, ends []uint32, values []float6
 
 // appendTextPart appends those lines of a section whose points are of the given kinds.
 func (v *rendered) appendTextPart(dst []byte, s *section, kinds kindSet, values []float64, header []byte) []byte {
-	prefixes := v.blob[s.first:]
+	prefixes := s.blob[s.first:]
 	fam := &v.layout.Families[s.family]
 	shown := false
 	start, i := uint32(0), 0
@@ -201,7 +201,7 @@ func (v *rendered) appendTextCreated(dst []byte, s *section, values []float64, s
 	if !model.LegacyValidation.IsValidMetricName(s.base) {
 		base = len(appendQuoted(append(room[:0], '{'), s.base)) - 1
 	}
-	header, prefixes := v.blob[s.header:s.first], v.blob[s.first:]
+	header, prefixes := s.blob[:s.first], s.blob[s.first:]
 	fam := &v.layout.Families[s.family]
 	shown := false
 	from, i := uint32(0), 0
