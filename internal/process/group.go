@@ -62,6 +62,8 @@ type proc struct {
 	start uint64 // clock ticks after boot: with the pid, what tells a process from all others
 	account
 	pidfd int // -1 if there is none
+	// statFD is /proc/PID/stat, kept open; 0: it is not.
+	statFD int
 
 	stat
 	fds    int // open; -1: not known
@@ -361,7 +363,20 @@ func (g *group) readStats() (consistent bool) {
 }
 
 func (g *group) stat(p *proc) (stat, error) {
-	data, err := g.o.readStat(p.pid)
+	if p.statFD == 0 && g.o.keptStats < maxKeptStats {
+		// Opening it takes a third as long as reading it.
+		if fd, err := g.o.kernel.open(g.o.path(p.pid, "stat")); err == nil {
+			p.statFD = fd
+			g.o.keptStats++
+		}
+	}
+	var data []byte
+	var err error
+	if p.statFD != 0 {
+		data, err = g.o.kernel.readOpenStat(&g.o.buf, p.statFD)
+	} else {
+		data, err = g.o.readStat(p.pid)
+	}
 	if err != nil {
 		return stat{}, err
 	}
@@ -370,6 +385,20 @@ func (g *group) stat(p *proc) (stat, error) {
 		g.o.failed("stat", err)
 	}
 	return s, err
+}
+
+// maxKeptStats bounds the descriptors of /proc/PID/stat that are kept, in all pools together.
+const maxKeptStats = 128
+
+// release gives up the descriptors of a process.
+func (o *Observer) release(p *proc) {
+	o.kernel.release(p.pidfd)
+	p.pidfd = -1
+	if p.statFD != 0 {
+		o.kernel.release(p.statFD)
+		p.statFD = 0
+		o.keptStats--
+	}
 }
 
 // lose takes processes out that have ended.
@@ -407,8 +436,7 @@ func (g *group) lose(lost []*proc) {
 			}
 			g.exits[reason]++
 		}
-		g.o.kernel.release(p.pidfd)
-		p.pidfd = -1
+		g.o.release(p)
 	}
 	for len(left) > 0 {
 		for p := range left {

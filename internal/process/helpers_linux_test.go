@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,6 +47,12 @@ func workerHelper(args []string) error {
 			if err := os.WriteFile("/proc/self/comm", []byte(") R 1 (\n2 3"), 0); err != nil {
 				return err
 			}
+		case "retitle": // as setproctitle does: into the memory of the arguments
+			title := unsafe.Slice(unsafe.StringData(os.Args[0]), len(os.Args[0]))
+			for i := range title {
+				title[i] = ' '
+			}
+			copy(title, hostileTitle)
 		case "maps": // makes so many mappings
 			n, err := strconv.Atoi(words[1])
 			if err != nil {
@@ -78,6 +85,10 @@ func workerHelper(args []string) error {
 	}
 	return in.Err()
 }
+
+// hostileTitle is what a worker calls itself: with a line feed, a sequence for terminals, markup and a
+// byte that is no UTF-8.
+const hostileTitle = "worker\n\x1b[31m<b>\xff"
 
 // mapSource makes a source file and maps it as the clients do.
 func mapSource(dir, id string) ([]byte, error) {

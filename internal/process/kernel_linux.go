@@ -58,25 +58,39 @@ func (k *kernel) read(buf *[]byte, path string, limit int) ([]byte, error) {
 	return b[:min(n, limit)], nil
 }
 
-// readStat reads /proc/PID/stat, which comes whole with the first read if there is room for
-// it: proc_pid_stat(5) has 52 numbers and a short name.
+// readStat reads /proc/PID/stat.
 func (k *kernel) readStat(buf *[]byte, path string) ([]byte, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := k.open(path)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		return nil, err
 	}
 	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	return k.readOpenStat(buf, fd)
+}
+
+// open opens a file of /proc for reading.
+func (k *kernel) open(path string) (fd int, err error) {
+	if fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fd, nil
+}
+
+// readOpenStat reads /proc/PID/stat that is open, as of now. It comes whole with the first read if
+// there is room for it: proc_pid_stat(5) has 52 numbers and a short name. When the process was waited
+// for, the error is ESRCH, whoever has its pid by then.
+func (k *kernel) readOpenStat(buf *[]byte, fd int) ([]byte, error) {
 	if cap(*buf) < 4096 {
 		*buf = make([]byte, 16<<10)
 	}
 	b := (*buf)[:cap(*buf)]
 	for {
-		n, err := unix.Read(fd, b)
+		n, err := unix.Pread(fd, b, 0)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
-			return nil, &os.PathError{Op: "read", Path: path, Err: err}
+			return nil, &os.PathError{Op: "read", Path: "/proc/PID/stat", Err: err}
 		}
 		return b[:n], nil
 	}

@@ -21,6 +21,8 @@ var errNoProcfs = errors.New("this system has no procfs")
 
 func (kernel) read(*[]byte, string, int) ([]byte, error)       { return nil, errNoProcfs }
 func (kernel) readStat(*[]byte, string) ([]byte, error)        { return nil, errNoProcfs }
+func (kernel) open(string) (int, error)                        { return -1, errNoProcfs }
+func (kernel) readOpenStat(*[]byte, int) ([]byte, error)       { return nil, errNoProcfs }
 func (kernel) hold(int) int                                    { return -1 }
 func (kernel) release(int)                                     {}
 func (kernel) ended(int) (status int, ok bool)                 { return 0, false }

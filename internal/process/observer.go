@@ -171,6 +171,7 @@ type Observer struct {
 	newest     string
 	listed     []int
 	buf        []byte // for reading files of /proc
+	keptStats  int    // how many procs have a statFD
 	generation uint64 // of the samples
 	credit     credits
 	unreadable int // strangers that may be ours, but cannot be looked into
@@ -268,8 +269,7 @@ func (o *Observer) close() {
 	defer o.mu.Unlock()
 	for _, g := range o.groups {
 		for _, p := range g.procs {
-			o.kernel.release(p.pidfd)
-			p.pidfd = -1
+			o.release(p)
 		}
 	}
 }

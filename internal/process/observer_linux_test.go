@@ -158,6 +158,50 @@ func TestRefresh(t *testing.T) {
 	}
 }
 
+// TestDescriptors: as many are held as there are processes, up to a limit, and none of those that have
+// ended or in the end.
+func TestDescriptors(t *testing.T) {
+	held := func() (n int) {
+		t.Helper()
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			// One in a pid namespace of its own may know its processes by another mount.
+			if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.HasPrefix(to, "/proc/") && strings.HasSuffix(to, "/stat") {
+				n++
+			}
+		}
+		return n
+	}
+	dir := t.TempDir()
+	master := start(t, "master", dir, "wait")
+	pids := []int{master.spawn(t, "a"), master.spawn(t, "b")}
+	o := observe(t, Options{}, directory{"", dir})
+	before := held()
+	o.Sample()
+	o.Sample()
+	if n := held() - before; n != 3 || o.keptStats != 3 {
+		t.Errorf("%d descriptors are held, and %d counted, of 3 processes", n, o.keptStats)
+	}
+	kill(t, master, 0, pids[0])
+	o.Sample()
+	if n := held() - before; n != 2 || o.keptStats != 2 {
+		t.Errorf("%d descriptors are held, and %d counted, of 2 processes", n, o.keptStats)
+	}
+	o.keptStats = maxKeptStats
+	master.spawn(t, "c")
+	o.Sample()
+	if v := o.values("")["aggregatord_pool_workers"]; v != 2 || held()-before != 2 {
+		t.Errorf("%v workers, %d descriptors at the limit", v, held()-before)
+	}
+	o.close()
+	if n := held() - before; n != 0 {
+		t.Errorf("%d descriptors are held in the end", n)
+	}
+}
+
 // TestPipeForALibrary: a program that is a pipe by now is not waited for.
 func TestPipeForALibrary(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "libpython3.11.so.1.0")
@@ -392,7 +436,7 @@ func TestZombie(t *testing.T) {
 }
 
 func TestStrangeWorkers(t *testing.T) {
-	for name, command := range map[string]string{"renamed": "rename", "many_maps": "maps 10000"} {
+	for name, command := range map[string]string{"renamed": "rename", "retitled": "retitle", "many_maps": "maps 10000"} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			w := start(t, "worker", dir, "a")
@@ -405,6 +449,9 @@ func TestStrangeWorkers(t *testing.T) {
 			}
 			if v := o.values(""); v["aggregatord_pool_workers"] != 1 || v["process_resident_memory_bytes"] <= 0 {
 				t.Errorf("values %v", v)
+			}
+			if title := strings.ToValidUTF8(hostileTitle, "\uFFFD"); name == "retitled" && !strings.HasPrefix(list[0].Command, title) {
+				t.Errorf("command %q, want %q", list[0].Command, title)
 			}
 			if out, err := json.Marshal(list); err != nil || strings.ContainsAny(string(out), "\n\x00") {
 				t.Errorf("JSON %s, %v", out, err)

@@ -97,6 +97,7 @@ func agree(t *testing.T, o *Observer, python string) {
 			slack = 0.05*theirs + 0.01*float64(len(args))
 		}
 		low, high := min(before[name], after[name])-slack, max(before[name], after[name])+slack
+		t.Logf("%s is %v and then %v, the client says %v", name, before[name], after[name], theirs)
 		if math.IsNaN(theirs) || theirs < low || theirs > high {
 			t.Errorf("%s is %v and then %v, the client says %v", name, before[name], after[name], theirs)
 		}

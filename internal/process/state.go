@@ -170,7 +170,7 @@ func (o *Observer) Save(pool string) {
 func (g *group) drop() {
 	g.save(time.Time{}, true)
 	for _, p := range g.procs {
-		g.o.kernel.release(p.pidfd)
+		g.o.release(p)
 	}
 	g.o.opts.Metrics.visible.Remove(g.name)
 	g.o.opts.Metrics.omitted.Remove(g.name)

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // statLine is a real one, with a name in its place.
@@ -192,6 +194,29 @@ func FuzzKeyValue(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte, key string) {
 		if v, ok := keyValue(data, key); ok && !bytes.Contains(data, []byte(key)) {
 			t.Errorf("%q of %q is %d", key, data, v)
+		}
+	})
+}
+
+// FuzzCommand reads /proc/PID/cmdline and the link /proc/PID/exe, both of which a process may choose.
+func FuzzCommand(f *testing.F) {
+	f.Add([]byte("gunicorn: worker [app]\x00\x00\x00"), "x")
+	f.Add([]byte("/usr/bin/python3\x00-m\x00celery\x00--broker=redis://:secret@host\x00"), "celery")
+	f.Add([]byte(""), ") R 1 (")
+	f.Fuzz(func(t *testing.T, cmdline []byte, comm string) {
+		command := commandOf(cmdline, comm)
+		if len(command) > 3*maxCommand || !utf8.ValidString(command) {
+			t.Errorf("command %q of %q", command, cmdline)
+		}
+		// Options may hold secrets: none is shown but -m.
+		args := bytes.Split(bytes.TrimRight(cmdline, "\x00"), []byte{0})
+		if i := slices.IndexFunc(args, func(a []byte) bool { return bytes.HasPrefix(a, []byte("-")) }); i > 0 && string(args[i]) != "-m" {
+			if shown := strings.ToValidUTF8(string(bytes.Join(args[:i], []byte(" "))), "\uFFFD"); len(command) > len(shown) && strings.TrimSpace(shown) != "" {
+				t.Errorf("command %q shows more than %q of %q", command, shown, cmdline)
+			}
+		}
+		if r := nameRuntime(comm); r.kind != "" && !strings.Contains(comm, r.version) {
+			t.Errorf("%q is %+v", comm, r)
 		}
 	})
 }
