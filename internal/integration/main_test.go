@@ -17,6 +17,10 @@ import (
 var scratch string
 
 func TestMain(m *testing.M) {
+	if order := os.Getenv(attackEnv); order != "" {
+		attackOrder(order)
+		return
+	}
 	flag.Parse()
 	given := false
 	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
