@@ -29,7 +29,9 @@ type options struct {
 	// scrapes meanwhile.
 	idle, idleScrape time.Duration
 	// churn is for how long workers of a small shape are replaced.
-	churn          time.Duration
+	churn time.Duration
+	// deaths is for how long workers of a shape of deaths die.
+	deaths         time.Duration
 	quick          bool
 	markdown       bool
 	layout         string
@@ -43,13 +45,14 @@ type options struct {
 const processDisable = "--process.disable"
 
 func (o *options) addFlags(f *flag.FlagSet) {
-	f.StringVar(&o.shapes, "shapes", "small,medium,dead", "`NAMES` of shapes, separated by commas: small, medium, large, dead, pools, wide; with tiny- in front, or tiny, to try it out")
+	f.StringVar(&o.shapes, "shapes", "small,medium,dead", "`NAMES` of shapes, separated by commas: small, medium, large, dead, pools, wide, deaths, archive; with tiny- in front, or tiny, to try it out")
 	f.BoolVar(&o.large, "large", false, "add the shape large, which needs 3 GiB and some minutes")
 	f.IntVar(&o.rounds, "rounds", 21, "how often each thing is measured, in turns")
 	f.IntVar(&o.scrapes, "scrapes", 1000, "after how many scrapes memory is looked at; small shapes get ten times as many more")
 	f.IntVar(&o.coldRounds, "cold-rounds", 3, "how often the dead are folded")
 	f.DurationVar(&o.idle, "idle", 30*time.Second, "for how long the idle daemon is watched; whole multiples of 15 s are fair; 0: not at all")
 	f.DurationVar(&o.churn, "churn", 0, "for how long the workers of a small shape are replaced, four a second; an hour shows whether memory stays flat")
+	f.DurationVar(&o.deaths, "deaths", 20*time.Second, "for how long the workers of the shape deaths die")
 	f.BoolVar(&o.quick, "quick", false, "tiny shapes and 3 rounds, to see that everything works")
 	f.BoolVar(&o.markdown, "markdown", false, "print Markdown")
 	f.StringVar(&o.layout, "layout", py16.name, "`LAYOUT` of the source files that the daemon reads: py16 or py8")
@@ -62,8 +65,9 @@ func (o *options) addFlags(f *flag.FlagSet) {
 
 func (o *options) finish() error {
 	if o.quick {
-		o.shapes, o.rounds, o.scrapes, o.coldRounds = "tiny,tiny-dead,tiny-pools,tiny-wide", 3, 50, 1
+		o.shapes, o.rounds, o.scrapes, o.coldRounds = "tiny,tiny-dead,tiny-pools,tiny-wide,tiny-deaths,tiny-archive", 3, 50, 1
 		o.idle, o.idleScrape, o.churn = 500*time.Millisecond, 250*time.Millisecond, 3*time.Second
+		o.deaths = 2 * time.Second
 	}
 	if o.large {
 		o.shapes += ",large"
@@ -148,6 +152,10 @@ func run(ctx context.Context, o options, progress io.Writer) (r *report, err err
 			err = b.cold(ctx, sh)
 		case sh.pools > 0:
 			err = b.pools(ctx, sh)
+		case sh.deaths > 0:
+			err = b.deaths(ctx, sh)
+		case sh.archived:
+			err = b.archive(ctx, sh)
 		default:
 			alive = true
 			err = b.steady(ctx, sh)

@@ -73,6 +73,9 @@ func checkReport(t *testing.T, r *report) {
 		{dead, "open, read, hash and look up every key"},
 		{dead, "cold start to the first response"},
 		{dead, "from the start until all are folded"},
+		{"tiny-deaths (100 a second × 20)", "scrape: slowest"},
+		{"tiny-archive (5000 series)", "first scrape"},
+		{"tiny-archive (5000 series)", "RssAnon three seconds later"},
 	} {
 		rw, ok := rows[want.shape+"/"+want.what]
 		if !ok || strings.Contains(rw.value+rw.ratio, "?") {
