@@ -118,10 +118,11 @@ $(GOLANGCI):
 fuzz: ## Fuzz each target for FUZZTIME
 	$(call fuzz_all,$(FUZZTIME))
 
-soak: test-deps ## Try to break the archive for SOAK, then the long forms of tests of processes and outputs
-	CI=true AGGREGATORD_SOAK=$(SOAK) $(GO) test -race -count=1 -timeout 0 -v -run '^TestChaos$$' ./internal/integration
+# Those beside the first need a minute or two each, however long SOAK is.
+soak: test-deps ## Try to break the archive for SOAK, and what hostile files, clients and receivers do for minutes
+	CI=true AGGREGATORD_SOAK=$(SOAK) $(GO) test -race -count=1 -timeout 0 -v -run '^Test(Chaos|ChaosOfGuests|Racers|HostileClients|GuessedPasswords|DiscoveredApplications)$$' ./internal/integration
 	CI=true AGGREGATORD_SOAK=$(SOAK_RECEIVERS) $(GO) test -count=1 -timeout 0 -parallel 1 -v \
-		-run '^(TestProcessesUnderLoad|TestBadReceivers|TestKilledWhilePushing)$$' ./internal/integration
+		-run '^Test(ProcessesUnderLoad|BadReceivers|KilledWhilePushing)$$' ./internal/integration
 
 # BENCHFLAGS=-h lists what it takes; -large adds the largest shape.
 bench: build ## Measure the daemon beside a floor and the Python client, with BENCHFLAGS

@@ -64,6 +64,10 @@ func attack(t *testing.T, address, how string) (stop func()) {
 func attackOrder(order string) {
 	args := strings.Fields(order)
 	how, address := args[0], args[1]
+	if how == "race" {
+		raceOrder(args[1], args[2], args[3], args[4])
+		return
+	}
 	if how == "scrape" {
 		if err := scrapeOrder(address, args[2], args[3]); err != nil {
 			fmt.Println(err)
