@@ -310,10 +310,11 @@ func runBadReceivers(t *testing.T, plain string, hows []string, lasts time.Durat
 	}
 	memoryBefore, filesBefore := held()
 
-	// By turns, so that what else the machine does meets both.
+	// In turns, so that what else the machine does meets both; and each is first as often.
 	var quiet, busy []time.Duration
 	for end := time.Now().Add(lasts); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		quiet, busy = append(quiet, scrape(without)), append(busy, scrape(with))
+		busy, quiet = append(busy, scrape(with)), append(quiet, scrape(without))
 	}
 	memoryAfter, filesAfter := held()
 	at := func(scrapes []time.Duration, percent int) time.Duration {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -70,8 +71,10 @@ func (m *moving) Gather(_ context.Context, withStarts bool) (*view.Snapshot, err
 	return out, nil
 }
 
-// BenchmarkScrape is what a push is compared with: the same view as text with gzip, over HTTP.
-func BenchmarkScrape(b *testing.B) {
+// scraper returns what a push is compared with, a scrape of the view: as text over HTTP, with gzip
+// as Prometheus asks for it, or plain.
+func scraper(b *testing.B, plain bool) (scrape func()) {
+	b.Helper()
 	source := &moving{known: starts.New(), snap: benchView()}
 	var enc exposition.Encoder
 	var buf []byte
@@ -83,16 +86,21 @@ func BenchmarkScrape(b *testing.B) {
 		snap, _ := source.Gather(r.Context(), false)
 		buf = enc.Append(buf[:0], exposition.Format{}, exposition.Filter{}, snap)
 		snap.Release()
+		if plain {
+			w.Write(buf) //nolint:errcheck // a benchmark
+			return
+		}
 		w.Header().Set("Content-Encoding", "gzip")
 		z.Reset(w)
 		z.Write(buf) //nolint:errcheck // a benchmark
 		z.Close()
 	}))
-	defer s.Close()
 	transport := &http.Transport{DisableCompression: true}
-	defer transport.CloseIdleConnections()
-	b.ReportAllocs()
-	for b.Loop() {
+	b.Cleanup(func() {
+		transport.CloseIdleConnections()
+		s.Close()
+	})
+	return func() {
 		resp, err := transport.RoundTrip(newRequest(b, s.URL))
 		if err != nil {
 			b.Fatal(err)
@@ -102,7 +110,22 @@ func BenchmarkScrape(b *testing.B) {
 	}
 }
 
-// BenchmarkPush pushes the same view, to receivers that read everything and keep nothing.
+// BenchmarkScrape is a scrape by itself.
+func BenchmarkScrape(b *testing.B) {
+	for _, plain := range []bool{false, true} {
+		b.Run(fmt.Sprintf("plain=%v", plain), func(b *testing.B) {
+			scrape := scraper(b, plain)
+			b.ReportAllocs()
+			for b.Loop() {
+				scrape()
+			}
+		})
+	}
+}
+
+// BenchmarkPush pushes the same view, to receivers that read everything and keep nothing. Pushes
+// and scrapes take turns, so that what else the machine does meets both; x-scrape and x-plain are the
+// ratios of their medians, with gzip and plain.
 func BenchmarkPush(b *testing.B) {
 	s := httptest.NewServer(answer(204, "X-Prometheus-Remote-Write-Samples-Written", "2000"))
 	defer s.Close()
@@ -129,12 +152,31 @@ func BenchmarkPush(b *testing.B) {
 		b.Run(kind, func(b *testing.B) {
 			p := newPusher(New(Options{Source: &moving{known: starts.New(), snap: benchView()}}), spec)
 			defer p.sender.close()
+			scrape, plain := scraper(b, false), scraper(b, true)
+			var scrapes, plains, pushes []time.Duration
+			timed := func(to *[]time.Duration, f func()) {
+				begin := time.Now()
+				f()
+				*to = append(*to, time.Since(begin))
+			}
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := p.push(b.Context()); err != nil {
-					b.Fatal(err)
-				}
+				b.StopTimer()
+				timed(&scrapes, scrape)
+				timed(&plains, plain)
+				b.StartTimer()
+				timed(&pushes, func() {
+					if err := p.push(b.Context()); err != nil {
+						b.Fatal(err)
+					}
+				})
 			}
+			median := func(list []time.Duration) float64 {
+				slices.Sort(list)
+				return float64(list[len(list)/2])
+			}
+			b.ReportMetric(median(pushes)/median(scrapes), "x-scrape")
+			b.ReportMetric(median(pushes)/median(plains), "x-plain")
 		})
 	}
 }
