@@ -576,7 +576,7 @@ func (g *group) readDear(p *proc, now time.Time) {
 		// It may have been caught between fork and exec, when it held what its parent holds.
 		p.program = [2]uint64{dev, ino}
 		p.confirmed = true
-		if !g.o.holds(g, p.pid) {
+		if !g.o.holds(g, p.pid) && g.lives(p) {
 			p.outside, p.worker, g.changed = true, false, true
 			return
 		}
@@ -601,6 +601,13 @@ func (g *group) readDear(p *proc, now time.Time) {
 	if first || p.runtime.kind == "" {
 		p.runtime = g.o.runtimeOf(p)
 	}
+}
+
+// lives reports whether a process has its memory. One that is ending has given it up, and with it the
+// files that it had mapped, some time before /proc tells that it has ended.
+func (g *group) lives(p *proc) bool {
+	s, err := g.stat(p)
+	return err == nil && s.start == p.start && s.vsize > 0 && s.state != 'Z' && s.state != 'X' && s.state != 'x'
 }
 
 // count brings what is served of counters up to date.

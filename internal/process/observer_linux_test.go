@@ -989,3 +989,40 @@ type fixed []FileID
 
 func (fixed) Name() string      { return "" }
 func (f fixed) Files() []FileID { return f }
+
+// TestEndingWorker: a process that has given up its memory, and is about to end, holds no file any
+// more. It was a worker to its end, other than one that goes on and has closed its files.
+func TestEndingWorker(t *testing.T) {
+	for name, c := range map[string]struct {
+		vsize  string
+		worker bool
+	}{"ends": {"0", true}, "goes_on": {"45813760", false}} {
+		t.Run(name, func(t *testing.T) {
+			root, dir := t.TempDir(), t.TempDir()
+			if _, err := mapSource(dir, "a"); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.MkdirAll(filepath.Join(root, "7", "fd"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink("/dev/null", filepath.Join(root, "7", "fd", "0")); err != nil {
+				t.Fatal(err)
+			}
+			for file, text := range map[string]string{"stat": strings.Replace(statLine("x"), "45813760", c.vsize, 1), "maps": ""} {
+				if err := os.WriteFile(filepath.Join(root, "7", file), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			o := observe(t, Options{Proc: root})
+			pool := directory{"", dir}
+			g := newGroup(o, "", "", pool, nil)
+			g.files = pool.Files()
+			p := &proc{pid: 7, start: 987654, worker: true, dearAt: time.Now(), pidfd: -1}
+			g.readDear(p, time.Now())
+			if p.worker != c.worker {
+				t.Errorf("worker: %v, want %v", p.worker, c.worker)
+			}
+			o.release(p)
+		})
+	}
+}
