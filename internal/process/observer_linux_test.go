@@ -34,6 +34,13 @@ func kill(t *testing.T, master *kid, i, pid int) {
 		t.Fatal(err)
 	}
 	master.told(t, "wait "+strconv.Itoa(i))
+	// Whose end nobody waits for is told to be gone a moment before it is: exit_notify in the kernel
+	// wakes the parent first.
+	for deadline := time.Now().Add(10 * time.Second); !errors.Is(unix.Kill(pid, 0), unix.ESRCH); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d does not go", pid)
+		}
+	}
 }
 
 func TestPool(t *testing.T) {
