@@ -37,9 +37,6 @@ func anonymousBytes(pid int) (int, error) {
 	return 0, fmt.Errorf("process %d has no RssAnon", pid)
 }
 
-// attackEnv makes the test binary attack an address, in a way, until its standard input ends.
-const attackEnv = "AGGREGATORD_TEST_ATTACK"
-
 // attack starts clients that do what they should not, in a process of the lowest priority: those of
 // other machines would take no CPU time from the daemon. stop ends them.
 func attack(t *testing.T, address, how string) (stop func()) {
@@ -59,6 +56,8 @@ func attack(t *testing.T, address, how string) (stop func()) {
 		}
 	}
 }
+
+func init() { obey = attackOrder }
 
 // attackOrder is the process that attack, or a test of a good client beside it, starts.
 func attackOrder(order string) {

@@ -16,9 +16,15 @@ import (
 // executed. Everybody may enter it, as one test runs the daemon as another user.
 var scratch string
 
+// attackEnv has the test binary do what obey makes of the order in it, in place of tests.
+const attackEnv = "AGGREGATORD_TEST_ATTACK"
+
+// obey is set where such tests run.
+var obey func(order string)
+
 func TestMain(m *testing.M) {
-	if order := os.Getenv(attackEnv); order != "" {
-		attackOrder(order)
+	if order := os.Getenv(attackEnv); order != "" && obey != nil {
+		obey(order)
 		return
 	}
 	flag.Parse()
