@@ -34,8 +34,9 @@ type Options struct {
 	Pool pool.Options
 	// Policy is what is in force at first, nil for none.
 	Policy *policy.Policy
-	// TendInterval is how often processes are asked for signs of life. A death is noticed
-	// within it, or at the next scrape where live gauges depend on it. Default: 1 s.
+	// TendInterval is how often processes are asked for signs of life, in a pool in which nothing
+	// else happens half as often. A death is noticed then, or at the next scrape where live gauges
+	// depend on it. Default: 1 s.
 	TendInterval time.Duration
 	// RescanInterval is how often directories are listed although nothing told that they
 	// changed. Default: 10 s.

@@ -74,8 +74,8 @@ func (f *Fleet) tend(ctx context.Context, m *member) {
 	case <-ctx.Done():
 	case <-time.After(inStep(time.Now().Add(min(firstFold, f.opts.TendInterval)), f.opts.TendInterval)):
 	}
-	ticker := time.NewTicker(f.opts.TendInterval)
-	defer ticker.Stop()
+	next := time.NewTimer(f.opts.TendInterval)
+	defer next.Stop()
 	rescan := time.NewTicker(f.opts.RescanInterval)
 	defer rescan.Stop()
 	for {
@@ -84,7 +84,7 @@ func (f *Fleet) tend(ctx context.Context, m *member) {
 		case <-ctx.Done():
 		case <-wake:
 			m.Disturb()
-		case <-ticker.C:
+		case <-next.C:
 		case <-rescan.C:
 			force = true
 		}
@@ -110,8 +110,18 @@ func (f *Fleet) tend(ctx context.Context, m *member) {
 				tended = time.Now()
 			}
 		}
+		interval := f.opts.TendInterval
+		if m.Undisturbed() {
+			interval *= undisturbedRounds
+		}
+		next.Reset(inStep(time.Now().Add(interval), f.opts.TendInterval))
 	}
 }
+
+// undisturbedRounds is how many rounds pass between two of a pool in which nothing happens and of whose
+// directory events would tell. A worker that ends without any is noticed that much later; what it has
+// counted, and that its live gauges are gone, each scrape finds out by itself.
+const undisturbedRounds = 2
 
 // told tells that a pool was tended.
 func (f *Fleet) told() {

@@ -14,7 +14,7 @@ import (
 // somebody cuts, and of one that grows, askSeldomEvery takes its place in rounds that may be quiet.
 const (
 	askAllEvery    = 5
-	askSeldomEvery = 30
+	askSeldomEvery = 15
 )
 
 // askAllLocked reports whether this round asks for every file. The rounds of several pools in which
@@ -30,6 +30,13 @@ func (p *Pool) SetWatched(watched bool) {
 	defer p.mu.Unlock()
 	p.watched = watched
 	p.disturbed = p.disturbed || !watched
+}
+
+// Undisturbed reports whether the last round was quiet, and events would tell of what is done to files.
+func (p *Pool) Undisturbed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.watched && !p.disturbed && p.stillQuietLocked()
 }
 
 // Disturb says that something was done to the directory, or to a file in it.
