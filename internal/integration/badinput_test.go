@@ -27,6 +27,26 @@ func counterKey(family string) string {
 	return fmt.Sprintf(`[%q, %q, {}, "Help."]`, family, family+"_total")
 }
 
+// loadDir makes a directory with the file of one worker that lives until the test ends, with so many
+// series of load_total, each 3.
+func loadDir(t *testing.T, series int) (dir string) {
+	t.Helper()
+	entries := make([]entry, series)
+	for i := range entries {
+		entries[i] = entry{fmt.Sprintf(`["load", "load_total", {"path": "/order/%d"}, "Help."]`, i), 3}
+	}
+	dir = sourceDir(t)
+	worker, err := os.Create(filepath.Join(dir, "counter_1.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { worker.Close() })
+	if _, err := worker.Write(sourceFile(1<<20, entries...)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 // sourceFile lays out a source file as prometheus_client does to 0.17 (mmap_dict.py): used
 // bytes, padding, then the entries, followed by zeros to the size.
 func sourceFile(size int, entries ...entry) []byte {

@@ -191,19 +191,7 @@ func TestGuessedPasswords(t *testing.T) {
 // scrapes is below five times that without the others. AGGREGATORD_SOAK makes it a minute.
 func TestHostileClients(t *testing.T) {
 	const series = 3000
-	entries := make([]entry, series)
-	for i := range entries {
-		entries[i] = entry{fmt.Sprintf(`["load", "load_total", {"path": "/order/%d"}, "Help."]`, i), 3}
-	}
-	dir := sourceDir(t)
-	worker, err := os.Create(filepath.Join(dir, "counter_1.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer worker.Close() // until then it lives
-	if _, err := worker.Write(sourceFile(1<<20, entries...)); err != nil {
-		t.Fatal(err)
-	}
+	dir := loadDir(t, series)
 	plain, err := buildPlain()
 	if err != nil {
 		t.Fatal(err)

@@ -112,19 +112,7 @@ func (c *cutter) pass(server io.Writer, client net.Conn, done chan struct{}) {
 func TestKilledWhilePushing(t *testing.T) {
 	t.Parallel()
 	const series = 3000
-	entries := make([]entry, series)
-	for i := range entries {
-		entries[i] = entry{fmt.Sprintf(`["load", "load_total", {"path": "/order/%d"}, "Help."]`, i), 3}
-	}
-	dir := sourceDir(t)
-	load, err := os.Create(filepath.Join(dir, "counter_1.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer load.Close() // until then it lives
-	if _, err := load.Write(sourceFile(1<<20, entries...)); err != nil {
-		t.Fatal(err)
-	}
+	dir := loadDir(t, series)
 	inc := []step{{Metric: "jobs_total", Op: "inc", Value: "1"}}
 	ws := startWorkers(t, dir, program{
 		Metrics: []declared{{Name: "jobs_total", Type: "counter", Help: "Jobs.", Labels: []string{}}},

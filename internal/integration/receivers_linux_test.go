@@ -212,20 +212,8 @@ func runBadReceivers(t *testing.T, plain string, hows []string, lasts time.Durat
 	if whole {
 		series = 5000
 	}
-	entries := make([]entry, series)
-	for i := range entries {
-		entries[i] = entry{fmt.Sprintf(`["load", "load_total", {"path": "/order/%d"}, "Help."]`, i), 3}
-	}
 	launch := func(flags ...string) *daemon {
-		dir := sourceDir(t)
-		worker, err := os.Create(filepath.Join(dir, "counter_1.db"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { worker.Close() }) // until then it lives
-		if _, err := worker.Write(sourceFile(1<<20, entries...)); err != nil {
-			t.Fatal(err)
-		}
+		dir := loadDir(t, series)
 		// The shell becomes the plain daemon in place of the one that it is given.
 		by := []string{"/bin/sh", "-c", `shift; exec "$0" "$@"`, plain}
 		return startDaemonBy(t, by, nil, "serve", append([]string{"--dir", dir, "--push.exit-timeout", "1s"}, flags...)...)
