@@ -49,6 +49,20 @@ var allModes = []metric.Mode{
 	metric.Min, metric.LiveMin, metric.MostRecent, metric.LiveMostRecent,
 }
 
+// TestLiveByRuleLater: an entry that a rule makes a live one, and that comes into a file that had none
+// before, is gone with its worker at the next scrape.
+func TestLiveByRuleLater(t *testing.T) {
+	dir := tmpfs(t)
+	w := write(t, dir, "gauge_max_1.db").set("other", 1)
+	h := collect(t, Spec{Path: dir})
+	h.force(rules(t, policy.Rule{Match: "busy", GaugeMode: metric.LiveSum}))
+	h.want("other 1")
+	w.set("busy", 3)
+	h.want("busy 3", "other 1")
+	w.die()
+	h.want("other 1")
+}
+
 // TestEveryModeByEveryMode has a gauge of every mode under every other: two workers alive,
 // one of them dead, and archived while the rule is in force.
 func TestEveryModeByEveryMode(t *testing.T) {

@@ -3,8 +3,8 @@ package pool
 import "aggregatord/internal/watch"
 
 // In most rounds of most pools nothing has happened. Such a round is quiet: it costs one stat of the
-// directory, and one question for each worker. A round that asks for all is never quiet. Nothing is
-// missed:
+// directory, one question for each worker and, once in askAllEvery rounds, one for the room there is.
+// A round that asks for all is never quiet. Nothing is missed:
 //
 //	a file that came, went or was replaced   changes the stamp of the directory, which ends the quiet
 //	a worker that died                       its speaker tells; then the round is no quiet one
