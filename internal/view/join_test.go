@@ -290,7 +290,7 @@ func TestJoinStarts(t *testing.T) {
 	again := j.Join(parts())
 	check(again, 1000, 2000, 0, 0, 10_000, 11_000, 12_000)
 	again.Release()
-	check(j.joins.Take(joined.Layout))
+	check(j.joins.Take(&Layout{Points: 1}))
 }
 
 // many makes the snapshots of many pools with equal series.
