@@ -491,6 +491,7 @@ func TestWebConfigBreaks(t *testing.T) {
 	}
 	write("rate_limit: {burst: 1000, interval: 1ms}\n")
 	d := startReady(t, Options{Fleet: only(sourceDir(t)), Web: serve.Options{WebConfigFile: file}})
+	d.scrape() // the server has begun with the file as it is; one that cannot be used then ends the daemon
 	write("rate_limit: {burst: 1000, interval: 1ms}\nbasic_auth_users:\n  prometheus: secret\n")
 	if got := d.get("/metrics").status; got != http.StatusInternalServerError {
 		t.Errorf("status %d", got)
