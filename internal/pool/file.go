@@ -328,7 +328,7 @@ func (t *file) load() error {
 // keepBefore keeps the values of the load before, of files that others may merge into.
 func (t *file) keepBefore(values []float64) {
 	switch {
-	case t.name.Type != metric.Gauge && t.loaded && (t.isArchive() || t.still && t.state == dead && t.mayAccumulate()):
+	case t.name.Type != metric.Gauge && t.loaded && (t.isArchive() || t.still && t.state == dead && t.pool.rivals.mayAccumulate(t)):
 		t.before = append(t.before[:0], values...)
 	default:
 		t.before = nil

@@ -224,13 +224,8 @@ type Pool struct {
 	// phase is added to rounds, so that not all pools ask for all files in one.
 	phase    uint64
 	refusals map[refusal]bool // that were told
-	// rival is when another archiver was last seen to merge a file, zero if none is at work, heirs
-	// the names of the files that it merges into. lost says that a dead worker's file was removed by
-	// somebody else since the last load.
-	rival    time.Time
-	heirs    map[string]bool
-	gains    []*gain
-	loadedAt time.Time // when all files were loaded last, by the kernel's clock
+	rivals   rivals
+	// lost says that a dead worker's file was removed by somebody else since the last load.
 	lost     bool
 	reported map[merge.Conflict]bool
 	loads    []*file // those of the last load with which more was to be done; reused
@@ -274,8 +269,9 @@ func New(spec Spec, opts Options) *Pool {
 		partsEvery: time.Second, learnFor: roundTime,
 		prober: watch.NewProber(spec.Path), lister: watch.NewDir(spec.Path),
 		files: map[string]*file{}, staged: map[string]*file{}, open: map[store.Identity]*file{}, asked: map[string]bool{},
-		shown: map[archive.Space]*shown{}, gauges: map[fileGauge]telemetry.Gauge{}, refusals: map[refusal]bool{}, reported: map[merge.Conflict]bool{}, heirs: map[string]bool{},
+		shown: map[archive.Space]*shown{}, gauges: map[fileGauge]telemetry.Gauge{}, refusals: map[refusal]bool{}, reported: map[merge.Conflict]bool{},
 	}
+	p.rivals = rivals{now: func() time.Time { return p.now() }, check: p.checkLocked, note: p.noteLocked, heirs: map[string]bool{}}
 	if opts.Archive != nil {
 		p.archiving = opts.Archive.withDefaults()
 	}
@@ -524,7 +520,9 @@ func (p *Pool) loadLocked() {
 		p.noteLocked(t, cmp.Or(t.learnErr, t.loadErr))
 	}
 	p.lost, p.loadedEntries = false, int(entries.Load())
-	p.compareWithMergedLocked()
+	for _, t := range p.rivals.compare(p.loads, p.files, p.orphans) {
+		p.mergedLocked(t)
+	}
 	p.metrics.entriesRead.Add(float64(p.loadedEntries))
 	clear(p.loads)
 }

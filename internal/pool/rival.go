@@ -49,6 +49,22 @@ const (
 	removedBefore = time.Second
 )
 
+// rivals knows the other archivers at work in a pool's directory. Guarded by Pool.mu.
+type rivals struct {
+	now func() time.Time
+	// check asks whether a process may write to a file, and note takes note of whether it can be read.
+	check func(*file)
+	note  func(*file, error)
+
+	// seen is when another archiver was last seen to merge a file, zero while none is at work.
+	seen time.Time
+	// heirs are the names of the files that others are merged into.
+	heirs map[string]bool
+	gains []*gain
+	// loadedAt is when all files were loaded last, by the kernel's clock.
+	loadedAt time.Time
+}
+
 // muted is what a file counted with before it was muted.
 type muted struct {
 	since          time.Time
@@ -71,7 +87,7 @@ type gain struct {
 }
 
 // mayHold reports whether a removed file may have been merged into the gain's.
-func (g *gain) mayHold(t *file) bool {
+func (r *rivals) mayHold(g *gain, t *file) bool {
 	if t.muted != nil || t.state == folding || t.source == nil || t.name.Type != g.heir.name.Type {
 		return false
 	}
@@ -88,14 +104,14 @@ func (g *gain) mayHold(t *file) bool {
 		return false
 	}
 	if t.state != dead {
-		t.pool.checkLocked(t)
+		r.check(t)
 	}
 	return t.state == dead || t.method == watch.MethodNone
 }
 
-// gainLocked returns what a file has gained since the load before, if that may be the values of
+// gain returns what a file has gained since the load before, if that may be the values of
 // others.
-func (p *Pool) gainLocked(t *file) *gain {
+func (r *rivals) gain(t *file) *gain {
 	if t.source == nil || t.name.Type == metric.Gauge || t.state == folding || t.muted != nil || t.place != named {
 		return nil
 	}
@@ -105,8 +121,8 @@ func (p *Pool) gainLocked(t *file) *gain {
 	}
 	removedOnly := false
 	switch {
-	case t.isArchive(), p.heirs[t.name.Base], fresh && t.renamedOver():
-	case t.state == dead && t.mayAccumulate():
+	case t.isArchive(), r.heirs[t.name.Base], fresh && t.renamedOver():
+	case t.state == dead && r.mayAccumulate(t):
 		removedOnly = true
 	default:
 		return nil
@@ -115,15 +131,15 @@ func (p *Pool) gainLocked(t *file) *gain {
 	if len(left) == 0 {
 		return nil
 	}
-	return &gain{heir: t, left: left, removedOnly: removedOnly, since: p.now(), after: p.loadedAt}
+	return &gain{heir: t, left: left, removedOnly: removedOnly, since: r.now(), after: r.loadedAt}
 }
 
 // isArchive reports whether the name says that others are merged into the file.
 func (t *file) isArchive() bool { return t.name.Archive || strings.Contains(t.name.ID, "archive") }
 
 // mayAccumulate reports whether the name is one that an archiver may choose, or one that has chosen it.
-func (t *file) mayAccumulate() bool {
-	return t.name.ID == "0" || !strings.ContainsAny(t.name.ID, "0123456789") || t.pool.heirs[t.name.Base]
+func (r *rivals) mayAccumulate(t *file) bool {
+	return t.name.ID == "0" || !strings.ContainsAny(t.name.ID, "0123456789") || r.heirs[t.name.Base]
 }
 
 // renamedOver reports whether the file was renamed over another one. Then it was made before the
@@ -136,48 +152,61 @@ func (t *file) renamedOver() bool {
 	return unix.Fstat(int(t.replaced.file.Fd()), &st) == nil && t.file.Created().Before(time.Unix(st.Ctim.Unix()))
 }
 
-// compareWithMergedLocked looks for files that others have merged. The values of all files were
-// just loaded, and loads has those that are muted or have gained something.
-func (p *Pool) compareWithMergedLocked() {
-	now := p.now()
+// compare looks for files that others have merged, and returns those that were removed since. The values
+// of all files were just loaded; those with which more was to be done are in loads, and among them all
+// that are muted or have gained something. files are those with a name, and orphans those without.
+func (r *rivals) compare(loads []*file, files map[string]*file, orphans []*file) (merged []*file) {
+	now := r.now()
 	// What is left of a gain may be the values of a file that is not known to be dead yet.
-	p.gains = slices.DeleteFunc(p.gains, func(g *gain) bool {
+	r.gains = slices.DeleteFunc(r.gains, func(g *gain) bool {
 		return g.heir.place != named || g.heir.file == nil || now.Sub(g.since) > muteFor
 	})
-	for _, t := range p.loads {
+	for _, t := range loads {
 		if t.muted != nil && t.place != orphan && t.state != folding && now.Sub(t.muted.since) > muteFor {
-			p.unmuteLocked(t)
+			r.unmute(t)
 		}
 		if !t.gained {
 			continue
 		}
-		if g := p.gainLocked(t); g != nil {
-			p.gains = append(p.gains, g)
+		if g := r.gain(t); g != nil {
+			r.gains = append(r.gains, g)
 		}
 		t.gained, t.late, t.replaced = false, false, nil
 	}
-	p.loadedAt = time.Now()
-	for _, g := range p.gains {
-		g.just = g.removedOnly && p.holdsAllLocked(g)
+	r.loadedAt = time.Now()
+	for _, g := range r.gains {
+		g.just = g.removedOnly && r.holdsAll(g, orphans)
 	}
-	for _, t := range p.orphans {
-		p.claimLocked(t)
-	}
-	if len(p.gains) == 0 {
-		return
-	}
-	for _, t := range p.files {
-		if t.state == dead {
-			p.claimLocked(t)
+	for _, t := range orphans {
+		own := t.ownSums()
+		heir := r.claim(t, own)
+		if heir == "" {
+			heir = r.exchange(t, own, files)
+		}
+		if heir != "" && r.mute(t, own, heir) {
+			merged = append(merged, t)
 		}
 	}
+	if len(r.gains) == 0 {
+		return merged
+	}
+	for _, t := range files {
+		if t.state != dead {
+			continue
+		}
+		own := t.ownSums()
+		if heir := r.claim(t, own); heir != "" {
+			r.mute(t, own, heir)
+		}
+	}
+	return merged
 }
 
-// holdsAllLocked reports whether a gain is just what all files held that may have been merged into it.
-func (p *Pool) holdsAllLocked(g *gain) bool {
+// holdsAll reports whether a gain is just what all files held that may have been merged into it.
+func (r *rivals) holdsAll(g *gain, orphans []*file) bool {
 	all := map[uint32]float64{}
-	for _, t := range p.orphans {
-		if g.mayHold(t) {
+	for _, t := range orphans {
+		if r.mayHold(g, t) {
 			for cell, v := range sums(t.source.Cells(), t.source.Values(), nil) {
 				all[cell] += v
 			}
@@ -186,43 +215,42 @@ func (p *Pool) holdsAllLocked(g *gain) bool {
 	return len(all) > 0 && maps.EqualFunc(g.left, all, near)
 }
 
-// claimLocked mutes a dead file whose values are part of a gain.
-func (p *Pool) claimLocked(t *file) {
+// ownSums returns what a file holds that others may have merged; nothing if there is nothing.
+func (t *file) ownSums() map[uint32]float64 {
 	if t.muted != nil || t.state == folding || t.source == nil || t.name.Type == metric.Gauge {
-		return
+		return nil
 	}
-	own := sums(t.source.Cells(), t.source.Values(), nil)
-	if len(own) == 0 {
-		return
-	}
-	for _, g := range p.gains {
+	return sums(t.source.Cells(), t.source.Values(), nil)
+}
+
+// claim takes what a dead file holds from a gain of which it is a part, and returns the name of the file
+// that has gained it; "" if there is none.
+func (r *rivals) claim(t *file, own map[uint32]float64) (heir string) {
+	for _, g := range r.gains {
 		switch {
-		case g.heir == t, g.heir.name.Type != t.name.Type, t.place == orphan && !g.mayHold(t):
-			continue
+		case g.heir == t, g.heir.name.Type != t.name.Type, t.place == orphan && !r.mayHold(g, t):
 		case g.removedOnly && (t.place != orphan || !g.just && !maps.EqualFunc(g.left, own, near)):
-			continue
-		case !take(g.left, own):
-			continue
+		case take(g.left, own):
+			return g.heir.name.Base
 		}
-		if p.muteLocked(t, own, g.heir.name.Base) && t.place == orphan {
-			p.mergedLocked(t)
-		}
-		return
 	}
-	if t.place != orphan {
-		return
+	return ""
+}
+
+// exchange is claim for a removed file that holds the same as another one, which was muted for it: one of
+// the two was merged. The other one counts again.
+func (r *rivals) exchange(t *file, own map[uint32]float64, files map[string]*file) (heir string) {
+	if len(own) == 0 {
+		return ""
 	}
-	// One of two files with the same values was merged, and the other one was muted for it.
-	for _, other := range p.files {
+	for _, other := range files {
 		if other.muted != nil && other.name.Type == t.name.Type && maps.EqualFunc(other.muted.amount, own, near) {
-			heir := other.muted.heir
-			p.unmuteLocked(other)
-			if p.muteLocked(t, own, heir) {
-				p.mergedLocked(t)
-			}
-			return
+			heir = other.muted.heir
+			r.unmute(other)
+			return heir
 		}
 	}
+	return ""
 }
 
 const rounding = 1e-9
@@ -260,8 +288,8 @@ func take(gain, values map[uint32]float64) bool {
 	return true
 }
 
-// muteLocked has a file count with what it gains from now on.
-func (p *Pool) muteLocked(t *file, own map[uint32]float64, heir string) (ok bool) {
+// mute has a file count with what it gains from now on.
+func (r *rivals) mute(t *file, own map[uint32]float64, heir string) (ok bool) {
 	f := &fold.File{Served: make([]float64, 0, t.source.Entries())}
 	slots := t.source.Slots().Numbers()
 	if err := t.file.Walk(func(e store.Entry) {
@@ -272,38 +300,53 @@ func (p *Pool) muteLocked(t *file, own map[uint32]float64, heir string) (ok bool
 	}); err != nil || len(f.Served) != len(slots) {
 		return false // it changes: it counts until it is looked at again
 	}
-	t.muted = &muted{p.now(), t.baseline, t.base, own, heir}
+	t.muted = &muted{r.now(), t.baseline, t.base, own, heir}
 	t.base = nil // not to be written over
 	t.rebase(f)
 	return true
 }
 
-// unmuteLocked has a file count again with all that it did before.
-func (p *Pool) unmuteLocked(t *file) {
+// unmute has a file count again with all that it did before.
+func (r *rivals) unmute(t *file) {
 	t.baseline, t.base = t.muted.baseline, t.muted.base
 	t.muted = nil
 	if err := t.load(); err != nil {
-		p.noteLocked(t, err)
+		r.note(t, err)
 	}
 }
 
-// mergedLocked takes note that another archiver has merged and removed a file.
+// merged takes note that another archiver has merged and removed a file. It reports whether that one was
+// not at work before.
+func (r *rivals) merged(t *file) (first bool) {
+	r.heirs[t.muted.heir] = true
+	first = r.seen.IsZero()
+	r.seen = r.now()
+	return first
+}
+
+// ended reports whether an archiver that was at work has not been seen for long: it counts as gone.
+func (r *rivals) ended() bool {
+	if r.seen.IsZero() || r.now().Sub(r.seen) <= rivalFor {
+		return false
+	}
+	r.seen = time.Time{}
+	return true
+}
+
+// mergedLocked takes note of a file that another archiver has merged and removed.
 func (p *Pool) mergedLocked(t *file) {
-	p.heirs[t.muted.heir] = true
 	p.metrics.merged.With(p.spec.Name).Inc()
-	if p.rival.IsZero() {
+	if p.rivals.merged(t) {
 		p.logger.Warn("another archiver merges the files of dead workers into one of its own and removes them; "+
 			"its totals are served, and nothing is archived here until it has ended. Stop one of the two archivers",
 			zap.String("path", t.path))
 	}
-	p.rival = p.now()
 }
 
 // rivalLocked reports whether another archiver is at work.
 func (p *Pool) rivalLocked() bool {
-	if !p.rival.IsZero() && p.now().Sub(p.rival) > rivalFor {
+	if p.rivals.ended() {
 		p.logger.Info("the other archiver seems to have ended; dead workers' files are archived again")
-		p.rival = time.Time{}
 	}
-	return !p.rival.IsZero()
+	return !p.rivals.seen.IsZero()
 }

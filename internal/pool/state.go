@@ -106,7 +106,7 @@ func (p *Pool) State() State {
 		Files: map[FileState]int{}, Foreign: p.foreign, Series: p.index.Series(), Conflicts: p.index.Conflicts(),
 		Dropped: p.index.Dropped(), Expired: p.index.Expired(), LastPass: p.lastPass, LastPassTook: p.lastPassTook, Passes: p.passes,
 		FileErrors: map[store.Reason]uint64{}, EntryErrors: map[store.Reason]uint64{},
-		Rival: p.rival, IndexLimits: p.index.Limits(), FileLimits: p.limits.InForce(), OpenFiles: p.descriptors.Max(),
+		Rival: p.rivals.seen, IndexLimits: p.index.Limits(), FileLimits: p.limits.InForce(), OpenFiles: p.descriptors.Max(),
 		Room: Room{p.room.known, p.room.totalBytes, p.room.freeBytes, p.room.totalNodes, p.room.freeNodes},
 	}
 	s.Liveness.Method = p.method
