@@ -1,10 +1,6 @@
 package pool
 
 import (
-	"time"
-
-	"go.uber.org/zap"
-
 	"aggregatord/internal/store"
 	"aggregatord/internal/watch"
 )
@@ -122,75 +118,4 @@ func (p *Pool) setAliveLocked(t *file, lives bool) {
 			p.noteLocked(t, err)
 		}
 	}
-}
-
-// worker is what is known of a worker ID.
-type worker struct {
-	alive bool
-	files int
-}
-
-// workersLocked returns the workers that have a file, by ID. It is the one count of them.
-func (p *Pool) workersLocked() map[string]worker {
-	now := make(map[string]worker, len(p.workers))
-	p.workersIntoLocked(now)
-	return now
-}
-
-func (p *Pool) workersIntoLocked(now map[string]worker) {
-	for t := range p.allLocked() {
-		if t.name.Archive || t.nameErr != nil || t.state == unasked {
-			continue
-		}
-		w := now[t.name.ID]
-		w.files++
-		w.alive = w.alive || t.isAlive()
-		now[t.name.ID] = w
-	}
-}
-
-// reportEvery is how often the coming and going of workers is summed up in the log.
-const reportEvery = time.Minute
-
-// countWorkersLocked takes note of which workers came and went since the last time.
-func (p *Pool) countWorkersLocked() {
-	if p.workers == nil {
-		p.workers, p.workersBefore = map[string]worker{}, map[string]worker{}
-	}
-	now := p.workersBefore
-	clear(now)
-	p.workersIntoLocked(now)
-	for id, w := range now {
-		was, known := p.workers[id]
-		switch {
-		case w.alive && !known:
-			p.came++
-			p.logger.Debug("worker found", zap.String("worker", id))
-		case w.alive && !was.alive:
-			p.came++
-			p.logger.Debug("worker writes again to the files of a dead one", zap.String("worker", id))
-		case !w.alive && was.alive:
-			p.went++
-			p.logger.Debug("worker is dead; what it counted stays in the totals", zap.String("worker", id))
-		}
-	}
-	for id, was := range p.workers {
-		if _, there := now[id]; !there && was.alive {
-			p.went++
-		}
-	}
-	p.workers, p.workersBefore = now, p.workers
-	if at := p.now(); (p.came > 0 || p.went > 0) && at.Sub(p.reportedAt) >= reportEvery {
-		p.logger.Info("workers started and ended", zap.Int("started", p.came), zap.Int("ended", p.went), zap.Int("alive", p.aliveLocked()))
-		p.came, p.went, p.reportedAt = 0, 0, at
-	}
-}
-
-func (p *Pool) aliveLocked() (n int) {
-	for _, w := range p.workers {
-		if w.alive {
-			n++
-		}
-	}
-	return n
 }

@@ -142,9 +142,8 @@ func (p *Pool) updateMetricsLocked() {
 	for method := range watch.Method(watch.Methods) {
 		own.liveness[method].Set(float64(methods[method]))
 	}
-	alive := p.aliveLocked()
-	own.alive.Set(float64(alive))
-	own.dead.Set(float64(len(p.workers) - alive))
+	own.alive.Set(float64(p.census.alive))
+	own.dead.Set(float64(len(p.census.workers) - p.census.alive))
 	own.entries.Set(float64(entries))
 	own.directoryUp.Set(boolean(p.scanErr == nil && p.listed))
 	p.showRoomLocked()

@@ -178,10 +178,7 @@ type Pool struct {
 	short bool
 	room  space
 
-	// workersBefore is the map for the next count, so that none is made anew.
-	workers, workersBefore map[string]worker
-	came, went             int // since reportedAt
-	reportedAt             time.Time
+	census census
 
 	// shown are the sources of the index that show the archive's tables, of the archive and
 	// generation given.
@@ -271,6 +268,7 @@ func New(spec Spec, opts Options) *Pool {
 		files: map[string]*file{}, staged: map[string]*file{}, open: map[store.Identity]*file{}, asked: map[string]bool{},
 		shown: map[archive.Space]*shown{}, gauges: map[fileGauge]telemetry.Gauge{}, refusals: map[refusal]bool{}, reported: map[merge.Conflict]bool{},
 	}
+	p.census.logger = logger
 	p.rivals = rivals{now: func() time.Time { return p.now() }, check: p.checkLocked, note: p.noteLocked, heirs: map[string]bool{}}
 	if opts.Archive != nil {
 		p.archiving = opts.Archive.withDefaults()
@@ -345,7 +343,7 @@ func (p *Pool) tend(force bool) {
 	p.retryLocked()
 	p.probeLocked()
 	p.replaceEmptiedLocked()
-	p.countWorkersLocked()
+	p.census.take(p.allLocked(), p.now())
 	// So that no scrape has to wait for many new entries to be learned. A pool that had none lately
 	// is looked at more seldom: a scrape learns what is new in any case.
 	if every || force || p.growing {

@@ -102,7 +102,7 @@ func (p *Pool) State() State {
 	defer p.mu.Unlock()
 	s := State{
 		Spec: p.spec, Up: p.scanErr == nil && p.listed, Err: p.scanErr, Ready: p.ready.Load(),
-		Liveness: p.prober.Choice(), KnownBy: map[watch.Method]int{}, Workers: len(p.workers), Alive: p.aliveLocked(),
+		Liveness: p.prober.Choice(), KnownBy: map[watch.Method]int{}, Workers: len(p.census.workers), Alive: p.census.alive,
 		Files: map[FileState]int{}, Foreign: p.foreign, Series: p.index.Series(), Conflicts: p.index.Conflicts(),
 		Dropped: p.index.Dropped(), Expired: p.index.Expired(), LastPass: p.lastPass, LastPassTook: p.lastPassTook, Passes: p.passes,
 		FileErrors: map[store.Reason]uint64{}, EntryErrors: map[store.Reason]uint64{},
@@ -226,7 +226,8 @@ type Worker struct {
 func (p *Pool) Workers() []Worker {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	counts := p.workersLocked()
+	counts := map[string]worker{}
+	countWorkers(p.allLocked(), counts)
 	workers := make(map[string]*Worker, len(counts))
 	for id, n := range counts {
 		workers[id] = &Worker{ID: id, Alive: n.alive, Files: n.files}
