@@ -160,16 +160,16 @@ func (p *Pool) updateMetricsLocked() {
 
 // showRoomLocked brings the gauges of the file system's room up to date.
 func (p *Pool) showRoomLocked() {
-	if !p.room.known {
+	if !p.room.Known {
 		return
 	}
 	if p.ownRoom == nil {
 		p.ownRoom = p.metrics.roomOf(p.spec.Name)
 	}
-	p.ownRoom.freeBytes.Set(float64(p.room.freeBytes))
-	p.ownRoom.totalBytes.Set(float64(p.room.totalBytes))
-	p.ownRoom.freeNodes.Set(float64(p.room.freeNodes))
-	p.ownRoom.totalNodes.Set(float64(p.room.totalNodes))
+	p.ownRoom.freeBytes.Set(float64(p.room.FreeBytes))
+	p.ownRoom.totalBytes.Set(float64(p.room.TotalBytes))
+	p.ownRoom.freeNodes.Set(float64(p.room.FreeInodes))
+	p.ownRoom.totalNodes.Set(float64(p.room.TotalInodes))
 }
 
 // ownGauges are a pool's children of the gauges: to look them up takes longer than to set them.

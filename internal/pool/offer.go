@@ -85,7 +85,7 @@ func (p *Pool) Offer(limit fold.Limit, name func(base string) string) (files []*
 
 // restLocked is how long a file must be dead before it may be folded.
 func (p *Pool) restLocked() time.Duration {
-	if p.short || p.deferred > 0 {
+	if p.room.short() || p.deferred > 0 {
 		return 0
 	}
 	return p.archiving.Rest

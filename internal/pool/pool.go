@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"aggregatord/internal/archive"
 	"aggregatord/internal/fold"
@@ -174,9 +173,7 @@ type Pool struct {
 	looks    uint64          // calls of Tend and Gather
 	rounds   uint64          // calls of Tend
 	asked    map[string]bool // workers that are alive, in one round
-	// short says that the file system has little room.
-	short bool
-	room  space
+	room     Room
 
 	census census
 
@@ -230,12 +227,6 @@ type Pool struct {
 	lastPass     time.Time
 	lastPassTook time.Duration
 	passes       uint64
-}
-
-// space is the room of a file system.
-type space struct {
-	known                                        bool
-	totalBytes, freeBytes, totalNodes, freeNodes uint64
 }
 
 // ErrClosed is the error of a Pool that is closed.
@@ -336,8 +327,8 @@ func (p *Pool) tend(force bool) {
 	p.looks++
 	// Room matters at once where it is short or somebody waits to be archived.
 	every := p.askAllLocked()
-	if every || p.short || p.awaits || !p.room.known {
-		p.lookAtRoomLocked()
+	if every || p.room.short() || p.awaits || !p.room.Known {
+		p.room = roomAt(p.spec.Path)
 	}
 	p.scanLocked(force)
 	p.retryLocked()
@@ -557,22 +548,6 @@ func (p *Pool) reportConflictsLocked() {
 		}
 	}
 	p.reported = current
-}
-
-// shortPart is the part of a file system whose rest means that room is short.
-const shortPart = 8
-
-// lookAtRoomLocked finds out how much room the file system has.
-func (p *Pool) lookAtRoomLocked() {
-	var st unix.Statfs_t
-	if unix.Statfs(p.spec.Path, &st) != nil {
-		p.room, p.short = space{}, false
-		return
-	}
-	block := uint64(st.Bsize)
-	p.room = space{true, st.Blocks * block, st.Bavail * block, st.Files, st.Ffree}
-	p.short = p.room.totalBytes > 0 && p.room.freeBytes < p.room.totalBytes/shortPart ||
-		p.room.totalNodes > 0 && p.room.freeNodes < p.room.totalNodes/shortPart
 }
 
 // Close gives up all files, the archive and the lock on the directory. Later calls of Gather

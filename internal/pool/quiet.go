@@ -42,7 +42,7 @@ func (p *Pool) quietLocked(list bool) bool {
 		return false
 	}
 	if p.rounds%askAllEvery == 0 {
-		if p.lookAtRoomLocked(); p.short {
+		if p.room = roomAt(p.spec.Path); p.room.short() {
 			return false
 		}
 		p.showRoomLocked()
@@ -78,7 +78,7 @@ func (p *Pool) stillQuietLocked() bool { return p.quiet && !p.stirred && !p.grow
 func (p *Pool) calmLocked() bool {
 	p.speakers = p.speakers[:0]
 	switch {
-	case !p.ready.Load(), p.scanErr != nil, p.short, !p.room.known, p.deferred > 0, p.lost, len(p.staged) > 0, len(p.orphans) > 0:
+	case !p.ready.Load(), p.scanErr != nil, p.room.short(), !p.room.Known, p.deferred > 0, p.lost, len(p.staged) > 0, len(p.orphans) > 0:
 		return false
 	}
 	clear(p.asked)

@@ -77,12 +77,6 @@ type State struct {
 	OpenFiles   int
 }
 
-// Room is the room of a file system. Known is false where it cannot be asked.
-type Room struct {
-	Known                                          bool
-	TotalBytes, FreeBytes, TotalInodes, FreeInodes uint64
-}
-
 // ArchiveState is what a pool tells about its archive.
 type ArchiveState struct {
 	fold.State
@@ -107,7 +101,7 @@ func (p *Pool) State() State {
 		Dropped: p.index.Dropped(), Expired: p.index.Expired(), LastPass: p.lastPass, LastPassTook: p.lastPassTook, Passes: p.passes,
 		FileErrors: map[store.Reason]uint64{}, EntryErrors: map[store.Reason]uint64{},
 		Rival: p.rivals.seen, IndexLimits: p.index.Limits(), FileLimits: p.limits.InForce(), OpenFiles: p.descriptors.Max(),
-		Room: Room{p.room.known, p.room.totalBytes, p.room.freeBytes, p.room.totalNodes, p.room.freeNodes},
+		Room: p.room,
 	}
 	s.Liveness.Method = p.method
 	if !p.closed {
