@@ -18,6 +18,10 @@ package process
 // processes that are there. It is exact where parents wait, what was last seen where they do
 // not, and counts nothing twice: both sides of max are the same ended processes.
 //
+// A worker may end before its parent is known to be ours. Its total is in the base then, and
+// perhaps in what the parent has waited for when it is seen first. So such totals are kept by
+// parent, too, and become the parent's gone when it comes: First is without them.
+//
 // A worker that ends while a sample reads would be counted in both places, or in neither. A
 // sample is therefore read again if a parent has waited for somebody meanwhile; and what is
 // served is never less than what was.
@@ -76,6 +80,55 @@ func (a *account) read(s *stat) {
 type base struct {
 	Waited [waitedKinds]uint64 `json:"waited"`
 	Plain  [ownKinds]uint64    `json:"plain"`
+}
+
+// maxOrphans bounds how many parents there are of which children are known that ended before them.
+const maxOrphans = 64
+
+// orphans are the totals of processes that are gone and whose parent was none of ours, by the pid of
+// that parent. They are part of the base, and of the state that is kept.
+type orphans map[int]orphaned
+
+type orphaned struct {
+	Totals [waitedKinds]uint64 `json:"totals"`
+	// Start is when the last of them started, in clock ticks after boot: its parent is no younger.
+	Start uint64 `json:"start"`
+}
+
+// add takes note of a process that is gone. Of too many parents, that of the oldest children is
+// forgotten.
+func (o orphans) add(parent int, start uint64, a *account) {
+	gone := o[parent]
+	for k := range waitedKinds {
+		gone.Totals[k] += a.total(k)
+	}
+	gone.Start = max(gone.Start, start)
+	o[parent] = gone
+	if len(o) <= maxOrphans {
+		return
+	}
+	oldest := parent
+	for pid, other := range o {
+		if other.Start < o[oldest].Start {
+			oldest = pid
+		}
+	}
+	delete(o, oldest)
+}
+
+// join moves the totals of a process's children from the base to the process, which is seen first.
+func (o orphans) join(b *base, pid int, start uint64, a *account) {
+	gone, ok := o[pid]
+	delete(o, pid)
+	if !ok || gone.Start < start {
+		return // those were children of an earlier process with that pid
+	}
+	for k, n := range gone.Totals {
+		n = min(n, b.Waited[k]) // more is only in a state that somebody has written
+		b.Waited[k] -= n
+		a.Gone[k] += n
+		a.First[k] -= min(a.First[k], n)
+	}
 }
 
 // retire takes the counts of a process that is gone: parent is the account of its parent, or

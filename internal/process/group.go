@@ -33,10 +33,11 @@ type group struct {
 	absent  int // samples without a process, although there are files
 	omitted int
 
-	base   base
-	starts uint64
-	exits  map[string]uint64 // by reason
-	slots  []uint64          // clock ticks of ended workers, by slot
+	base    base
+	orphans orphans
+	starts  uint64
+	exits   map[string]uint64 // by reason
+	slots   []uint64          // clock ticks of ended workers, by slot
 	// served are the counts that were served last.
 	served    base
 	rest      uint64 // what slots did not have of the clock ticks served
@@ -91,6 +92,7 @@ func newGroup(o *Observer, name, namespace string, pool Pool, daemon *Daemon) *g
 	g := &group{
 		o: o, name: name, prefix: "process_", pool: pool, daemon: daemon, logger: o.logger,
 		procs: map[int]*proc{}, since: o.since, tables: map[uint64]map[uint64]listener{}, exits: map[string]uint64{},
+		orphans: orphans{},
 	}
 	if namespace != "" {
 		g.prefix = namespace + "_process_"
@@ -138,12 +140,37 @@ func (g *group) add(pid int, s stat) *proc {
 		g.o.kernel.release(p.pidfd)
 		return nil
 	}
+	// Of children that have ended meanwhile it must be known whether the parent has waited for them.
+	for g.loseChildren(pid) {
+		if data, err := g.o.readStat(pid); err == nil {
+			if again, err := parseStat(data); err == nil && again.start == s.start {
+				s = again
+			}
+		}
+	}
+	p.stat = s
 	p.read(&s)
 	p.First = p.Waited
+	g.orphans.join(&g.base, pid, s.start, &p.account)
 	dev, ino, _ := identity(g.o.path(pid, "exe"))
 	p.program = [2]uint64{dev, ino}
 	g.procs[pid] = p
 	return p
+}
+
+// loseChildren takes the children of a process out that have ended, and reports whether there were any.
+func (g *group) loseChildren(pid int) bool {
+	var lost []*proc
+	for _, p := range g.procs {
+		if p.ppid != pid {
+			continue
+		}
+		if s, err := g.stat(p); err != nil || s.start != p.start {
+			lost = append(lost, p)
+		}
+	}
+	g.lose(lost)
+	return len(lost) > 0
 }
 
 // masters returns the pids of the processes that have started the members. A parent is one
@@ -424,6 +451,9 @@ func (g *group) lose(lost []*proc) {
 			parent = &up.account
 		}
 		g.base.retire(&p.account, parent)
+		if parent == nil && g.daemon == nil && p.ppid > 0 {
+			g.orphans.add(p.ppid, p.start, &p.account)
+		}
 		if p.worker && p.slot >= 0 {
 			g.addSlot(p.slot, p.Own[cpuTicks])
 		}

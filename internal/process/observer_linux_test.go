@@ -331,6 +331,69 @@ func TestCPU(t *testing.T) {
 	}
 }
 
+// TestWorkerBeforeMaster: a worker that ends before its master is known to be one counts once, whether
+// its end is seen before the master is, and whether a new daemon comes between.
+func TestWorkerBeforeMaster(t *testing.T) {
+	for name, tc := range map[string]struct{ seen, restart bool }{"not_seen": {}, "seen": {seen: true}, "seen_by_another_daemon": {true, true}} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			master := start(t, "master", dir, "wait")
+			o := observe(t, Options{}, directory{"web", dir})
+			o.Sample()
+			group := func() *group {
+				return newGroup(o, "web", "", directory{"web", dir}, nil)
+			}
+			read := func(pid int) stat {
+				t.Helper()
+				data, err := o.readStat(pid)
+				if err != nil {
+					t.Fatal(err)
+				}
+				s, err := parseStat(data)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return s
+			}
+			g := group()
+			// One that nobody has seen, and two that are.
+			for i := range 3 {
+				pid := master.spawn(t, fmt.Sprintf("w%d", i))
+				master.told(t, fmt.Sprintf("%d: burn 150", i))
+				if i > 0 {
+					g.adopt(pid, read(pid), map[string]bool{"w": true})
+				}
+				kill(t, master, i, pid)
+			}
+			if tc.seen {
+				g.readStats()
+				if len(g.procs) != 0 {
+					t.Fatalf("%d processes are there", len(g.procs))
+				}
+			}
+			if tc.restart {
+				data := g.state()
+				g = group()
+				if err := g.restore(data); err != nil {
+					t.Fatal(err)
+				}
+			}
+			g.setMasters([]int{master.pid})
+			living := master.spawn(t, "w3")
+			master.told(t, "3: burn 150")
+			g.adopt(living, read(living), map[string]bool{"w": true})
+			g.read(time.Now())
+			kill(t, master, 3, living)
+			g.read(time.Now())
+			s := read(master.pid)
+			got, want := g.served.Waited[cpuTicks], s.utime+s.stime+s.cutime+s.cstime
+			if got > want || got+8 < want {
+				t.Errorf("%d clock ticks are served, the master and those it has waited for have used %d", got, want)
+			}
+		})
+	}
+}
+
 // TestPoolGoes: what was counted of a pool that goes is there when it comes back, although nobody
 // else keeps it.
 func TestPoolGoes(t *testing.T) {

@@ -14,9 +14,11 @@ type state struct {
 	Version int `json:"version"`
 	// Boot tells this run of the machine, and this pid namespace, from others: processes of
 	// another one are gone.
-	Boot   string `json:"boot"`
-	Base   base   `json:"base"`
-	Starts uint64 `json:"starts"`
+	Boot string `json:"boot"`
+	Base base   `json:"base"`
+	// Orphans are those totals in Base that a parent may come for.
+	Orphans orphans `json:"orphans,omitempty"`
+	Starts  uint64  `json:"starts"`
 	// At is when the state was made, in clock ticks after boot: who started later is new.
 	At        uint64            `json:"at"`
 	Exits     map[string]uint64 `json:"exits,omitempty"`
@@ -47,7 +49,7 @@ const maxExits = 512
 const saveEvery = time.Minute
 
 func (g *group) state() []byte {
-	s := state{Version: stateVersion, Boot: g.o.bootID, Base: g.base, Starts: g.starts, At: uptime(), Exits: g.exits, Slots: g.slots}
+	s := state{Version: stateVersion, Boot: g.o.bootID, Base: g.base, Orphans: g.orphans, Starts: g.starts, At: uptime(), Exits: g.exits, Slots: g.slots}
 	for _, p := range g.sorted() {
 		s.Processes = append(s.Processes, keptProcess{p.pid, p.start, p.ppid, p.worker, p.slot, p.account})
 	}
@@ -73,6 +75,9 @@ func (g *group) restore(data []byte) error {
 	}
 	if s.Version != stateVersion {
 		return fmt.Errorf("state of processes has version %d, this program reads %d", s.Version, stateVersion)
+	}
+	if len(s.Orphans) > maxOrphans {
+		return fmt.Errorf("state of processes has children of %d parents that are none of the pool", len(s.Orphans))
 	}
 	if len(s.Exits) > maxExits {
 		return fmt.Errorf("state of processes has %d ways to end", len(s.Exits))
@@ -101,6 +106,9 @@ func (g *group) restore(data []byte) error {
 	if s.Boot != g.o.bootID {
 		g.lose(g.sorted())
 		return nil
+	}
+	if len(s.Orphans) > 0 {
+		g.orphans = s.Orphans
 	}
 	// Those that still live are what they were; the first sample finds out who does.
 	for _, p := range g.procs {
