@@ -93,29 +93,34 @@ func (f *Fleet) tend(ctx context.Context, m *member) {
 			f.keepStarts(m, true)
 			return
 		}
-		m.SetWatched(m.notifier.Stats.Watching.Load())
-		if force {
-			m.Rescan()
-		} else {
-			m.Tend(false)
-		}
-		f.told()
-		f.keepStarts(m, false)
-		for tended := time.Now(); m.Fold() && ctx.Err() == nil; {
-			// Folding thousands of files takes a while, and looking at all that are left does,
-			// too.
-			f.told()
-			if time.Since(tended) >= f.opts.TendInterval {
-				m.Tend(false)
-				tended = time.Now()
-			}
-		}
-		interval := f.opts.TendInterval
-		if m.Undisturbed() {
-			interval *= undisturbedRounds
-		}
-		next.Reset(inStep(time.Now().Add(interval), f.opts.TendInterval))
+		next.Reset(inStep(time.Now().Add(f.round(ctx, m, force)), f.opts.TendInterval))
 	}
+}
+
+// round looks after a pool once, folds all that is to be folded, and tells how long the pool may then be
+// left alone if no event tells of anything. force lists its directory.
+func (f *Fleet) round(ctx context.Context, m *member, force bool) (pause time.Duration) {
+	m.SetWatched(m.notifier.Stats.Watching.Load())
+	if force {
+		m.Rescan()
+	} else {
+		m.Tend(false)
+	}
+	f.told()
+	f.keepStarts(m, false)
+	for tended := time.Now(); m.Fold() && ctx.Err() == nil; {
+		// Folding thousands of files takes a while, and looking at all that are left does,
+		// too.
+		f.told()
+		if time.Since(tended) >= f.opts.TendInterval {
+			m.Tend(false)
+			tended = time.Now()
+		}
+	}
+	if m.Undisturbed() {
+		return undisturbedRounds * f.opts.TendInterval
+	}
+	return f.opts.TendInterval
 }
 
 // undisturbedRounds is how many rounds pass between two of a pool in which nothing happens and of whose
