@@ -21,7 +21,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -296,11 +295,13 @@ func (f *firstScan) tell(ready bool) {
 	}
 }
 
-// tidyEvery is how often the garbage collector is set anew.
+// tidyEvery is how often the garbage collector is set anew, and memory given back that is not used any more.
 const tidyEvery = 10 * time.Second
 
-// tidy gives back what the first scan has left, and keeps garbage in bounds until ctx is done.
+// tidy gives back what the first scan has left and what many requests have used, and keeps garbage in
+// bounds until ctx is done.
 func tidy(ctx context.Context, pools *fleet.Fleet, garbage *garbage) {
+	var tide tide
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	for first := true; ; {
@@ -313,11 +314,12 @@ func tidy(ctx context.Context, pools *fleet.Fleet, garbage *garbage) {
 			continue
 		}
 		if first {
-			debug.FreeOSMemory()
+			garbage.giveBackNow(&tide)
 			ticker.Reset(tidyEvery)
 			first = false
+			continue
 		}
-		garbage.limit()
+		garbage.giveBack(&tide)
 	}
 }
 

@@ -70,3 +70,75 @@ func (g *garbage) percent(live, scanned uint64) int {
 	allowed := max(garbageBytes*100, scanned*uint64(g.most)) // in hundredths of a byte
 	return max(1, min(g.most, int(allowed/max(live, 1))))
 }
+
+// A tide tells when memory is worth giving back to the system at once. What many requests have used is
+// garbage that only the next collection finds, and the next one is due when as much has been allocated
+// again: without requests, after minutes.
+type tide struct {
+	// low is what the runtime held when memory was last given back, in bytes, and garbage how much more
+	// there could be then before it would be collected. Both are 0 before the first time.
+	low, garbage uint64
+	// allocated is what had been allocated in all at the last look.
+	allocated uint64
+}
+
+const (
+	// tideBytes, or a tideShare-th of what was held, is how much more must be held for it to be worth a
+	// collection.
+	tideBytes = 1 << 20
+	tideShare = 20
+)
+
+// memoryUse is what the runtime tells of its memory, in bytes.
+type memoryUse struct {
+	// held is what it has from the system for the heap and for stacks, used or not.
+	held uint64
+	// allocated is what has been allocated since the process began.
+	allocated uint64
+	// garbage is how much the heap may grow after a collection before the next one.
+	garbage uint64
+}
+
+func readMemoryUse() memoryUse {
+	read := []runtimemetrics.Sample{
+		{Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/memory/classes/heap/unused:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/stacks:bytes"},
+		{Name: "/gc/heap/allocs:bytes"},
+		{Name: "/gc/heap/goal:bytes"},
+		{Name: "/gc/heap/live:bytes"},
+	}
+	runtimemetrics.Read(read)
+	at := func(i int) uint64 { return read[i].Value.Uint64() }
+	return memoryUse{held: at(0) + at(1) + at(2) + at(3), allocated: at(4), garbage: at(5) - min(at(5), at(6))}
+}
+
+// out reports whether much more is held than when memory was last given back, and next to nothing was
+// allocated since the last look: a collection while much is allocated would be one of many.
+func (t *tide) out(now memoryUse) bool {
+	quiet := now.allocated-t.allocated < garbageBytes
+	t.allocated = now.allocated
+	return quiet && now.held > t.low+t.garbage+max(tideBytes, t.low/tideShare)
+}
+
+// ebbed takes note of what is held after memory was given back.
+func (t *tide) ebbed(now memoryUse) { t.low, t.garbage = now.held, now.garbage }
+
+// giveBack has garbage collected and gives free memory back to the system, if that is worth it. It sets
+// the percentage as limit does.
+func (g *garbage) giveBack(t *tide) {
+	if !t.out(readMemoryUse()) {
+		g.limit()
+		return
+	}
+	runtime.GC() // what lies in a sync.Pool, such as net/http's buffers, is garbage for the second collection only
+	g.giveBackNow(t)
+}
+
+// giveBackNow does so in any case, with one collection.
+func (g *garbage) giveBackNow(t *tide) {
+	debug.FreeOSMemory()
+	g.limit()
+	t.ebbed(readMemoryUse())
+}

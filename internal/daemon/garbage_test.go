@@ -78,3 +78,57 @@ func TestGarbageStart(t *testing.T) {
 		t.Errorf("a collection that comes late sets it to %d", got)
 	}
 }
+
+func TestTideOut(t *testing.T) {
+	const mib = 1 << 20
+	for _, tc := range []struct {
+		name      string
+		low, held uint64 // MiB
+		allocated uint64 // KiB since the last look
+		garbage   uint64 // MiB that there may be before it is collected
+		want      bool
+	}{
+		{"never_given_back", 0, 8, 10, 1, true},
+		{"as_it_was", 8, 8, 10, 1, false},
+		{"garbage_there_may_be", 8, 9, 10, 1, false},
+		{"after_many_requests", 8, 20, 10, 1, true},
+		{"many_requests", 8, 20, 20 << 10, 1, false},
+		{"less", 20, 8, 10, 1, false},
+		{"large_and_a_little_more", 400, 410, 10, 4, false},
+		{"large_and_more", 400, 440, 10, 4, true},
+	} {
+		tide := tide{low: tc.low * mib, garbage: tc.garbage * mib, allocated: 5}
+		now := memoryUse{held: tc.held * mib, allocated: 5 + tc.allocated<<10, garbage: 50 * mib}
+		if got := tide.out(now); got != tc.want {
+			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
+		}
+		if tide.allocated != now.allocated {
+			t.Errorf("%s: the look is forgotten", tc.name)
+		}
+	}
+}
+
+// TestTideGivesBack: what was used once is given back as soon as nothing is allocated any more, and a
+// collection that would give back nothing is not made.
+func TestTideGivesBack(t *testing.T) {
+	const large = 64 << 20
+	var tide tide
+	var g garbage
+	g.giveBackNow(&tide)
+	low := tide.low
+	runtime.KeepAlive(make([]byte, large)) // until here, and no longer
+	g.giveBack(&tide)
+	if held := readMemoryUse().held; held < large {
+		t.Fatalf("%d bytes are held after %d were allocated: while much is allocated there is a collection", held, large)
+	}
+	g.giveBack(&tide)
+	if held := readMemoryUse().held; held > low+large/4 {
+		t.Errorf("%d bytes are held, %d before", held, low)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	g.giveBack(&tide)
+	if runtime.ReadMemStats(&after); after.NumForcedGC != before.NumForcedGC {
+		t.Errorf("collected again, with %d bytes held at the low of %d", readMemoryUse().held, tide.low)
+	}
+}

@@ -183,7 +183,13 @@ func (p *process) kill() {
 // is true.
 func (p *process) await(what string, match func(line string) bool) string {
 	p.t.Helper()
-	timeout := time.After(patience)
+	return p.awaitWithin(patience, what, match)
+}
+
+// awaitWithin is await for what takes a while by itself.
+func (p *process) awaitWithin(within time.Duration, what string, match func(line string) bool) string {
+	p.t.Helper()
+	timeout := time.After(within)
 	seen := 0
 	for {
 		lines, grown := p.out.lines()
