@@ -45,8 +45,7 @@ func ReadPoolSettings(file string, data []byte) (discover.Settings, error) {
 		}
 	}
 	var out discover.Settings
-	if ok {
-		in.check(d)
+	if ok && in.check(d) {
 		whole := Config{Metrics: in.Metrics, Limits: in.Limits}
 		whole.check(d)
 		out = in.compile(d, whole.spec(d))
@@ -57,8 +56,10 @@ func ReadPoolSettings(file string, data []byte) (discover.Settings, error) {
 	return out, nil
 }
 
-// check finds what the configuration may say, and an application may not.
-func (in *PoolSettings) check(d *decoder) {
+// check finds what the configuration may say, and an application may not. It reports whether the rules
+// cost no more than their length: a regular expression of some bytes may compile to megabytes.
+func (in *PoolSettings) check(d *decoder) (cheap bool) {
+	cheap = len(in.Metrics) <= maxOwnRules
 	fail := func(key, format string, args ...any) { d.fail(d.pos[key], key, format, args...) }
 	if len(in.Labels) > maxOwnLabels {
 		fail("labels", "are %d; write at most %d", len(in.Labels), maxOwnLabels)
@@ -76,12 +77,14 @@ func (in *PoolSettings) check(d *decoder) {
 	}
 	for i, r := range in.Metrics {
 		if r.MatchRE != "" {
+			cheap = false
 			fail(fmt.Sprintf("metrics[%d].match_re", i), "is not for the file of an application; name each metric by match")
 		}
 	}
 	if in.Limits.Pools != nil {
 		fail("limits.pools", "is not for the file of an application; remove it")
 	}
+	return cheap
 }
 
 // compile makes a policy of the rules and limits, whose complaints are given their places.

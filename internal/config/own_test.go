@@ -1,10 +1,14 @@
 package config
 
 import (
+	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
+	"aggregatord/internal/discover"
 	"aggregatord/internal/metric"
 )
 
@@ -61,4 +65,63 @@ limits: {series_per_pool: 100, bytes_per_pool: 1MiB}
 			}
 		})
 	}
+}
+
+// FuzzPoolSettings: whatever an application writes into its file of settings, to read it takes a bounded
+// time and memory for each byte, and what is taken of it concerns nobody else. What is wrong is told with its place.
+func FuzzPoolSettings(f *testing.F) {
+	for _, text := range []string{
+		"labels: {app_team: shop}\nmetrics:\n  - {match: queue, gauge_mode: max, help: x, type: info}\n  - {match: a, drop_labels: [b]}\nlimits: {series_per_pool: 9, bytes_per_pool: 1MiB}\n",
+		"labels: {namespace: prod}\nmetrics: [{match_re: '(a?){1000}', drop: true}]\nlimits: {pools: 1}\noutputs: []\n",
+		"metrics: &a [&b {match: x}, " + strings.Repeat("*b, ", 3000) + "*b]\n",
+		"a: &a [b,b,b,b,b,b,b,b,b]\nc: &c [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\nmetrics: [*d,*d,*d]\n",
+		"labels: &l {<<: *l}\n",
+		"? {[a]: b}\n: !!binary x\n---\n",
+		"metrics: [{match_re: '(" + strings.Repeat("a?", 1500) + "){1000}', drop: true}]\n",
+		strings.Repeat("[", 8000),
+		strings.Repeat("- ", 8000),
+		"metrics:\n" + strings.Repeat("- {match: a, keep: [x]}\n", 600),
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if len(data) > discover.MaxSettingsBytes {
+			return // of a larger file nothing is read
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		begin := time.Now()
+		in, err := ReadPoolSettings("metrics.yml", data)
+		took := time.Since(begin)
+		runtime.ReadMemStats(&after)
+		if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20+4<<10*uint64(len(data)) {
+			t.Fatalf("%d bytes took %d of memory", len(data), n)
+		}
+		if took > time.Second+time.Duration(len(data))*100*time.Microsecond {
+			t.Fatalf("%d bytes took %v", len(data), took)
+		}
+		if err != nil {
+			var all Errors
+			if !errors.As(err, &all) || len(all) == 0 {
+				t.Fatalf("not Errors: %v", err)
+			}
+			for _, e := range all {
+				if e.Problem == "" || e.Pos.Line < 0 {
+					t.Errorf("%#v", e)
+				}
+			}
+			return
+		}
+		if len(in.Labels) > maxOwnLabels {
+			t.Errorf("%d labels", len(in.Labels))
+		}
+		for _, l := range in.Labels {
+			if !strings.HasPrefix(l.Name, ownLabelPrefix) || l.Value == "" || len(l.Name) > maxOwnLabel || len(l.Value) > maxOwnLabel {
+				t.Errorf("label %q=%q", l.Name, l.Value)
+			}
+		}
+		if in.Own == nil || len(in.Own.Info()) > 0 || len(in.Own.MetricRelabelConfigs()) > 0 {
+			t.Errorf("it says more than it may: %+v", in.Own)
+		}
+	})
 }
