@@ -200,6 +200,9 @@ func problems(p *status.Pool) []status.Problem {
 		say(severityError, "Make it before the application starts, or give the right one by --dir.", "The directory %s does not exist.", p.Dir)
 	case strings.Contains(p.Error, syscall.EACCES.Error()):
 		say(severityError, "Run the daemon as the workers' user.", "The daemon may not list the directory %s.", p.Dir)
+	case p.Error == pool.ErrSilent.Error():
+		say(severityError, "Look at its file system. The pool is served again as soon as it answers.",
+			"The directory %s does not answer; nothing of its pool is served.", p.Dir)
 	default:
 		say(severityError, "Run aggregatord doctor there.", "The directory %s cannot be listed: %s.", p.Dir, p.Error)
 	}

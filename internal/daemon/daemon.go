@@ -33,6 +33,7 @@ import (
 	"aggregatord/internal/exposition"
 	"aggregatord/internal/fleet"
 	"aggregatord/internal/output"
+	"aggregatord/internal/pool"
 	"aggregatord/internal/process"
 	"aggregatord/internal/serve"
 	"aggregatord/internal/status"
@@ -344,7 +345,7 @@ func (g gatherer) Gather(ctx context.Context, r serve.Request) ([]*view.Snapshot
 	switch {
 	case errors.Is(err, fleet.ErrNoPool):
 		return nil, g.noPool(r.Pools, err)
-	case errors.Is(err, fleet.ErrComing):
+	case errors.Is(err, fleet.ErrComing), errors.Is(err, pool.ErrSilent):
 		return nil, fmt.Errorf("%w: %w", serve.ErrPoolNotReady, err)
 	case err != nil:
 		return nil, err

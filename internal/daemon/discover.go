@@ -9,6 +9,7 @@ import (
 	"aggregatord/internal/api"
 	"aggregatord/internal/discover"
 	"aggregatord/internal/fleet"
+	"aggregatord/internal/pool"
 	"aggregatord/internal/process"
 	"aggregatord/internal/serve"
 	"aggregatord/internal/status"
@@ -70,6 +71,8 @@ func (g gatherer) poolReady(name string) error {
 		return g.noPool([]string{name}, fmt.Errorf("%w: %q", fleet.ErrNoPool, name))
 	case !p.Ready():
 		return fmt.Errorf("%w: %q", fleet.ErrComing, name)
+	case g.pools.IsSilent(name):
+		return fmt.Errorf("pool %q: %w", name, pool.ErrSilent)
 	}
 	return nil
 }

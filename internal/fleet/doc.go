@@ -7,7 +7,7 @@
 //	tend loop      Run or Add        its pool is removed, ctx is done  nothing: it logs what goes wrong
 //	event watcher  the tend loop     its tend loop ends                a channel that wakes the tend loop
 //
-// The invariant of the room: two pools never wait for each other. One that hangs delays the
-// views that it is part of and nothing else, and one that is removed gives back everything:
-// descriptors, mappings, memory, goroutines, and the lock on its directory.
+// The invariant of the room: two pools never wait for each other. One that hangs delays the view of
+// all by pool.Options.Patience, once, and is left out of it until it answers. One that is removed gives
+// back everything: descriptors, mappings, memory, goroutines, and the lock on its directory.
 package fleet

@@ -51,7 +51,7 @@ func (f *Fleet) Explain(ctx context.Context, choose func(*view.Snapshot) []int) 
 // explainOnce returns nil if the layout of a pool has changed meanwhile.
 func (f *Fleet) explainOnce(ctx context.Context, choose func(*view.Snapshot) []int) (*Explanation, error) {
 	members := f.all()
-	snaps, err := gather(ctx, members, peek)
+	snaps, err := f.gather(ctx, members, false, peek)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -90,6 +91,10 @@ type member struct {
 	// looking is held while a view with starts is taken of the pool, so that its starts meet
 	// the views in their order.
 	looking sync.Mutex
+	// hanging is how many looks at the pool have not ended that nobody waits for any more, and told says
+	// that the log has it.
+	hanging atomic.Int64
+	told    atomic.Bool
 	starts  keptStarts
 	stop    context.CancelFunc
 	done    chan struct{} // closed when its loop has ended; nil before it was started
@@ -128,6 +133,9 @@ func New(opts Options) (*Fleet, error) {
 	}
 	if opts.TendInterval == 0 {
 		opts.TendInterval = time.Second
+	}
+	if opts.Pool.Patience == 0 {
+		opts.Pool.Patience = pool.DefaultPatience
 	}
 	if opts.RescanInterval == 0 {
 		opts.RescanInterval = 10 * time.Second
@@ -418,7 +426,7 @@ func (f *Fleet) Err() error {
 	return errors.Join(errs...)
 }
 
-// UpdateMetrics brings the gauges that describe the pools up to date.
+// UpdateMetrics brings the gauges that describe the pools up to date. It waits for no pool that does not answer.
 func (f *Fleet) UpdateMetrics() {
 	for _, m := range f.all() {
 		m.UpdateMetrics()

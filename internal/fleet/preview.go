@@ -155,7 +155,7 @@ func (f *Fleet) eachMetric(ctx context.Context, yield func(pool string, fam *vie
 	f.policyMu.RLock()
 	defer f.policyMu.RUnlock()
 	members := f.all()
-	snaps, err := gather(ctx, members, peek)
+	snaps, err := f.gather(ctx, members, false, peek)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -8,10 +9,14 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 
 	"aggregatord/internal/policy"
 	"aggregatord/internal/pool"
+	"aggregatord/internal/telemetry"
 )
 
 // TestSlowPool: a pool whose directory takes long, while it is tended, keeps no other one from being
@@ -91,6 +96,101 @@ func TestSlowPool(t *testing.T) {
 	h.wantOf(Selection{Pools: []string{"good"}}, "hits_total pool=good team=a 1")
 	if err := f.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSilentPool: a pool whose directory does not answer, while it is tended or while a view is taken, is left
+// out of the view of all pools after a while, and at once from then on, until it answers.
+func TestSilentPool(t *testing.T) {
+	const patience = time.Second
+	for name, hang := range map[string]func(stick func()) (progress func(int, int), now func() time.Time){
+		"tended": func(stick func()) (func(int, int), func() time.Time) { return func(int, int) { stick() }, time.Now },
+		"gathered": func(stick func()) (func(int, int), func() time.Time) {
+			return nil, func() time.Time { stick(); return time.Now() }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			slow, good := tmpfs(t), tmpfs(t)
+			for i := range 100 { // the progress of many files is told
+				write(t, slow, fmt.Sprintf("counter_%d.db", i), map[string]float64{"hits_total": 1})
+			}
+			write(t, good, "counter_1.db", map[string]float64{"hits_total": 2})
+			core, logs := observer.New(zapcore.InfoLevel)
+			h := &harness{t: t, logs: logs, set: telemetry.NewSet()}
+			var armed atomic.Bool
+			stuck, open := make(chan struct{}), make(chan struct{})
+			progress, now := hang(func() {
+				if armed.CompareAndSwap(true, false) {
+					close(stuck)
+					<-open
+				}
+			})
+			f, err := New(Options{
+				Pools: []pool.Spec{{Name: "slow", Path: slow}}, Growing: true, Logger: zap.New(core), Set: h.set,
+				Pool: pool.Options{Archive: &pool.ArchiveOptions{}, Patience: patience, OnProgress: progress, Now: now},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.Fleet = f
+			if err := f.Open(); err != nil {
+				t.Fatal(err)
+			}
+			only := Selection{Pools: []string{"slow"}}
+			hung := make(chan struct{})
+			if progress == nil {
+				f.Pool("slow").Tend(true)
+			}
+			armed.Store(true)
+			go func() {
+				defer close(hung)
+				if progress != nil {
+					f.Pool("slow").Tend(true)
+				} else if _, err := f.View(t.Context(), only); !errors.Is(err, pool.ErrSilent) {
+					t.Errorf("a view that hangs: %v", err)
+				}
+			}()
+			<-stuck
+			if err := f.Add(pool.Spec{Name: "good", Path: good}); err != nil {
+				t.Fatal(err)
+			}
+			f.Pool("good").Tend(true)
+			directoryUp := func(of string) float64 {
+				f.UpdateMetrics()
+				return h.own("aggregatord_directory_up pool=" + of)
+			}
+			h.want("hits_total pool=good 2")
+			at := time.Now()
+			for range 3 {
+				h.want("hits_total pool=good 2")
+			}
+			if took := time.Since(at); took > patience {
+				t.Errorf("three views without the pool took %v", took)
+			}
+			if _, err := f.View(t.Context(), only); !errors.Is(err, pool.ErrSilent) {
+				t.Errorf("a view of the pool alone: %v", err)
+			}
+			if state := f.Pool("slow").State(); !f.IsSilent("slow") || f.IsSilent("good") || !state.Silent || directoryUp("slow") != 0 || directoryUp("good") != 1 {
+				t.Errorf("it is not told: %+v", state)
+			}
+			if n := h.logged("does not answer"); n != 1 {
+				t.Errorf("the log has it %d times", n)
+			}
+			close(open)
+			<-hung
+			for deadline := time.Now().Add(10 * time.Second); f.IsSilent("slow"); time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("it is never heard again")
+				}
+			}
+			h.want("hits_total pool=good 2", "hits_total pool=slow 100")
+			if h.logged("answers again") != 1 || directoryUp("slow") != 1 {
+				t.Error("that it answers is not told")
+			}
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

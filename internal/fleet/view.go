@@ -2,13 +2,10 @@ package fleet
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"go.uber.org/zap"
 
@@ -97,7 +94,8 @@ func (f *Fleet) selected(sel Selection) ([]*member, error) {
 
 // View reads what the files of the selected pools hold now, and returns it joined. Pools are
 // read side by side, and a view of one pool costs that pool alone. The caller must Release the
-// snapshot. The error wraps ErrNoPool or ErrComing, is ErrClosed, or that
+// snapshot. A pool that does not answer is left out of the view of all pools, unless that is all there is.
+// The error wraps ErrNoPool, ErrComing or pool.ErrSilent, is ErrClosed, or that
 // of ctx.
 func (f *Fleet) View(ctx context.Context, sel Selection) (*view.Snapshot, error) {
 	f.policyMu.RLock()
@@ -109,7 +107,7 @@ func (f *Fleet) View(ctx context.Context, sel Selection) (*view.Snapshot, error)
 	if err != nil {
 		return nil, err
 	}
-	snaps, err := gather(ctx, members, func(m *member) (*view.Snapshot, error) { return f.take(m, sel.Starts) })
+	snaps, err := f.gather(ctx, members, sel.Pools != nil, func(m *member) (*view.Snapshot, error) { return f.take(m, sel.Starts) })
 	if err != nil {
 		return nil, err
 	}
@@ -135,39 +133,6 @@ func (f *Fleet) count(members []*member, j *joint, joined *view.Snapshot) {
 	f.metrics.ruleExpired.Set(float64(expired))
 	f.metrics.series.Set(float64(joined.Layout.Points - expired))
 	f.tellConflicts(j)
-}
-
-// gather takes a snapshot of each pool, nil of those that are just being removed.
-func gather(ctx context.Context, members []*member, take func(*member) (*view.Snapshot, error)) ([]*view.Snapshot, error) {
-	snaps := make([]*view.Snapshot, len(members))
-	errs := make([]error, len(members))
-	var next atomic.Int64
-	work := func() {
-		for i := next.Add(1) - 1; int(i) < len(members); i = next.Add(1) - 1 {
-			if errs[i] = ctx.Err(); errs[i] == nil {
-				snaps[i], errs[i] = take(members[i])
-			}
-			if errors.Is(errs[i], pool.ErrClosed) {
-				errs[i] = nil
-			}
-		}
-	}
-	var wg sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), len(members)) - 1 {
-		// Ends when all pools are read, below.
-		wg.Go(work)
-	}
-	work()
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		for _, s := range snaps {
-			if s != nil {
-				s.Release()
-			}
-		}
-		return nil, fmt.Errorf("merge: %w", err)
-	}
-	return snaps, nil
 }
 
 // peek is for gather.

@@ -29,9 +29,12 @@ type Account struct {
 	Contributions []Contribution
 }
 
-// Peek returns a view of the values that were loaded last, without reading any file.
+// Peek returns a view of the values that were loaded last, without reading any file. The error is
+// ErrClosed or ErrSilent.
 func (p *Pool) Peek() (*view.Snapshot, error) {
-	p.mu.Lock()
+	if !p.mu.lockWithin(p.patience) {
+		return nil, ErrSilent
+	}
 	defer p.mu.Unlock()
 	if p.closed {
 		return nil, ErrClosed
@@ -41,9 +44,12 @@ func (p *Pool) Peek() (*view.Snapshot, error) {
 
 // Explain takes a view of the values that were loaded last, without reading any file, calls
 // choose with it, and accounts for the points that choose returns. The time it takes grows with
-// all entries, not with the number of points. The snapshot is valid during the call of choose.
+// all entries, not with the number of points. The snapshot is valid during the call of choose. The error
+// is ErrClosed or ErrSilent.
 func (p *Pool) Explain(choose func(*view.Snapshot) []view.PointRef) ([]Account, error) {
-	p.mu.Lock()
+	if !p.mu.lockWithin(p.patience) {
+		return nil, ErrSilent
+	}
 	defer p.mu.Unlock()
 	if p.closed {
 		return nil, ErrClosed

@@ -39,7 +39,7 @@ func NewMetrics(set *telemetry.Set) *Metrics {
 		files:       set.GaugeVec("aggregatord_files", "Files in the directory: alive or dead (its process can no longer write), removed (by somebody else, its process alive), failed, or foreign.", "pool", "state", "dialect"),
 		workers:     set.GaugeVec("aggregatord_workers", "Worker IDs with a source file; alive if any of the files is.", "pool", "state"),
 		entries:     set.GaugeVec("aggregatord_entries", "Entries of the source files that are merged at a scrape.", "pool"),
-		directoryUp: set.GaugeVec("aggregatord_directory_up", "1 if the directory could be listed the last time.", "pool"),
+		directoryUp: set.GaugeVec("aggregatord_directory_up", "1 if the directory could be listed the last time; 0 as well while it does not answer: then the pool is left out of the view of all pools.", "pool"),
 		liveness:    set.GaugeVec("aggregatord_liveness_files", "Source files by how it is known whether their process lives: lease, proc, or none (taken as alive).", "pool", "method"),
 		fileErrors:  set.CounterVec("aggregatord_file_errors_total", "Times a source file became unreadable, by reason; the log names the file.", "pool", "reason"),
 		entryErrors: set.CounterVec("aggregatord_entry_errors_total", "Entries of source files left out, by reason; the log names the first of each file.", "pool", "reason"),
@@ -90,11 +90,16 @@ func (m *Metrics) forget(pool string) { m.set.Forget("pool", pool) }
 type fileGauge struct{ state, dialect string }
 
 // UpdateMetrics brings the gauges that describe the pool up to date, if anything has changed
-// since Tend did so.
+// since Tend did so. Those of a pool that does not answer stay, but for that its directory is not up.
 func (p *Pool) UpdateMetrics() {
-	p.mu.Lock()
+	if !p.mu.lockWithin(p.patience) {
+		if !p.shownSilent.Swap(true) {
+			p.metrics.directoryUp.With(p.spec.Name).Set(0)
+		}
+		return
+	}
 	defer p.mu.Unlock()
-	if p.changed && !p.closed {
+	if (p.shownSilent.Swap(false) || p.changed) && !p.closed {
 		p.updateMetricsLocked()
 	}
 }

@@ -26,7 +26,11 @@ func (p *Pool) SetPolicy(to *policy.Policy) error {
 
 // Hold keeps the pool from being tended, folded and closed until Release is called. It waits for
 // whoever is at that, which a slow file system may make long. Views are taken meanwhile.
-func (p *Pool) Hold() { p.turn.Lock() }
+func (p *Pool) Hold() {
+	p.turn.Lock()
+	p.mu.Lock()   // a view that takes long is waited for here, not by SetPolicyHeld
+	p.mu.Unlock() //nolint:staticcheck // that was all
+}
 
 // Release ends what Hold has begun.
 func (p *Pool) Release() { p.turn.Unlock() }

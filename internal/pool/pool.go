@@ -80,7 +80,13 @@ type Options struct {
 	Metrics *Metrics
 	// Now is the clock. Default: time.Now.
 	Now func() time.Time
+	// Patience is how long somebody may be busy with the pool, as by a system call, before it counts
+	// as one that does not answer: see IsSilent. Default: DefaultPatience.
+	Patience time.Duration
 }
+
+// DefaultPatience is how long a pool may take to answer: less than a scraper waits.
+const DefaultPatience = 5 * time.Second
 
 // ArchiveOptions say how the archive is kept. Zero fields mean the defaults given.
 type ArchiveOptions struct {
@@ -129,13 +135,20 @@ type Pool struct {
 	prober       *watch.Prober
 	folder       *fold.Folder
 	ready        atomic.Bool
+	patience     time.Duration
+	// listedOpen is what OpenFiles has returned last, nil for nothing.
+	listedOpen atomic.Pointer[[]OpenFile]
+	// shownSilent says that the metrics show the directory as one that does not answer.
+	shownSilent atomic.Bool
+	// conflicts, dropped and expired are for LeftOut.
+	conflicts, dropped, expired atomic.Int64
 
 	// turn is held by whoever tends, folds or changes the policy; it is taken before mu. To change
 	// policy and limits takes both locks, so each is enough to read them.
 	turn sync.Mutex
 
 	// mu guards what follows, and what the fold changes in the archive's memory.
-	mu     sync.Mutex
+	mu     lock
 	closed bool
 	policy *policy.Policy
 	limits store.Limits
@@ -246,13 +259,16 @@ func New(spec Spec, opts Options) *Pool {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
+	if opts.Patience == 0 {
+		opts.Patience = DefaultPatience
+	}
 	logger := opts.Logger.With(zap.String("dir", spec.Dir()))
 	if spec.Name != "" {
 		logger = logger.With(zap.String("pool", spec.Name))
 	}
 	p := &Pool{
-		disturbed: true,
-		spec:      spec, logger: logger, metrics: opts.Metrics, folds: opts.Metrics.folds.For(spec.Name), now: opts.Now,
+		disturbed: true, patience: opts.Patience,
+		spec: spec, logger: logger, metrics: opts.Metrics, folds: opts.Metrics.folds.For(spec.Name), now: opts.Now,
 		descriptors: opts.Descriptors, fileLimits: opts.Limits, mergeOptions: opts.Merge, share: opts.Share, onProgress: opts.OnProgress, archiveDir: opts.ArchiveDir,
 		partsEvery: time.Second, learnFor: roundTime,
 		prober: watch.NewProber(spec.Path), lister: watch.NewDir(spec.Path),
@@ -417,7 +433,9 @@ func (p *Pool) Ready() bool { return p.ready.Load() }
 // Err tells why the directory could not be listed when it was last looked at. A daemon goes on
 // and waits for better times; a command that looks once needs to know.
 func (p *Pool) Err() error {
-	p.mu.Lock()
+	if !p.mu.lockWithin(p.patience) {
+		return ErrSilent
+	}
 	defer p.mu.Unlock()
 	return p.scanErr
 }
@@ -439,6 +457,9 @@ func (p *Pool) Gather() (*view.Snapshot, error) {
 	p.loadLocked()
 	p.index.SetTime(unixSeconds(p.now()))
 	snap := p.index.Snapshot()
+	p.conflicts.Store(int64(len(p.index.Conflicts())))
+	p.dropped.Store(int64(p.index.Dropped()))
+	p.expired.Store(int64(p.index.Expired()))
 	p.reportConflictsLocked()
 	p.lastPass, p.lastPassTook = p.now(), time.Since(start)
 	p.passes++
@@ -448,11 +469,9 @@ func (p *Pool) Gather() (*view.Snapshot, error) {
 }
 
 // LeftOut counts what the last view left out: disagreements between files, and the series that
-// rules drop or have expired.
+// rules drop or have expired. It waits for nobody.
 func (p *Pool) LeftOut() (conflicts, dropped, expired int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.index.Conflicts()), p.index.Dropped(), p.index.Expired()
+	return int(p.conflicts.Load()), int(p.dropped.Load()), int(p.expired.Load())
 }
 
 // manyFiles and manyEntries are how many make loading on several cores worth the while.

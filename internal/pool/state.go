@@ -39,6 +39,8 @@ type State struct {
 	// Up says that the directory could be listed the last time; Err why not.
 	Up  bool
 	Err error
+	// Silent says that the pool does not answer: see ErrSilent.
+	Silent bool
 	// Ready says that all files were read once.
 	Ready bool
 	// Liveness is how the death of workers is known, and KnownBy counts files by the method that
@@ -90,9 +92,11 @@ type ArchiveState struct {
 	Awaiting, Removing int
 }
 
-// State tells about the pool.
+// State tells about the pool. Of one that does not answer it tells only that.
 func (p *Pool) State() State {
-	p.mu.Lock()
+	if !p.mu.lockWithin(p.patience) {
+		return State{Spec: p.spec, Err: ErrSilent, Ready: p.ready.Load(), Silent: true}
+	}
 	defer p.mu.Unlock()
 	s := State{
 		Spec: p.spec, Up: p.scanErr == nil && p.listed, Err: p.scanErr, Ready: p.ready.Load(),
@@ -216,9 +220,11 @@ type Worker struct {
 	Used, Size    int64 // in bytes
 }
 
-// Workers lists all workers, by ID.
+// Workers lists all workers, by ID; none of a pool that does not answer.
 func (p *Pool) Workers() []Worker {
-	p.mu.Lock()
+	if !p.mu.lockWithin(p.patience) {
+		return nil
+	}
 	defer p.mu.Unlock()
 	counts := map[string]worker{}
 	countWorkers(p.allLocked(), counts)
@@ -278,9 +284,11 @@ type File struct {
 	LeftOut []store.Reason
 }
 
-// Files lists the files that keep says yes to, by path.
+// Files lists the files that keep says yes to, by path; none of a pool that does not answer.
 func (p *Pool) Files(keep func(*File) bool) []File {
-	p.mu.Lock()
+	if !p.mu.lockWithin(p.patience) {
+		return nil
+	}
 	defer p.mu.Unlock()
 	var all []File
 	for t := range p.allLocked() {
@@ -315,9 +323,12 @@ type Value struct {
 	Value float64
 }
 
-// Values lists what the files of a worker held at the last view, file after file.
+// Values lists what the files of a worker held at the last view, file after file; nothing of a pool that
+// does not answer.
 func (p *Pool) Values(worker string) []Value {
-	p.mu.Lock()
+	if !p.mu.lockWithin(p.patience) {
+		return nil
+	}
 	defer p.mu.Unlock()
 	var all []Value
 	for t := range p.allLocked() {
