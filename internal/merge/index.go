@@ -3,6 +3,7 @@ package merge
 import (
 	"cmp"
 	"math"
+	"math/bits"
 	"slices"
 	"strings"
 	"unsafe"
@@ -198,15 +199,17 @@ type Index struct {
 	nanName                           string
 	nans                              map[uint32]int32 // by cell
 
-	// The cells, by number. init is what hi starts from at every snapshot: 0 where values
-	// are added, NaN elsewhere. pins counts the sources that have the cell, active those of
-	// them that are served.
+	// The cells, by number. pins counts the sources that have the cell, active those of them that
+	// are served.
 	desc   []cellDesc
-	hi, lo []float64
-	init   []float64
 	pins   []int32
 	active []int32
 	free   []uint32
+	// unset has a bit for each cell whose value is NaN before the first source, as where nothing
+	// is added; the others are 0.
+	unset []uint64
+	// hi and lo are what is known of the cells' values while a snapshot is made; nil at other times.
+	hi, lo []float64
 	freed  uint64 // how many cells ever were
 	// unpinned counts the cells with no pins that are not swept up yet.
 	unpinned int
@@ -371,7 +374,6 @@ func (x *Index) Expect(s *Source, entries int) {
 		return
 	}
 	x.desc = slices.Grow(x.desc, room)
-	x.hi, x.lo, x.init = slices.Grow(x.hi, room), slices.Grow(x.lo, room), slices.Grow(x.init, room)
 	x.pins, x.active = slices.Grow(x.pins, room), slices.Grow(x.active, room)
 	s.space.cells.grow(room)
 	x.share.keys.grow(room)
@@ -665,21 +667,26 @@ func (x *Index) addKey(space *keyspace, fam *family, raw []byte, hash uint32, ce
 }
 
 func (x *Index) newCell(d cellDesc) uint32 {
-	init := Zero(d.node.group.typ, d.node.group.mode)
 	x.unpinned++
+	var c uint32
 	if n := len(x.free); n > 0 {
-		c := x.free[n-1]
+		c = x.free[n-1]
 		x.free = x.free[:n-1]
-		x.desc[c], x.init[c] = d, init
-		return c
+		x.desc[c] = d
+	} else {
+		c = uint32(len(x.desc))
+		x.desc = append(x.desc, d)
+		x.pins = append(x.pins, 0)
+		x.active = append(x.active, 0)
+		if c%64 == 0 {
+			x.unset = append(x.unset, 0)
+		}
 	}
-	x.desc = append(x.desc, d)
-	x.init = append(x.init, init)
-	x.hi = append(x.hi, 0)
-	x.lo = append(x.lo, 0)
-	x.pins = append(x.pins, 0)
-	x.active = append(x.active, 0)
-	return uint32(len(x.desc) - 1)
+	bit := uint64(1) << (c % 64)
+	if x.unset[c/64] &^= bit; Zero(d.node.group.typ, d.node.group.mode) != 0 {
+		x.unset[c/64] |= bit
+	}
+	return c
 }
 
 func (x *Index) pin(s *Source, cell uint32) {
@@ -901,6 +908,12 @@ func (x *Index) Each(s *Source, yield func(raw string, value, stamp float64)) {
 // could not be read counts with what was last loaded into it.
 func (x *Index) Snapshot() *view.Snapshot {
 	layout := x.Layout()
+	sums := x.share.sums.get(len(x.desc))
+	x.hi, x.lo = sums.hi[:len(x.desc)], sums.lo[:len(x.desc)]
+	defer func() {
+		x.hi, x.lo = nil, nil
+		x.share.sums.put(sums)
+	}()
 	x.combine()
 	snap := x.snapshots.Take(layout)
 	if nan := x.gather(snap); nan != x.careful {
@@ -916,8 +929,13 @@ func (x *Index) Snapshot() *view.Snapshot {
 
 // combine adds up the values of all sources in the cells.
 func (x *Index) combine() {
-	copy(x.hi, x.init)
+	clear(x.hi)
 	clear(x.lo)
+	for i, set := range x.unset {
+		for ; set != 0; set &= set - 1 {
+			x.hi[64*i+bits.TrailingZeros64(set)] = math.NaN()
+		}
+	}
 	clear(x.nans)
 	x.nanCount, x.nanName = 0, ""
 	for _, s := range x.Sources() {
@@ -956,6 +974,7 @@ func (x *Index) Close() {
 			x.discard(g)
 		}
 	}
+	x.share.sums.forget()
 	*x = Index{}
 }
 

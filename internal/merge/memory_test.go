@@ -203,7 +203,7 @@ func TestArchivedKeys(t *testing.T) {
 	x := NewIndex(Options{})
 	s := x.AddFolded(SourceSpec{Type: metric.Counter, ParseKey: store.ParseKey})
 	x.Expect(s, n)
-	room := func() [4]int { return [4]int{cap(x.desc), cap(x.hi), cap(s.values), len(s.space.cells.slots)} }
+	room := func() [4]int { return [4]int{cap(x.desc), cap(x.pins), cap(s.values), len(s.space.cells.slots)} }
 	before := room()
 	for i, raw := range raws {
 		if err := x.LearnString(s, raw, uint32(i), 0); err != nil {

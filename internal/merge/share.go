@@ -21,6 +21,8 @@ type Share struct {
 	labels  pile[[]metric.Label]
 	points  pile[[]view.Point]
 	metrics pile[[]view.Metric]
+	// sums is the memory in which indexes add up values.
+	sums sumLists
 }
 
 // NewShare returns an empty Share.
@@ -28,6 +30,50 @@ func NewShare() *Share { return &Share{} }
 
 // Len is the number of things that it keeps.
 func (s *Share) Len() int { return s.keys.len() + s.labels.len() + s.points.len() + s.metrics.len() }
+
+// sums are the cells' values while a snapshot of an index is made, in two halves: see operations.
+type sums struct{ hi, lo []float64 }
+
+// sumLists keeps as many sums as there are snapshots in the making at once. Indexes of one Share
+// use the same memory one after the other, which stays in the processor's caches, too.
+type sumLists struct {
+	mu   sync.Mutex // guards free
+	free []*sums
+}
+
+// get returns sums for so many cells or more, with anything in them.
+func (l *sumLists) get(cells int) *sums {
+	s := l.last()
+	if len(s.hi) < cells {
+		s.hi, s.lo = make([]float64, cells), make([]float64, cells)
+	}
+	return s
+}
+
+func (l *sumLists) last() *sums {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := len(l.free)
+	if n == 0 {
+		return &sums{}
+	}
+	s := l.free[n-1]
+	l.free = l.free[:n-1]
+	return s
+}
+
+func (l *sumLists) put(s *sums) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.free = append(l.free, s)
+}
+
+// forget gives back the memory: the largest index may be gone.
+func (l *sumLists) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.free = nil
+}
 
 // A kept is an entry of a pile: is one value for all who use it. It never changes.
 type kept[V any] struct {
