@@ -233,6 +233,9 @@ func (p *plan) expect(views []*rendered) (size int) {
 	for i := range p.parts {
 		s := &views[p.parts[i].snapshot].sections[p.parts[i].section]
 		size += len(s.blob) + value*len(s.ends)
+		if s.stems != nil {
+			size += s.stems.bytes + value*len(s.stems.metrics)
+		}
 	}
 	return size
 }

@@ -47,6 +47,9 @@ type section struct {
 	ends []uint32
 	// gaps says that some points may not be shown, for want of a prefix or of a value.
 	gaps bool
+	// stems holds the prefixes, and blob only the header, where many metrics have most of their
+	// labels in common. Nil elsewhere.
+	stems *stems
 }
 
 // text reports whether the format is a text of one line per sample in which a part of a
@@ -136,7 +139,13 @@ func (v *rendered) keepFamily(index int, earlier *rendered, old []section) {
 func (v *rendered) addFamily(headings []heading, speller *labelSpeller) {
 	index := headings[0].family
 	fam := &v.layout.Families[index]
-	spelled, omitted, which := v.spellMetrics(fam, speller, speller.settle(fam))
+	changes := speller.settle(fam)
+	if v.format.text() || v.format.openMetrics() {
+		if !changes && v.addAllStems(headings, speller) {
+			return
+		}
+	}
+	spelled, omitted, which := v.spellMetrics(fam, speller, changes)
 	if omitted > 0 {
 		v.omit(index, Omission{Family: fam.Name, Reason: LabelCollision, Metrics: omitted, Example: which})
 	}

@@ -122,6 +122,9 @@ func (v *rendered) appendText(dst []byte, s *section, kinds kindSet, values []fl
 	case kinds != s.kinds:
 		return v.appendTextPart(dst, s, kinds, values, s.blob[:s.first])
 	}
+	if s.stems != nil {
+		return s.stems.appendStems(dst, s.blob[:s.first], values, !s.gaps)
+	}
 	header, prefixes, ends := s.blob[:s.first], s.blob[s.first:], s.ends[:len(values)]
 	if s.gaps {
 		return appendTextGaps(dst, header, prefixes, ends, values)
@@ -161,23 +164,25 @@ func appendTextGaps(dst, header, prefixes []byte, ends []uint32, values []float6
 
 // appendTextPart appends those lines of a section whose points are of the given kinds.
 func (v *rendered) appendTextPart(dst []byte, s *section, kinds kindSet, values []float64, header []byte) []byte {
-	prefixes := s.blob[s.first:]
+	all := prefixes{s: s}
 	fam := &v.layout.Families[s.family]
 	shown := false
-	start, i := uint32(0), 0
+	i := 0
 	for m := range fam.Metrics {
 		for _, p := range fam.Metrics[m].Points {
-			end, value := s.ends[i], values[i]
-			if start != end && kinds.has(p.Kind) && !view.IsAbsent(value) {
-				if !shown {
-					shown = true
-					dst = append(dst, header...)
-				}
-				dst = append(dst, prefixes[start:end]...)
-				dst = metric.AppendValue(dst, value)
-				dst = append(dst, '\n')
+			before := len(dst)
+			if !shown {
+				dst = append(dst, header...)
 			}
-			start = end
+			line := len(dst)
+			dst = all.appendNext(dst)
+			if line < len(dst) && kinds.has(p.Kind) && !view.IsAbsent(values[i]) {
+				shown = true
+				dst = metric.AppendValue(dst, values[i])
+				dst = append(dst, '\n')
+			} else {
+				dst = dst[:before]
+			}
 			i++
 		}
 	}
@@ -201,34 +206,38 @@ func (v *rendered) appendTextCreated(dst []byte, s *section, values []float64, s
 	if !model.LegacyValidation.IsValidMetricName(s.base) {
 		base = len(appendQuoted(append(room[:0], '{'), s.base)) - 1
 	}
-	header, prefixes := s.blob[:s.first], s.blob[s.first:]
+	all := prefixes{s: s}
+	header := s.blob[:s.first]
 	fam := &v.layout.Families[s.family]
 	shown := false
-	from, i := uint32(0), 0
+	i := 0
 	for m := range fam.Metrics {
 		start := starts[i]
-		var prefix []byte // of a sample without a bound
-		suffix := 0       // how long the end of its name is
+		from, to := 0, 0 // where in dst the prefix of a sample without a bound is
+		suffix := 0      // how long the end of its name is
 		for _, p := range fam.Metrics[m].Points {
-			if end := s.ends[i]; from != end && !view.IsAbsent(values[i]) {
-				if !shown {
-					shown = true
-					dst = append(dst, header...)
+			before := len(dst)
+			if !shown {
+				dst = append(dst, header...)
+			}
+			line := len(dst)
+			dst = all.appendNext(dst)
+			if line < len(dst) && !view.IsAbsent(values[i]) {
+				shown = true
+				if p.BoundLabel() == "" {
+					from, to, suffix = line, len(dst), len(p.Kind.Suffix())
 				}
-				dst = append(dst, prefixes[from:end]...)
 				dst = metric.AppendValue(dst, values[i])
 				dst = append(dst, '\n')
-				if p.BoundLabel() == "" {
-					prefix, suffix = prefixes[from:end], len(p.Kind.Suffix())
-				}
+			} else {
+				dst = dst[:before]
 			}
-			from = s.ends[i]
 			i++
 		}
-		if start > 0 && prefix != nil {
-			dst = append(dst, prefix[:base]...)
+		if start > 0 && to > 0 {
+			dst = append(dst, dst[from:from+base]...)
 			dst = append(dst, createdSuffix...)
-			dst = append(dst, prefix[base+suffix:]...)
+			dst = append(dst, dst[from+base+suffix:to]...)
 			dst = strconv.AppendFloat(dst, float64(start)/1000, 'f', -1, 64)
 			dst = append(dst, '\n')
 		}
