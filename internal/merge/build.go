@@ -87,7 +87,21 @@ func (x *Index) Layout() *view.Layout {
 		}
 	}
 	x.layout = layout
+	x.compact()
 	return layout
+}
+
+// compact gives back the room that lists have for more series, where it is much. A layout takes
+// longer to make than these lists to grow again.
+func (x *Index) compact() {
+	if n := len(x.desc); cap(x.desc)-n > n/16 {
+		x.desc = append(make([]cellDesc, 0, n), x.desc...)
+		x.pins = append(make([]int32, 0, n), x.pins...)
+		x.active = append(make([]int32, 0, n), x.active...)
+	}
+	for _, space := range x.spaces {
+		space.cells.compact()
+	}
 }
 
 func (x *Index) appendConflict(dst []Conflict, g *group) []Conflict {
@@ -132,8 +146,8 @@ func (x *Index) build(g *group) {
 	default:
 		b.Help = defaultHelp
 	}
-	nodes := make([]*node, 0, len(g.nodes))
-	for _, n := range g.nodes {
+	nodes := make([]*node, 0, g.nodes.len())
+	for n := range g.nodes.all() {
 		if x.served(n) {
 			nodes = append(nodes, n)
 		}
@@ -157,6 +171,9 @@ func (x *Index) build(g *group) {
 	if r.ExpireAfter > 0 {
 		g.expiry = nodes
 	}
+	if n := len(g.program); cap(g.program)-n > n/16 {
+		g.program = append(make([]step, 0, n), g.program...)
+	}
 	g.metrics = x.share.metricList(metrics)
 	b.Metrics, b.Points = g.metrics.value, len(g.program)
 }
@@ -168,7 +185,7 @@ func (x *Index) served(n *node) bool {
 
 // servedSeries is the number of series of a group that some source has.
 func (x *Index) servedSeries(g *group) (series int) {
-	for _, n := range g.nodes {
+	for n := range g.nodes.all() {
 		for _, c := range n.cells {
 			if x.active[c] > 0 {
 				series++

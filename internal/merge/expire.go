@@ -13,10 +13,7 @@ func (x *Index) expire(g *group, values []float64) {
 		n := len(g.built.Metrics[i].Points)
 		points := values[:n]
 		values = values[n:]
-		if node.seen == nil {
-			node.seen = &sighting{}
-		}
-		seen, h := node.seen, hash(points)
+		seen, h := g.sightingOf(node), hash(points)
 		if seen.changed == 0 || seen.hash != h {
 			seen.hash, seen.changed = h, max(x.now, math.SmallestNonzeroFloat64)
 		}
@@ -34,6 +31,19 @@ func (x *Index) expire(g *group, values []float64) {
 type sighting struct {
 	hash    uint64
 	changed float64
+}
+
+// sightingOf returns what was seen of a node, for the caller to change.
+func (g *group) sightingOf(n *node) *sighting {
+	s := g.seen[n]
+	if s == nil {
+		if g.seen == nil {
+			g.seen = map[*node]*sighting{}
+		}
+		s = &sighting{}
+		g.seen[n] = s
+	}
+	return s
 }
 
 // hash tells lists of values apart, bit by bit.
@@ -66,13 +76,9 @@ func (x *Index) Remember(old *Index) {
 				continue
 			}
 			for _, g := range fam.groups {
-				for _, on := range og.nodes {
-					if on.seen == nil {
-						continue
-					}
-					if n := g.nodes[x.share.findLabels(on.set.value)]; n != nil && (n.seen == nil || on.seen.changed > n.seen.changed) {
-						seen := *on.seen
-						n.seen = &seen
+				for on, seen := range og.seen {
+					if n := g.nodes.get(x.share.findLabels(on.set.value)); n != nil && seen.changed > g.sightingOf(n).changed {
+						*g.sightingOf(n) = *seen
 					}
 				}
 			}
@@ -90,7 +96,7 @@ func (x *Index) rememberRank(og *group) {
 	}
 	g := fam.group(og.class)
 	if g == nil {
-		if len(og.rivals) == 0 || len(og.nodes) > 0 {
+		if len(og.rivals) == 0 || og.nodes.len() > 0 {
 			return // by what is in force now, its series are of another class
 		}
 		g = newGroup(fam, og.class, x.rulingOf(nil, fam.name, og.typ))

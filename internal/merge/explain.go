@@ -69,17 +69,17 @@ func (x *Index) Explain(refs []view.PointRef) []Account {
 		sample := g.family.name + point.Kind.Suffix()
 		set := x.share.findLabels(withoutEmpty(m.Labels))
 		t.class, t.ruling, t.losers = g.class, g.ruling, map[uint32]string{}
-		if n := g.nodes[set]; n != nil {
+		if n := g.nodes.get(set); n != nil {
 			t.cells, t.cumulative = x.cellsOf(n, g.typ, point)
 		}
 		for _, c := range t.cells {
 			marked[c] = true
 		}
 		for _, other := range g.rivals {
-			if other.loser == nil || other.nodes[set] == nil {
+			if other.loser == nil || other.nodes.get(set) == nil {
 				continue
 			}
-			for _, c := range other.nodes[set].cells {
+			for _, c := range other.nodes.get(set).cells {
 				if p := x.desc[c].point; other.family.name+p.Kind.Suffix() == sample && p.Bound == point.Bound {
 					t.losers[c] = fmt.Sprintf("it is a %s, and a newer one is a %s", other.describe(g), g.describe(other))
 					marked[c] = true

@@ -39,7 +39,9 @@ type group struct {
 	family *family
 	class
 	ruling *Ruling
-	nodes  map[*kept[[]metric.Label]]*node // by node.set
+	nodes  nodeTable
+	// seen has what an expiry has asked for.
+	seen map[*node]*sighting
 	// kinds has a bit for each kind of point that there was.
 	kinds uint16
 
@@ -75,7 +77,7 @@ type group struct {
 
 func newGroup(fam *family, c class, r *Ruling) *group {
 	return &group{
-		family: fam, class: c, ruling: r, nodes: map[*kept[[]metric.Label]]*node{},
+		family: fam, class: c, ruling: r,
 		alive: -1, dead: -1, helpAt: math.MinInt64,
 	}
 }
@@ -87,8 +89,6 @@ type node struct {
 	// that are shown.
 	set, served *kept[[]metric.Label]
 	cells       []uint32 // in output order
-	// seen is nil until an expiry asks for it.
-	seen *sighting
 }
 
 // bytes is how much text the node's labels are. The labels of set are among those served.
@@ -224,11 +224,11 @@ func contestedName(g, h *group) string {
 // kept for it.
 func (x *Index) emptied(g *group) {
 	x.touch(g)
-	if slices.ContainsFunc(g.rivals, func(r *group) bool { return len(r.nodes) > 0 }) {
+	if slices.ContainsFunc(g.rivals, func(r *group) bool { return r.nodes.len() > 0 }) {
 		return
 	}
 	for _, gone := range append([]*group{g}, g.rivals...) {
-		if slices.ContainsFunc(gone.rivals, func(r *group) bool { return r != g && len(r.nodes) > 0 }) {
+		if slices.ContainsFunc(gone.rivals, func(r *group) bool { return r != g && r.nodes.len() > 0 }) {
 			gone.rivals = slices.DeleteFunc(gone.rivals, func(r *group) bool { return r == g })
 			continue
 		}

@@ -226,9 +226,9 @@ type Index struct {
 	ownPID string
 	// styleAt is how new the source is that has said how a bound is spelled, by cell.
 	styleAt   map[uint32]int64
-	ownKey    []byte // what a ruling has made of a raw key
-	lasting   string // what LearnString was given
-	snapshots view.Recycler
+	ownKey    []byte         // what a ruling has made of a raw key
+	lasting   string         // what LearnString was given
+	snapshots *view.Recycler // of its own life: snapshots may outlive the index
 }
 
 type cellDesc struct {
@@ -258,7 +258,9 @@ func NewIndex(opts Options) *Index {
 	if opts.Share == nil {
 		opts.Share = NewShare()
 	}
-	x := &Index{opts: opts, share: opts.Share, families: map[string]*family{}, spaces: map[keyspaceID]*keyspace{}}
+	x := &Index{
+		opts: opts, share: opts.Share, families: map[string]*family{}, spaces: map[keyspaceID]*keyspace{}, snapshots: &view.Recycler{},
+	}
 	x.newCell(cellDesc{node: &node{group: &group{}}}) // the sink
 	x.unpinned--
 	x.desc[sink] = cellDesc{}
@@ -564,7 +566,7 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 	set := x.share.labelSet(withoutEmpty(id.labels))
 	var n *node
 	if g != nil {
-		n = g.nodes[set]
+		n = g.nodes.get(set)
 	}
 	if n != nil {
 		for _, c := range n.cells {
@@ -620,7 +622,7 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 	}
 	if n == nil {
 		n = &node{group: g, set: set}
-		g.nodes[set] = n
+		g.nodes.add(n)
 	} else {
 		x.share.labels.put(set)
 	}
@@ -858,7 +860,8 @@ func (x *Index) freeCell(c uint32) {
 	g, fam := n.group, n.group.family
 	n.cells = slices.DeleteFunc(n.cells, func(has uint32) bool { return has == c })
 	if len(n.cells) == 0 {
-		delete(g.nodes, n.set)
+		g.nodes.remove(n)
+		delete(g.seen, n)
 		x.bytes -= n.bytes()
 		x.share.labels.put(n.set)
 		x.share.labels.put(n.served)
@@ -873,7 +876,7 @@ func (x *Index) freeCell(c uint32) {
 	delete(x.styleAt, c)
 	x.free = append(x.free, c)
 	x.unpinned--
-	if len(g.nodes) == 0 {
+	if g.nodes.len() == 0 {
 		x.emptied(g)
 	}
 }
@@ -967,7 +970,7 @@ func (x *Index) Close() {
 	}
 	for _, fam := range x.families {
 		for _, g := range fam.groups {
-			for _, n := range g.nodes {
+			for n := range g.nodes.all() {
 				x.share.labels.put(n.set)
 				x.share.labels.put(n.served)
 			}

@@ -348,6 +348,13 @@ func (t *keyTable) remove(gone func(keyRef) bool) {
 	t.rebuild(slotsFor(len(t.keys)))
 }
 
+// compact gives back the room for more keys, where it is much.
+func (t *keyTable) compact() {
+	if n := len(t.keys); cap(t.keys)-n > n/16 {
+		t.keys = append(make([]keyRef, 0, n), t.keys...)
+	}
+}
+
 // grow makes room for so many more keys.
 func (t *keyTable) grow(more int) {
 	t.keys = slices.Grow(t.keys, more)

@@ -204,16 +204,44 @@ var Absent = math.Float64frombits(absentBits)
 // IsAbsent reports whether v is Absent.
 func IsAbsent(v float64) bool { return math.Float64bits(v) == absentBits }
 
-// A Recycler makes snapshots out of the memory of released ones. The zero value is ready for
-// use, by any number of goroutines.
-type Recycler struct{ pool sync.Pool }
+// A Recycler makes snapshots out of the memory of released ones, of which it keeps a few. The zero
+// value is ready for use, by any number of goroutines.
+type Recycler struct {
+	mu   sync.Mutex // guards free
+	free []*Snapshot
+}
+
+// recycled is how many released snapshots a Recycler keeps at most.
+const recycled = 3
+
+func (r *Recycler) get() *Snapshot {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := len(r.free)
+	if n == 0 {
+		return nil
+	}
+	s := r.free[n-1]
+	r.free[n-1], r.free = nil, r.free[:n-1]
+	return s
+}
+
+func (r *Recycler) put(s *Snapshot) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// One of a much larger layout than the last is not kept: there may be no such layout any more.
+	if points := s.Layout.Points; len(r.free) < recycled && cap(s.Values) <= 4*points+1024 {
+		r.free = append(r.free, s)
+	}
+	s.Layout = nil
+}
 
 // Take returns a snapshot of a layout with room for its values, which the caller fills
 // before anybody else sees them. The caller is its first holder.
 func (r *Recycler) Take(layout *Layout) *Snapshot {
-	s, _ := r.pool.Get().(*Snapshot)
+	s := r.get()
 	if s == nil {
-		s = &Snapshot{release: func(s *Snapshot) { s.Layout = nil; r.pool.Put(s) }}
+		s = &Snapshot{release: r.put}
 	}
 	s.Layout, s.Newest, s.Starts = layout, s.Newest[:0], s.Starts[:0]
 	s.Values = slices.Grow(s.Values[:0], layout.Points)[:layout.Points]
