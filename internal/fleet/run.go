@@ -30,7 +30,7 @@ func (f *Fleet) Run(ctx context.Context) {
 // The rounds of all pools begin in a few moments of each interval: to wake up for each by itself would
 // cost more than most of them.
 const (
-	moments  = 8
+	moments  = 4
 	mostStep = time.Second / moments
 )
 
@@ -76,22 +76,26 @@ func (f *Fleet) tend(ctx context.Context, m *member) {
 	}
 	next := time.NewTimer(f.opts.TendInterval)
 	defer next.Stop()
-	rescan := time.NewTicker(f.opts.RescanInterval)
-	defer rescan.Stop()
+	rescanned := time.Now()
 	for {
-		force := false
 		select {
 		case <-ctx.Done():
 		case <-wake:
 			m.Disturb()
 		case <-next.C:
-		case <-rescan.C:
-			force = true
 		}
 		if ctx.Err() != nil { // whatever else there was to do
 			m.FoldLast()
 			f.keepStarts(m, true)
 			return
+		}
+		rescan := f.opts.RescanInterval
+		if m.Undisturbed() {
+			rescan *= undisturbedRescans
+		}
+		force := time.Since(rescanned) >= rescan
+		if force {
+			rescanned = time.Now()
 		}
 		next.Reset(inStep(time.Now().Add(f.round(ctx, m, force)), f.opts.TendInterval))
 	}
@@ -117,16 +121,20 @@ func (f *Fleet) round(ctx context.Context, m *member, force bool) (pause time.Du
 			tended = time.Now()
 		}
 	}
+	pause = min(f.opts.TendInterval, f.opts.RescanInterval)
 	if m.Undisturbed() {
-		return undisturbedRounds * f.opts.TendInterval
+		pause *= undisturbedRounds
 	}
-	return f.opts.TendInterval
+	return pause
 }
 
 // undisturbedRounds is how many rounds pass between two of a pool in which nothing happens and of whose
 // directory events would tell. A worker that ends without any is noticed that much later; what it has
 // counted, and that its live gauges are gone, each scrape finds out by itself.
 const undisturbedRounds = 2
+
+// undisturbedRescans is how much more seldom the directory of such a pool is listed.
+const undisturbedRescans = 3
 
 // told tells that a pool was tended.
 func (f *Fleet) told() {
