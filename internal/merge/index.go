@@ -6,7 +6,6 @@ import (
 	"math/bits"
 	"slices"
 	"strings"
-	"unsafe"
 
 	"aggregatord/internal/deltas"
 	"aggregatord/internal/metric"
@@ -85,6 +84,10 @@ type SourceSpec struct {
 	Created int64
 	// ParseKey reads the raw key of an entry; it must not keep the bytes.
 	ParseKey func(raw []byte) (metric.Key, error)
+	// RawKey, of a folded source, returns the raw key of the entry with a slot, as long as the source
+	// is in an index. Then the index keeps no raw keys of the source, of which nearly each is of a
+	// series of its own and is not looked up again. Nil: it keeps them.
+	RawKey func(slot uint32) string
 }
 
 // A Source is what one file, or what the files of one kind that are no more, contribute.
@@ -204,7 +207,10 @@ type Index struct {
 	desc   []cellDesc
 	pins   []int32
 	active []int32
-	free   []uint32
+	// owed is how long the raw key is that a cell was made for, of those that no raw key leads to: see
+	// SourceSpec.RawKey. It may be shorter than the others.
+	owed []uint32
+	free []uint32
 	// unset has a bit for each cell whose value is NaN before the first source, as where nothing
 	// is added; the others are 0.
 	unset []uint64
@@ -227,13 +233,12 @@ type Index struct {
 	// styleAt is how new the source is that has said how a bound is spelled, by cell.
 	styleAt   map[uint32]int64
 	ownKey    []byte         // what a ruling has made of a raw key
-	lasting   string         // what LearnString was given
 	snapshots *view.Recycler // of its own life: snapshots may outlive the index
 }
 
 type cellDesc struct {
 	node *node // nil: not in use
-	// key is the raw key that was there first, for Each.
+	// key is the raw key that was there first, for Each. Nil as long as none leads to the cell.
 	key   *kept[string]
 	point view.Point
 }
@@ -351,14 +356,6 @@ func (x *Index) LearnAt(s *Source, raw []byte, slot uint32, created int64) error
 	return nil
 }
 
-// LearnString is LearnAt for a raw key that never changes: where the index keeps it, it keeps the
-// string itself and makes no copy.
-func (x *Index) LearnString(s *Source, raw string, slot uint32, created int64) error {
-	x.lasting = raw
-	defer func() { x.lasting = "" }()
-	return x.LearnAt(s, unsafe.Slice(unsafe.StringData(raw), len(raw)), slot, created)
-}
-
 // Expect makes room for so many entries of a source that are about to be learned, most of which
 // no other source has.
 func (x *Index) Expect(s *Source, entries int) {
@@ -377,8 +374,12 @@ func (x *Index) Expect(s *Source, entries int) {
 	}
 	x.desc = slices.Grow(x.desc, room)
 	x.pins, x.active = slices.Grow(x.pins, room), slices.Grow(x.active, room)
-	s.space.cells.grow(room)
-	x.share.keys.grow(room)
+	if s.spec.RawKey == nil {
+		s.space.cells.grow(room)
+		x.share.keys.grow(room)
+	} else {
+		x.owed = slices.Grow(x.owed, max(0, len(x.desc)+room-len(x.owed)))
+	}
 }
 
 // expectable is for how many entries it is worth the while to make room.
@@ -550,8 +551,9 @@ func (x *Index) takeStyle(cell uint32, style metric.BoundStyle, created int64) {
 }
 
 // newKey finds or makes the cell of a raw key that its keyspace has not seen. fam is the
-// family that key is of, or nil if there is none yet; raw may be another spelling of key.
-func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key metric.Key, raw []byte, hash uint32, created int64) (uint32, error) {
+// family that key is of, or nil if there is none yet; raw may be another spelling of key. keep says
+// that the raw key is to lead to the cell from now on.
+func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key metric.Key, raw []byte, hash uint32, created int64, keep bool) (uint32, error) {
 	id, err := identify(key, &s.spec)
 	if err != nil {
 		return 0, err
@@ -575,19 +577,22 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 				continue
 			}
 			x.share.labels.put(set)
-			// Another spelling of a key: another help text, another dialect.
+			// Another spelling of a key: another help text, another dialect. Or the first that leads to
+			// the cell, for which there is room.
 			switch {
-			case x.seating:
+			case x.seating, !keep, d.key == nil && int64(len(raw)) <= x.owes(c):
 			case fam.keys >= spellings*x.opts.MaxFamilySeries:
 				return 0, limited(ErrFamilyLimit, id.family, "%d keys", fam.keys)
 			case x.keys >= spellings*x.opts.MaxSeries:
 				return 0, limited(ErrSeriesLimit, id.family, "%d keys with one more", x.keys)
-			case !x.hasRoomForKey(int64(len(raw))):
-				return 0, limited(ErrBytesLimit, id.family, "%d bytes with one more key", x.bytes+int64(len(raw)))
+			case !x.hasRoomForKey(int64(len(raw)) - x.owes(c)):
+				return 0, limited(ErrBytesLimit, id.family, "%d bytes with one more key", x.bytes+int64(len(raw))-x.owes(c))
 			}
 			x.spell(n, id.labels)
 			x.takeStyle(c, id.point.Style, clampTime(created))
-			x.addKey(space, fam, raw, hash, c)
+			if keep {
+				x.addKey(space, fam, raw, hash, c)
+			}
 			return c, nil
 		}
 	}
@@ -628,8 +633,11 @@ func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key m
 	}
 	x.spell(n, id.labels)
 	cell := x.newCell(cellDesc{n, nil, id.point})
-	x.addKey(space, fam, raw, hash, cell)
-	x.desc[cell].key = space.cells.keys[len(space.cells.keys)-1].key
+	if keep {
+		x.addKey(space, fam, raw, hash, cell)
+	} else {
+		x.owe(cell, len(raw))
+	}
 	n.cells = append(n.cells, cell)
 	slices.SortFunc(n.cells, func(a, b uint32) int { return comparePoints(x.desc[a].point, x.desc[b].point) })
 	x.series++
@@ -662,10 +670,37 @@ func (x *Index) spell(n *node, labels []metric.Label) {
 
 // addKey makes a raw key lead to a cell.
 func (x *Index) addKey(space *keyspace, fam *family, raw []byte, hash uint32, cell uint32) {
-	space.cells.add(x.share.key(raw, hash, x.lasting), cell)
+	key := x.share.key(raw, hash)
+	space.cells.add(key, cell)
+	if x.desc[cell].key == nil {
+		x.desc[cell].key = key
+		x.owe(cell, 0)
+	}
 	x.bytes += int64(len(raw))
 	x.keys++
 	fam.keys++
+}
+
+// owes returns what a cell that no raw key leads to counts for the one that it was made for, so that
+// as much room is there when that key comes.
+func (x *Index) owes(cell uint32) int64 {
+	if int(cell) < len(x.owed) {
+		return int64(x.owed[cell])
+	}
+	return 0
+}
+
+// owe sets what owes returns.
+func (x *Index) owe(cell uint32, bytes int) {
+	switch n := int(cell) + 1 - len(x.owed); {
+	case n <= 0:
+	case bytes == 0:
+		return
+	default:
+		x.owed = append(x.owed, make([]uint32, n)...)
+	}
+	x.bytes += int64(bytes) - int64(x.owed[cell])
+	x.owed[cell] = uint32(bytes)
 }
 
 func (x *Index) newCell(d cellDesc) uint32 {
@@ -790,6 +825,14 @@ func (x *Index) Remove(s *Source) {
 		x.unpin(s.parts[i].cells)
 		spaces = append(spaces, s.parts[i].space)
 	}
+	if s.spec.RawKey != nil {
+		for _, c := range s.cells {
+			// No sweep meets a cell that no key leads to.
+			if d := &x.desc[c]; x.pins[c] == 0 && d.node != nil && d.key == nil {
+				x.freeCell(c)
+			}
+		}
+	}
 	x.entryBytes -= s.bytes
 	s.bytes = 0
 	s.slots = deltas.List{}
@@ -871,6 +914,7 @@ func (x *Index) freeCell(c uint32) {
 	if fam.series--; fam.series == 0 {
 		x.holding--
 	}
+	x.owe(c, 0)
 	x.desc[c] = cellDesc{}
 	x.freed++
 	delete(x.styleAt, c)
@@ -887,9 +931,13 @@ func (x *Index) freeCell(c uint32) {
 // in proportion to the source's entries.
 func (x *Index) Each(s *Source, yield func(raw string, value, stamp float64)) {
 	raws := make([]string, len(s.cells))
-	for i, c := range s.cells {
-		if c != sink {
+	for i, slot := range s.slots.All() {
+		switch c := s.cells[i]; {
+		case c == sink:
+		case x.desc[c].key != nil:
 			raws[i] = x.desc[c].key.value
+		default:
+			raws[i] = s.spec.RawKey(slot)
 		}
 	}
 	for _, p := range s.parts {

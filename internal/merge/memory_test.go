@@ -6,7 +6,6 @@ import (
 	"runtime"
 	"slices"
 	"testing"
-	"unsafe"
 
 	"aggregatord/internal/metric"
 	"aggregatord/internal/store"
@@ -190,8 +189,8 @@ func BenchmarkManyPools(b *testing.B) {
 	}
 }
 
-// TestArchivedKeys: the raw keys of an archive, which never change, are not copied, and with as many
-// as were expected no list of the index grows.
+// TestArchivedKeys: of what an archive holds, the index keeps no raw keys, and with as many series as
+// were expected no list of the index grows.
 func TestArchivedKeys(t *testing.T) {
 	const n = 3000
 	var raws []string
@@ -201,40 +200,82 @@ func TestArchivedKeys(t *testing.T) {
 		}})))
 	}
 	x := NewIndex(Options{})
-	s := x.AddFolded(SourceSpec{Type: metric.Counter, ParseKey: store.ParseKey})
+	spec := SourceSpec{Type: metric.Counter, ParseKey: store.ParseKey, RawKey: func(slot uint32) string { return raws[slot-1] }}
+	folded := func() *Source {
+		t.Helper()
+		s := x.AddFolded(spec)
+		x.Expect(s, n)
+		for i, raw := range raws {
+			if err := x.Learn(s, []byte(raw), uint32(i+1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return s
+	}
+	each := func(x *Index, s *Source) (got []string) {
+		x.Each(s, func(raw string, _, _ float64) { got = append(got, raw) })
+		return got
+	}
+	s := x.AddFolded(spec)
 	x.Expect(s, n)
-	room := func() [4]int { return [4]int{cap(x.desc), cap(x.pins), cap(s.values), len(s.space.cells.slots)} }
+	room := func() [5]int {
+		return [5]int{cap(x.desc), cap(x.pins), cap(x.owed), cap(s.values), len(s.space.cells.slots)}
+	}
 	before := room()
 	for i, raw := range raws {
-		if err := x.LearnString(s, raw, uint32(i), 0); err != nil {
+		if err := x.Learn(s, []byte(raw), uint32(i+1)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if after := room(); after != before {
 		t.Errorf("room for %v, and before %v", after, before)
 	}
-	i := 0
-	x.Each(s, func(raw string, _, _ float64) {
-		if unsafe.StringData(raw) != unsafe.StringData(raws[i]) {
-			t.Fatalf("key %d is a copy", i)
+	if x.keys != 0 || x.share.keys.len() != 0 || !slices.Equal(each(x, s), raws) {
+		t.Errorf("%d keys are kept, and %d in the Share; or others than were learned", x.keys, x.share.keys.len())
+	}
+	// Each series counts for its raw key, once, whether a file has it, too, or not.
+	bytes := x.Bytes()
+	live := x.Add(SourceSpec{Name: "live", Type: metric.Counter, ParseKey: store.ParseKey})
+	for i, raw := range raws {
+		if err := x.Learn(live, []byte(raw), uint32(i+1)); err != nil {
+			t.Fatal(err)
 		}
-		i++
-	})
-	// What is learned otherwise may change afterwards.
-	raw := []byte(`["g", "g_total", {}, "Help."]`)
-	if err := x.Learn(s, raw, n); err != nil {
-		t.Fatal(err)
 	}
-	clear(raw)
-	last := ""
-	x.Each(s, func(raw string, _, _ float64) { last = raw })
-	if last != `["g", "g_total", {}, "Help."]` {
-		t.Errorf("the last key is %q", last)
+	if x.Series() != n || x.keys != n || x.Bytes() != bytes || !slices.Equal(each(x, live), raws) {
+		t.Errorf("%d series with %d keys, %d bytes and before %d; or other keys", x.Series(), x.keys, x.Bytes(), bytes)
 	}
-	// Other series that expect as many take the place of those that went.
+	if !slices.Equal(live.Cells(), s.Cells()) {
+		t.Error("the file's entries are not of the series of the archive")
+	}
+	// Another index whose limits are lower has all that there is, also of files that come later.
+	y := NewIndex(Options{MaxSeries: 1, MaxFamilySeries: 1, MaxBytes: 1})
+	if seat := y.Seat(x, s); seat.Entries() != n || y.keys != 0 {
+		t.Errorf("seats for %d entries, and %d keys", seat.Entries(), y.keys)
+	}
+	later := y.Add(SourceSpec{Name: "later", Type: metric.Counter, ParseKey: store.ParseKey})
+	for i, raw := range raws {
+		if err := y.Learn(later, []byte(raw), uint32(i+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// With the file its keys go, as the cells do that were made for them; those of the archive stay.
+	x.Remove(live)
+	x.sweep()
+	if x.Series() != n {
+		t.Errorf("%d series without the file", x.Series())
+	}
 	x.Remove(s)
-	other := x.AddFolded(SourceSpec{Type: metric.Counter, ParseKey: store.ParseKey})
-	x.Expect(other, n)
+	x.sweep()
+	if x.Series() != 0 || x.keys != 0 || x.Bytes() != 0 || x.unpinned != 0 {
+		t.Errorf("%d series, %d keys, %d bytes and %d free cells are left", x.Series(), x.keys, x.Bytes(), x.unpinned)
+	}
+	// Others that expect as many take the place of those that went.
+	s = folded()
+	x.Remove(s)
+	if x.Series() != 0 || x.Bytes() != 0 || x.unpinned != 0 {
+		t.Errorf("%d series, %d bytes and %d free cells are left of the archive", x.Series(), x.Bytes(), x.unpinned)
+	}
+	folded()
 	if got := cap(x.desc); got != before[0] {
 		t.Errorf("room for %d series, and before for %d", got, before[0])
 	}

@@ -288,7 +288,8 @@ func (x *Index) learnKey(s *Source, raw []byte, hash, slot uint32, created int64
 		cell, ok = space.cells.find(hash, raw)
 	}
 	if !ok {
-		if cell, err = x.newKey(s, space, fam, r, key, raw, hash, created); err != nil {
+		keep := s.spec.RawKey == nil || elsewhere || r.Key != nil
+		if cell, err = x.newKey(s, space, fam, r, key, raw, hash, created, keep); err != nil {
 			if space.sources == 0 {
 				delete(x.spaces, space.id)
 			}

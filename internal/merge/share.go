@@ -212,15 +212,9 @@ var seed = maphash.MakeSeed()
 
 func hashBytes(b []byte) uint32 { return uint32(maphash.Bytes(seed, b)) }
 
-// key returns the one entry of a raw key. It keeps lasting, if that is the key itself, and otherwise
-// a copy.
-func (s *Share) key(raw []byte, hash uint32, lasting string) *kept[string] {
-	return s.keys.get(hash, func(v string) bool { return v == string(raw) }, func() string {
-		if unsafe.SliceData(raw) == unsafe.StringData(lasting) && len(raw) == len(lasting) {
-			return lasting
-		}
-		return string(raw)
-	})
+// key returns the one entry of a raw key, of which it keeps a copy.
+func (s *Share) key(raw []byte, hash uint32) *kept[string] {
+	return s.keys.get(hash, func(v string) bool { return v == string(raw) }, func() string { return string(raw) })
 }
 
 func hashLabels(labels []metric.Label) uint32 {

@@ -96,6 +96,7 @@ func (p *Pool) showLocked(s archive.Space) {
 	if f == nil {
 		f = &shown{asOf: table.LastFold(), source: p.index.AddFolded(merge.SourceSpec{
 			Created: table.LastFold().UnixNano(), Type: s.Type, Mode: s.Mode, ID: s.Worker, ParseKey: store.ParseKey,
+			RawKey: func(slot uint32) string { return table.Key(int(slot)) },
 		})}
 		p.shown[s] = f
 	}
@@ -114,7 +115,7 @@ func (p *Pool) showLocked(s archive.Space) {
 			p.metrics.entryErrors.With(p.spec.Name, string(store.KeyTooLong)).Inc()
 			continue
 		}
-		if err := p.index.LearnString(f.source, key, uint32(f.learned), f.source.Spec().Created); err != nil {
+		if err := p.index.Learn(f.source, []byte(key), uint32(f.learned)); err != nil {
 			reason := reasonOf(err)
 			p.metrics.entryErrors.With(p.spec.Name, string(reason)).Inc()
 			if limit := asLimit(err); limit != nil {
