@@ -393,8 +393,10 @@ func (w *write) table(s Space, doubt *tableWrite) error {
 		touch(tw.length - 1)
 	}
 	if u := w.a.unsaved.tables[s]; u != nil {
+		var raw []byte
 		for i := range u.Len() {
-			if pos, ok := t.keys.findString(u.Key(i)); ok {
+			raw = u.AppendKey(raw[:0], i)
+			if pos, ok := t.keys.find(raw); ok {
 				touch(int(pos))
 			}
 		}
@@ -483,11 +485,13 @@ func changeOf(t, fresh *Table, b *Batch) change {
 	c.now = b
 	type at struct{ pos, in uint32 }
 	order := make([]at, fresh.Len())
+	var raw []byte
 	for i := range order {
-		pos, ok := t.keys.findString(fresh.Key(i))
+		raw = fresh.AppendKey(raw[:0], i)
+		pos, ok := t.keys.find(raw)
 		if !ok {
 			pos = uint32(t.Len() + len(c.keys))
-			c.keys = append(c.keys, fresh.Key(i))
+			c.keys = append(c.keys, string(raw))
 		}
 		order[i] = at{pos, uint32(i)}
 	}

@@ -114,12 +114,14 @@ func (a *Archive) DropSeries(match func(s Space, raw string) bool, apply func(ch
 func (t *Table) without(out []int) *Table {
 	left := newTable(t.space)
 	left.folded = t.folded
+	var raw []byte
 	for i := range t.Len() {
 		if len(out) > 0 && out[0] == i {
 			out = out[1:]
 			continue
 		}
-		left.keys.appendUnindexed([]byte(t.Key(i)))
+		raw = t.AppendKey(raw[:0], i)
+		left.keys.appendUnindexed(raw)
 		left.hi, left.second = append(left.hi, t.hi[i]), append(left.second, t.second[i])
 	}
 	left.keys.indexAll(left.Len())

@@ -65,9 +65,11 @@ func (t *Table) Len() int { return t.keys.len() }
 // KeyBytes is how long all keys are together.
 func (t *Table) KeyBytes() int64 { return t.keys.bytes }
 
-// Key returns the raw key at a position. It shares the table's memory, and stays good without
-// the table.
+// Key returns a copy of the raw key at a position.
 func (t *Table) Key(pos int) string { return t.keys.get(pos) }
+
+// AppendKey appends the raw key at a position.
+func (t *Table) AppendKey(dst []byte, pos int) []byte { return t.keys.appendKey(dst, pos) }
 
 // Find returns the position of a raw key.
 func (t *Table) Find(key []byte) (pos int, ok bool) {
@@ -236,11 +238,12 @@ func (t *Totals) add(s Space, key []byte, value, second float64, now time.Time) 
 func (t *Totals) merge(from *Totals) {
 	for s, src := range from.tables {
 		dst := t.table(s)
+		var raw []byte
 		for i := range src.Len() {
-			key := src.keys.get(i)
-			pos, ok := dst.keys.findString(key)
+			raw = src.AppendKey(raw[:0], i)
+			pos, ok := dst.keys.find(raw)
 			if !ok {
-				pos = dst.append([]byte(key))
+				pos = dst.append(raw)
 			}
 			dst.combine(pos, src.hi[i], src.second[i])
 		}

@@ -101,8 +101,9 @@ func (p *Pool) showLocked(s archive.Space) {
 		p.shown[s] = f
 	}
 	p.index.Expect(f.source, table.Len()-f.learned)
+	var key []byte
 	for ; f.learned < table.Len(); f.learned++ {
-		key := table.Key(f.learned)
+		key = table.AppendKey(key[:0], f.learned)
 		if s.Worker != "" {
 			keep := p.retentionLocked(s, key)
 			if keep > 0 && p.now().Sub(table.LastFold()) > keep {
@@ -115,14 +116,14 @@ func (p *Pool) showLocked(s archive.Space) {
 			p.metrics.entryErrors.With(p.spec.Name, string(store.KeyTooLong)).Inc()
 			continue
 		}
-		if err := p.index.Learn(f.source, []byte(key), uint32(f.learned)); err != nil {
+		if err := p.index.Learn(f.source, key, uint32(f.learned)); err != nil {
 			reason := reasonOf(err)
 			p.metrics.entryErrors.With(p.spec.Name, string(reason)).Inc()
 			if limit := asLimit(err); limit != nil {
 				p.limitReachedLocked(p.folder.Archive().Path(), limit)
 				continue
 			}
-			p.logger.Debug("archived entry left out", zap.String("key", key), zap.Error(err))
+			p.logger.Debug("archived entry left out", zap.ByteString("key", key), zap.Error(err))
 		}
 	}
 	values, stamps := f.source.Values(), f.source.Stamps()

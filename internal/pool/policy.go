@@ -243,7 +243,7 @@ func (p *Pool) baselineAtLocked(t *file, raw []byte, entry int) float64 {
 
 // retentionLocked is how long what a dead worker left is served under a key of a table; 0 is for
 // ever.
-func (p *Pool) retentionLocked(s archive.Space, raw string) time.Duration {
+func (p *Pool) retentionLocked(s archive.Space, raw []byte) time.Duration {
 	general := max(0, p.archiving.GaugeRetention)
 	if p.folder.ReadOnly() {
 		general = 0
@@ -251,7 +251,7 @@ func (p *Pool) retentionLocked(s archive.Space, raw string) time.Duration {
 	if !p.policy.Says(p.spec.RuledBy()) {
 		return general
 	}
-	key, err := store.ParseKey([]byte(raw))
+	key, err := store.ParseKey(raw)
 	if err != nil {
 		return general
 	}
