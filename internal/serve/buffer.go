@@ -1,12 +1,17 @@
 package serve
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
 
 // A buffer holds the bytes of a response. It is an io.Writer that appends.
-type buffer struct{ b []byte }
+type buffer struct {
+	b []byte
+	// since is since when nobody uses it; zero if its pages were given back since.
+	since time.Time
+}
 
 func (b *buffer) Write(p []byte) (int, error) {
 	b.b = append(b.b, p...)
@@ -46,7 +51,8 @@ func (l *freeList[T]) put(thing T) {
 
 // buffers keeps buffers for their next use, as long as they are no larger than twice what
 // was needed of late. A larger one is given back: a pool that once had an exposition of
-// 150 MB does not hold on to it.
+// 150 MB does not hold on to it. Of one that is large by itself the pages are given back soon: they
+// may be a third of what the daemon needs between two scrapes.
 type buffers struct {
 	// mu guards what follows.
 	mu   sync.Mutex
@@ -64,6 +70,9 @@ const (
 	needFor = time.Minute
 	// needSlack is what a buffer may always be larger than twice the need.
 	needSlack = 64 << 10
+	// The pages of a buffer of more than largeBytes are given back after largeFor.
+	largeBytes = 8 << 20
+	largeFor   = time.Second
 )
 
 // get returns an empty buffer.
@@ -85,8 +94,9 @@ func (l *buffers) put(b *buffer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.need = max(l.need, len(b.b))
+	b.since = time.Now()
 	l.free = append(l.free, b)
-	l.trimLocked(time.Now())
+	l.trimLocked(b.since)
 }
 
 // trim gives back what is too large by now, and returns how many bytes were given back since
@@ -94,10 +104,26 @@ func (l *buffers) put(b *buffer) {
 func (l *buffers) trim() (dropped int, more bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.trimLocked(time.Now())
+	now := time.Now()
+	l.trimLocked(now)
 	dropped, l.dropped = l.dropped, 0
+	for _, b := range l.free {
+		if b.large() && now.Sub(b.since) >= largeFor {
+			forgetPages(b.b)
+			b.since = time.Time{}
+		}
+	}
 	return dropped, len(l.free) > 0
 }
+
+// large reports whether it has a buffer whose pages are soon given back.
+func (l *buffers) large() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.free, (*buffer).large)
+}
+
+func (b *buffer) large() bool { return cap(b.b) > largeBytes && !b.since.IsZero() }
 
 func (l *buffers) trimLocked(now time.Time) {
 	if l.since.IsZero() {

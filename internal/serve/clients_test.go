@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -212,7 +216,7 @@ func TestBuffersAreGivenBack(t *testing.T) {
 		var l buffers
 		use := func(n int) {
 			b := l.get()
-			b.b = append(b.b, make([]byte, n)...)
+			b.b = append(b.b, bytes.Repeat([]byte{1}, n)...)
 			l.put(b)
 		}
 		kept := func() (n int) {
@@ -224,6 +228,17 @@ func TestBuffersAreGivenBack(t *testing.T) {
 		use(64 << 20)
 		if kept() < 64<<20 {
 			t.Fatal("it is not kept for the next response")
+		}
+		// Its pages are, for one second.
+		if l.trim(); !l.large() || !slices.Contains(l.free[0].b, 1) {
+			t.Fatal("its pages were given back at once")
+		}
+		time.Sleep(largeFor)
+		if dropped, more := l.trim(); dropped > 0 || !more || l.large() {
+			t.Errorf("%d bytes were given back, and not pages alone", dropped)
+		}
+		if left := bytes.Count(l.free[0].b, []byte{1}); runtime.GOOS == "linux" && left >= 2*os.Getpagesize() {
+			t.Errorf("%d bytes are left of what was in its pages", left)
 		}
 		for range 9 {
 			time.Sleep(15 * time.Second)

@@ -51,8 +51,9 @@ type Server struct {
 	lanes map[laneKey]*lane
 	// selections is how many responses of a part are in the making.
 	selections int
-	// trimming says that trimTimer runs.
+	// trimming says that trimTimer runs, until trimAt.
 	trimming  bool
+	trimAt    time.Time
 	trimTimer *time.Timer
 }
 

@@ -332,17 +332,25 @@ func (s *Server) giveBack(r *rendering) {
 // trimEvery is how often memory is given back after a response, until there is no more.
 const trimEvery = needFor + time.Second
 
-// trimLaterLocked has trim called some time after a response.
+// trimLaterLocked has trim called some time after a response, and soon after a large one.
 func (s *Server) trimLaterLocked() {
-	if s.trimming || s.stopping.Load() {
+	if s.stopping.Load() {
 		return
 	}
-	s.trimming = true
+	after := trimEvery
+	if s.plains.large() || s.wires.large() {
+		after = largeFor
+	}
+	at := time.Now().Add(after)
+	if s.trimming && !at.Before(s.trimAt) {
+		return
+	}
+	s.trimming, s.trimAt = true, at
 	if s.trimTimer == nil {
-		s.trimTimer = time.AfterFunc(trimEvery, s.trim)
+		s.trimTimer = time.AfterFunc(after, s.trim)
 		return
 	}
-	s.trimTimer.Reset(trimEvery)
+	s.trimTimer.Reset(after)
 }
 
 // largeTrim is how many bytes given back are worth a garbage collection of their own.
