@@ -25,6 +25,7 @@ func newFinder(opts Options, pools *fleet.Fleet, observer *process.Observer, set
 	o := *opts.Discovery
 	o.Static, o.Set, o.Logger = opts.Fleet.Pools, set, opts.Logger.With(zap.String("room", "discover"))
 	o.Add = pools.Add
+	o.Change = func(s pool.Spec) error { return pools.SetSettings(s.Name, s.Labels, s.Own) }
 	o.Remove = func(name string) error {
 		if observer != nil {
 			observer.Save(name)

@@ -461,3 +461,62 @@ func TestSettings(t *testing.T) {
 		}
 	}
 }
+
+// TestSettingsChange: other settings of a directory are put into force while its pool is served; another
+// directory of the same name, or settings that cannot be put into force, make it anew.
+func TestSettingsChange(t *testing.T) {
+	var mu sync.Mutex
+	var calls []string
+	refuse := false
+	call := func(what string, s pool.Spec) error {
+		mu.Lock()
+		defer mu.Unlock()
+		calls = append(calls, strings.TrimSpace(fmt.Sprint(what, " ", s.Name, " ", s.Labels)))
+		if what == "change" && refuse {
+			return errors.New("refused")
+		}
+		return nil
+	}
+	source := &settingsSource{}
+	f := New(Options{
+		Sources: []Source{source}, Add: func(s pool.Spec) error { return call("add", s) }, Change: func(s pool.Spec) error { return call("change", s) },
+		Remove: func(name string) error { return call("remove", pool.Spec{Name: name}) },
+	})
+	for _, step := range []struct {
+		name, id, text string
+		node           Node
+		refuse         bool
+		want           string
+	}{
+		{"new", "1", "a", Node{1, 1}, false, "add a [{app_text a}]"},
+		{"same", "1", "a", Node{1, 1}, false, ""},
+		{"settings", "2", "b", Node{1, 1}, false, "change a [{app_text b}]"},
+		{"same_settings", "2", "b", Node{1, 1}, false, ""},
+		{"refused", "3", "c", Node{1, 1}, true, "change a [{app_text c}]; remove a []; add a [{app_text c}]"},
+		{"directory", "4", "c", Node{1, 2}, false, "remove a []; add a [{app_text c}]"},
+	} {
+		source.found = Found{Spec: pool.Spec{Name: "a", Path: "/a", Labels: []metric.Label{{Name: "app_text", Value: step.text}}}, ID: step.id, Node: step.node}
+		mu.Lock()
+		refuse = step.refuse
+		mu.Unlock()
+		for range 3 { // what is removed in one round is added in the next
+			f.Round()
+			f.work.Wait()
+		}
+		mu.Lock()
+		if got := strings.Join(calls, "; "); got != step.want {
+			t.Errorf("%s: %s, want %s", step.name, got, step.want)
+		}
+		calls = nil
+		mu.Unlock()
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+type settingsSource struct{ found Found }
+
+func (s *settingsSource) String() string           { return "the settings" }
+func (s *settingsSource) Find() ([]Found, []error) { return []Found{s.found}, nil }
+func (s *settingsSource) Hint() string             { return "" }

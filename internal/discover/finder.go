@@ -68,6 +68,9 @@ type Options struct {
 	// Add and Remove change what is served. They may be called by several goroutines at once.
 	Add    func(pool.Spec) error
 	Remove func(name string) error
+	// Change puts other settings of a pool into force, its labels and what its application says. It may be
+	// called by several goroutines at once. Default: the pool is removed and added again.
+	Change func(pool.Spec) error
 	// Writing reports whether processes are known to write to a pool. Such a pool stays although its
 	// source does not find it: somebody has removed the files that they write to, and what they
 	// count is seen nowhere else. Default: none is known.
@@ -163,6 +166,7 @@ type served struct {
 	Found
 	dir      *os.File  // nil if Spec.Path leads to it
 	vanished time.Time // zero while its source finds it
+	changing bool      // other settings are being put into force
 }
 
 // gone is a pool that is not served any more.
@@ -456,6 +460,8 @@ func (f *Finder) retireLocked(wanted []Found, now time.Time) {
 				f.logger.Info("pool is back", zap.String("pool", name), zap.String("dir", s.Spec.Dir()))
 				s.vanished = time.Time{}
 			}
+		case ok && p.Node == s.Node && p.Node != (Node{}) && p.Spec.Dir() == s.Spec.Dir() && f.opts.Change != nil:
+			f.changeLocked(s, p)
 		case ok && p.Node == s.Node && p.Node != (Node{}):
 			f.removeLocked(name, "the settings that its application gives have changed; it is served again in a moment")
 		case ok:
@@ -468,6 +474,30 @@ func (f *Finder) retireLocked(wanted []Found, now time.Time) {
 			f.removeLocked(name, "its directory or its last process is gone since "+s.vanished.UTC().Format(time.RFC3339))
 		}
 	}
+}
+
+// changeLocked begins to put the settings that an application gives now into force, unless others are on their
+// way. The pool is served meanwhile, and nothing waits for one that hangs.
+func (f *Finder) changeLocked(s *served, to Found) {
+	if s.changing {
+		return
+	}
+	s.changing = true
+	// Ends when they are in force.
+	f.work.Go(func() {
+		err := f.opts.Change(to.Spec)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		s.changing = false
+		switch {
+		case f.pools[to.Spec.Name] != s: // it has been removed meanwhile
+		case err != nil:
+			f.removeLocked(to.Spec.Name, fmt.Sprintf("the settings that its application gives have changed, and cannot be put into force while it is served: %v", err))
+		default:
+			s.ID, s.Meta, s.Spec.Labels, s.Spec.Own = to.ID, to.Meta, to.Spec.Labels, to.Spec.Own
+			f.logger.Info("the settings that an application gives of its pool have changed", zap.String("pool", to.Spec.Name), zap.String("dir", to.Spec.Dir()))
+		}
+	})
 }
 
 // removeLocked begins to remove a pool. A pool that hangs must not keep others from being found,

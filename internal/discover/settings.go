@@ -139,8 +139,7 @@ func openSettings(volume, name string) (*os.File, settingsStamp, error) {
 	return file, settingsStamp{uint64(st.Dev), st.Ino, st.Size, st.Ctim}, nil //nolint:unconvert // int32 on a Mac
 }
 
-// apply puts what the file says into the pool. Another content is another pool, so that all of it is
-// made anew.
+// apply puts what the file says into the pool. Another content is another ID.
 func (f *settingsFile) apply(to *Found) {
 	if f.hash == 0 {
 		return

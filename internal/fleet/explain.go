@@ -51,12 +51,12 @@ func (f *Fleet) Explain(ctx context.Context, choose func(*view.Snapshot) []int) 
 // explainOnce returns nil if the layout of a pool has changed meanwhile.
 func (f *Fleet) explainOnce(ctx context.Context, choose func(*view.Snapshot) []int) (*Explanation, error) {
 	members := f.all()
-	snaps, err := f.gather(ctx, members, false, peek)
+	turns, err := f.gather(ctx, members, false, peek)
 	if err != nil {
 		return nil, err
 	}
 	j := &joint{relabeler: relabel.New(f.policy.MetricRelabelConfigs())}
-	parts := f.parts(Selection{}, members, snaps)
+	parts := f.parts(Selection{}, turns)
 	for _, p := range parts {
 		p.Snapshot.Retain()
 		defer p.Snapshot.Release()

@@ -15,6 +15,7 @@ import (
 
 	"aggregatord/internal/archive"
 	"aggregatord/internal/merge"
+	"aggregatord/internal/metric"
 	"aggregatord/internal/policy"
 	"aggregatord/internal/pool"
 	"aggregatord/internal/starts"
@@ -382,6 +383,29 @@ func (f *Fleet) SetPolicy(p *policy.Policy) error {
 	}
 	f.logger.Info("policy is in force", zap.Duration("duration", time.Since(start)))
 	return errors.Join(errs...)
+}
+
+// SetSettings puts into force what the application of a pool says of it now: its labels, and its own rules
+// and limits, nil for none. The pool is served meanwhile; other pools do not wait for it. The error wraps
+// ErrNoPool, or is pool.ErrClosed where it is just being removed.
+func (f *Fleet) SetSettings(name string, labels []metric.Label, own *policy.Policy) error {
+	f.mu.Lock()
+	m := f.find(name)
+	f.mu.Unlock()
+	if m == nil {
+		return fmt.Errorf("%w: %q", ErrNoPool, name)
+	}
+	m.Hold() // no other policy comes into force meanwhile
+	defer m.Release()
+	f.policyMu.RLock()
+	now := f.policy
+	f.policyMu.RUnlock()
+	m.starts.Unsure(time.Now()) // names may be others
+	err := m.SetSettingsHeld(now, labels, own)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.joints) // they have the old labels
+	return err
 }
 
 // hold returns all pools, each of them held, with policyMu locked. A pool that is busy for long is

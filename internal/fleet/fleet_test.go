@@ -463,3 +463,64 @@ func TestComeAndGo(t *testing.T) {
 		t.Error("there are still metrics about a pool that was removed")
 	}
 }
+
+// TestSetSettings: what an application says of its pool comes into force while the pool is served: every view has
+// its totals, by the old or the new.
+func TestSetSettings(t *testing.T) {
+	a, b := tmpfs(t), tmpfs(t)
+	write(t, a, "counter_1.db", map[string]float64{"hits_total path=/": 1, "secrets_total": 5})
+	write(t, b, "counter_1.db", map[string]float64{"hits_total path=/": 2})
+	team := func(name string) []metric.Label { return []metric.Label{{Name: "app_team", Value: name}} }
+	h := start(t, pool.Spec{Name: "a", Path: a, Labels: team("old")}, pool.Spec{Name: "b", Path: b})
+	const other = "hits_total path=/ pool=b 2"
+	old := "hits_total app_team=old path=/ pool=a 1\n" + other + "\nsecrets_total app_team=old pool=a 5\n"
+	now := "hits_total app_team=new path=/ pool=a 1\n" + other + "\n"
+	h.want(strings.Split(strings.TrimSuffix(old, "\n"), "\n")...)
+	seen := map[string]int{}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			snap, err := h.View(t.Context(), Selection{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			seen[text(snap)]++
+			snap.Release()
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	own := compile(t, policy.Spec{Rules: []policy.Rule{{Match: "secrets_total", Drop: true}}})
+	for range 50 {
+		if err := h.SetSettings("a", team("new"), own); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.SetSettings("a", team("old"), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	<-stopped
+	if err := h.SetSettings("a", team("new"), own); err != nil {
+		t.Fatal(err)
+	}
+	h.want(strings.Split(strings.TrimSuffix(now, "\n"), "\n")...)
+	if got := h.TargetLabels(h.Pool("a").Spec()); fmt.Sprint(got) != "[{app_team new} {pool a}]" {
+		t.Errorf("labels of the target: %v", got)
+	}
+	for view, n := range seen {
+		if view != old && view != now {
+			t.Errorf("%d views have\n%s", n, view)
+		}
+	}
+	h.force(compile(t, policy.Spec{})) // what the application says stays in force
+	h.want(strings.Split(strings.TrimSuffix(now, "\n"), "\n")...)
+	if err := h.SetSettings("c", nil, nil); !errors.Is(err, ErrNoPool) {
+		t.Errorf("settings of no pool: %v", err)
+	}
+}

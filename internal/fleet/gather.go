@@ -22,7 +22,7 @@ type gathering struct {
 	patience time.Duration
 	logger   *zap.Logger
 	members  []*member
-	take     func(*member) (*view.Snapshot, error)
+	take     taker
 	done     chan struct{} // closed when left is 0
 
 	// mu guards what follows.
@@ -39,15 +39,19 @@ type turn struct {
 	begun        time.Time // zero: not yet
 	ended, given bool      // given up
 	snap         *view.Snapshot
+	spec         pool.Spec // by whose settings the snapshot was made
 	err          error
 }
+
+// A taker takes a snapshot of one pool.
+type taker func(*member) (*view.Snapshot, pool.Spec, error)
 
 // helpAfter is how long a pool may take until the others get one goroutine more.
 const helpAfter = 100 * time.Millisecond
 
 // gather takes a snapshot of each pool, nil of those that are just being removed. One that does not answer has
 // none either; all says that this is an error. It is one in any case if no pool answers.
-func (f *Fleet) gather(ctx context.Context, members []*member, all bool, take func(*member) (*view.Snapshot, error)) ([]*view.Snapshot, error) {
+func (f *Fleet) gather(ctx context.Context, members []*member, all bool, take taker) ([]turn, error) {
 	g := &gathering{
 		ctx: ctx, patience: f.opts.Pool.Patience, logger: f.logger, members: members, take: take, done: make(chan struct{}), left: len(members), turns: make([]turn, len(members)),
 	}
@@ -55,8 +59,8 @@ func (f *Fleet) gather(ctx context.Context, members []*member, all bool, take fu
 		return nil, nil
 	}
 	g.wait()
-	snaps, silent, err := g.result(all)
-	for i, t := range g.turns {
+	turns, silent, err := g.result(all)
+	for i, t := range turns {
 		if t.given || t.snap != nil {
 			f.tellSilent(members[i], t.given)
 		}
@@ -65,14 +69,14 @@ func (f *Fleet) gather(ctx context.Context, members []*member, all bool, take fu
 		err = pool.ErrSilent
 	}
 	if err != nil {
-		for _, s := range snaps {
-			if s != nil {
-				s.Release()
+		for _, t := range turns {
+			if t.snap != nil {
+				t.snap.Release()
 			}
 		}
 		return nil, fmt.Errorf("merge: %w", err)
 	}
-	return snaps, nil
+	return turns, nil
 }
 
 // wait has all pools taken, and returns when the last one has answered or is given up.
@@ -103,15 +107,16 @@ func (g *gathering) work() {
 	for i := g.begin(); i >= 0; i = g.begin() {
 		func() {
 			var snap *view.Snapshot
+			var spec pool.Spec
 			var err error
 			defer func() {
 				v := recover()
 				if v != nil {
 					v = fmt.Sprintf("%v\n%s", v, debug.Stack())
 				}
-				g.end(i, snap, err, v)
+				g.end(i, snap, spec, err, v)
 			}()
-			snap, err = g.take(g.members[i])
+			snap, spec, err = g.take(g.members[i])
 		}()
 	}
 }
@@ -138,7 +143,7 @@ func (g *gathering) begin() int {
 }
 
 // end takes what a pool has answered.
-func (g *gathering) end(i int, snap *view.Snapshot, err error, panicked any) {
+func (g *gathering) end(i int, snap *view.Snapshot, spec pool.Spec, err error, panicked any) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	t := &g.turns[i]
@@ -154,7 +159,7 @@ func (g *gathering) end(i int, snap *view.Snapshot, err error, panicked any) {
 		}
 		return
 	}
-	t.snap, t.err = snap, err
+	t.snap, t.spec, t.err = snap, spec, err
 	if panicked != nil {
 		g.panicked = panicked
 	}
@@ -195,18 +200,16 @@ func (g *gathering) giveUp(patience time.Duration) (long int) {
 	return long
 }
 
-// result returns the snapshots, and how many pools do not answer.
-func (g *gathering) result(all bool) (snaps []*view.Snapshot, silent int, err error) {
+// result returns the turns, and how many pools do not answer.
+func (g *gathering) result(all bool) (turns []turn, silent int, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.panicked != nil {
 		panic(g.panicked)
 	}
-	snaps = make([]*view.Snapshot, len(g.turns))
 	var errs []error
 	for i := range g.turns {
 		t := &g.turns[i]
-		snaps[i] = t.snap
 		t.given = t.given || errors.Is(t.err, pool.ErrSilent)
 		switch {
 		case t.given:
@@ -217,7 +220,7 @@ func (g *gathering) result(all bool) (snaps []*view.Snapshot, silent int, err er
 			errs = append(errs, t.err)
 		}
 	}
-	return snaps, silent, errors.Join(errs...)
+	return g.turns, silent, errors.Join(errs...)
 }
 
 // silent reports whether a pool does not answer. It waits for nobody.

@@ -155,11 +155,11 @@ func (f *Fleet) eachMetric(ctx context.Context, yield func(pool string, fam *vie
 	f.policyMu.RLock()
 	defer f.policyMu.RUnlock()
 	members := f.all()
-	snaps, err := f.gather(ctx, members, false, peek)
+	turns, err := f.gather(ctx, members, false, peek)
 	if err != nil {
 		return nil, err
 	}
-	parts := f.parts(Selection{}, members, snaps)
+	parts := f.parts(Selection{}, turns)
 	var joiner view.Joiner
 	joined := joiner.Join(parts)
 	defer joined.Release()

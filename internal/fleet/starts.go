@@ -5,6 +5,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"aggregatord/internal/pool"
 	"aggregatord/internal/starts"
 	"aggregatord/internal/view"
 )
@@ -26,19 +27,19 @@ const (
 )
 
 // take takes a snapshot of a pool, with starts if they are wanted.
-func (f *Fleet) take(m *member, withStarts bool) (*view.Snapshot, error) {
+func (f *Fleet) take(m *member, withStarts bool) (*view.Snapshot, pool.Spec, error) {
 	if !withStarts {
-		return m.Gather()
+		return m.GatherBySpec()
 	}
 	m.looking.Lock()
 	defer m.looking.Unlock()
 	f.restoreStarts(m)
 	at := time.Now()
-	snap, err := m.Gather()
+	snap, spec, err := m.GatherBySpec()
 	if err == nil {
 		snap.Starts = m.starts.Append(snap.Starts[:0], snap, at)
 	}
-	return snap, err
+	return snap, spec, err
 }
 
 // restoreStarts has the starts of a pool go on where an earlier daemon has stopped.

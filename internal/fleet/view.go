@@ -107,14 +107,14 @@ func (f *Fleet) View(ctx context.Context, sel Selection) (*view.Snapshot, error)
 	if err != nil {
 		return nil, err
 	}
-	snaps, err := f.gather(ctx, members, sel.Pools != nil, func(m *member) (*view.Snapshot, error) { return f.take(m, sel.Starts) })
+	turns, err := f.gather(ctx, members, sel.Pools != nil, func(m *member) (*view.Snapshot, pool.Spec, error) { return f.take(m, sel.Starts) })
 	if err != nil {
 		return nil, err
 	}
 	j := f.jointOf(sel)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	joined := j.joiner.Join(f.parts(sel, members, snaps))
+	joined := j.joiner.Join(f.parts(sel, turns))
 	if sel.Pools == nil {
 		f.count(members, j, joined)
 	}
@@ -136,22 +136,24 @@ func (f *Fleet) count(members []*member, j *joint, joined *view.Snapshot) {
 }
 
 // peek is for gather.
-func peek(m *member) (*view.Snapshot, error) { return m.Peek() }
+func peek(m *member) (*view.Snapshot, pool.Spec, error) {
+	snap, err := m.Peek()
+	return snap, m.Spec(), err
+}
 
 // parts puts snapshots together with what tells them apart.
-func (f *Fleet) parts(sel Selection, members []*member, snaps []*view.Snapshot) []view.Part {
-	parts := make([]view.Part, 0, len(snaps)+1)
+func (f *Fleet) parts(sel Selection, turns []turn) []view.Part {
+	parts := make([]view.Part, 0, len(turns)+1)
 	if f.info != nil {
 		f.info.Retain()
 		parts = append(parts, view.Part{Snapshot: f.info, Name: configuration, Sole: true})
 	}
-	for i, s := range snaps {
-		if s == nil {
+	for _, t := range turns {
+		if t.snap == nil {
 			continue
 		}
-		spec := members[i].Spec()
-		part := view.Part{Snapshot: s, Name: spec.Name}
-		part.Target, part.External = f.labels(spec)
+		part := view.Part{Snapshot: t.snap, Name: t.spec.Name}
+		part.Target, part.External = f.labels(t.spec)
 		if sel.Bare {
 			part.Target = nil
 		}

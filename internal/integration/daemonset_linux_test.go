@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -252,5 +253,15 @@ func TestPodSettings(t *testing.T) {
 		t.Error("the log does not tell what is wrong in the other file")
 	}
 	writeFile(t, filepath.Join(first, "metrics.yml"), "labels: {app_team: orders}\n")
+	eventually(t, patience, func() error { // meanwhile each scrape has the pool
+		body, err := get(d, "/metrics")
+		if err != nil || !strings.Contains(body, `uid="11111111-aaaa",volume="metrics"} 7`) {
+			t.Fatalf("it is not served while its settings change: %v", err)
+		}
+		if !strings.Contains(body, `app_team="orders"`) {
+			return errors.New("the new label is not there")
+		}
+		return nil
+	})
 	served("# HELP hits_total Hits.", `hits_total{app_team="orders",namespace="prod",pod="web-0",pool="prod_web-0_metrics_11111111",uid="11111111-aaaa",volume="metrics"} 7`, other)
 }

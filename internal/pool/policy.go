@@ -39,6 +39,20 @@ func (p *Pool) Release() { p.turn.Unlock() }
 func (p *Pool) SetPolicyHeld(to *policy.Policy) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.setPolicyLocked(to)
+}
+
+// SetSettingsHeld puts into force what the pool's application says now: see Spec.Labels and Spec.Own. The
+// policy is the one that SetPolicy was given last. It is for who holds the pool; no total is lost,
+// and every view is wholly by the old or the new.
+func (p *Pool) SetSettingsHeld(in *policy.Policy, labels []metric.Label, own *policy.Policy) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.settings.Store(&settings{labels, own})
+	return p.setPolicyLocked(in)
+}
+
+func (p *Pool) setPolicyLocked(to *policy.Policy) error {
 	if p.closed {
 		return ErrClosed
 	}
@@ -73,9 +87,10 @@ func (p *Pool) SetPolicyHeld(to *policy.Policy) error {
 
 // adoptPolicyLocked makes an empty index for a policy.
 func (p *Pool) adoptPolicyLocked(to *policy.Policy) {
-	to = to.With(p.spec.RuledBy(), p.spec.Own)
+	said := p.settings.Load().own
+	to = to.With(p.spec.RuledBy(), said)
 	p.policy = to
-	opts, limits, own := p.mergeOptions, to.Limits(), p.spec.Own.Limits()
+	opts, limits, own := p.mergeOptions, to.Limits(), said.Limits()
 	opts.Share = p.share
 	opts.MaxSeries = cmp.Or(limits.SeriesPerPool, opts.MaxSeries)
 	opts.MaxFamilySeries = cmp.Or(limits.SeriesPerFamily, opts.MaxFamilySeries)
@@ -114,7 +129,7 @@ func lower[T int | int64](limit *T, own, standard T) {
 
 // limitsBy returns the limits of source files under a policy.
 func (p *Pool) limitsBy(to *policy.Policy) store.Limits {
-	l, limits, own := p.fileLimits, to.Limits(), p.spec.Own.Limits()
+	l, limits, own := p.fileLimits, to.Limits(), p.settings.Load().own.Limits()
 	l.FileBytes = cmp.Or(limits.FileSize, l.FileBytes)
 	l.KeyBytes = cmp.Or(limits.KeyLength, l.KeyBytes)
 	standard := l.InForce()

@@ -120,7 +120,8 @@ func (o ArchiveOptions) withDefaults() ArchiveOptions {
 // none; Tend must be called now and then, and whenever something may have changed. Close gives
 // up everything.
 type Pool struct {
-	spec         Spec
+	spec         Spec                     // Labels and Own are in settings
+	settings     atomic.Pointer[settings] // replaced as the policy is
 	logger       *zap.Logger
 	metrics      *Metrics
 	folds        *fold.Metrics
@@ -290,12 +291,24 @@ func New(spec Spec, opts Options) *Pool {
 	}
 	p.archive = p.folder.Archive()
 	p.metrics.prepare(spec.Name)
+	p.settings.Store(&settings{spec.Labels, spec.Own})
+	p.spec.Labels, p.spec.Own = nil, nil
 	p.adoptPolicyLocked(opts.Policy)
 	return p
 }
 
-// Spec returns what New was given.
-func (p *Pool) Spec() Spec { return p.spec }
+// Spec returns what New was given, with the settings that are in force: see SetSettingsHeld.
+func (p *Pool) Spec() Spec {
+	spec, settings := p.spec, p.settings.Load()
+	spec.Labels, spec.Own = settings.labels, settings.own
+	return spec
+}
+
+// settings are the part of a Spec that may change.
+type settings struct {
+	labels []metric.Label
+	own    *policy.Policy
+}
 
 // Open opens the archive, if the directory is there. An error means that another daemon has
 // the directory, or that a newer program wrote the archive: then nothing must be served. It is
@@ -442,10 +455,16 @@ func (p *Pool) Err() error {
 
 // Gather merges what the files hold now. The caller must Release the snapshot.
 func (p *Pool) Gather() (*view.Snapshot, error) {
+	snap, _, err := p.GatherBySpec()
+	return snap, err
+}
+
+// GatherBySpec is Gather, and returns the Spec by whose settings the snapshot was made.
+func (p *Pool) GatherBySpec() (*view.Snapshot, Spec, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return nil, ErrClosed
+		return nil, p.spec, ErrClosed
 	}
 	start := time.Now()
 	p.looks++
@@ -465,7 +484,7 @@ func (p *Pool) Gather() (*view.Snapshot, error) {
 	p.passes++
 	p.metrics.passes.Inc()
 	p.metrics.passSeconds.Observe(p.lastPassTook.Seconds())
-	return snap, nil
+	return snap, p.Spec(), nil
 }
 
 // LeftOut counts what the last view left out: disagreements between files, and the series that

@@ -95,11 +95,11 @@ type ArchiveState struct {
 // State tells about the pool. Of one that does not answer it tells only that.
 func (p *Pool) State() State {
 	if !p.mu.lockWithin(p.patience) {
-		return State{Spec: p.spec, Err: ErrSilent, Ready: p.ready.Load(), Silent: true}
+		return State{Spec: p.Spec(), Err: ErrSilent, Ready: p.ready.Load(), Silent: true}
 	}
 	defer p.mu.Unlock()
 	s := State{
-		Spec: p.spec, Up: p.scanErr == nil && p.listed, Err: p.scanErr, Ready: p.ready.Load(),
+		Spec: p.Spec(), Up: p.scanErr == nil && p.listed, Err: p.scanErr, Ready: p.ready.Load(),
 		Liveness: p.prober.Choice(), KnownBy: map[watch.Method]int{}, Workers: len(p.census.workers), Alive: p.census.alive,
 		Files: map[FileState]int{}, Foreign: p.foreign, Series: p.index.Series(), Conflicts: p.index.Conflicts(),
 		Dropped: p.index.Dropped(), Expired: p.index.Expired(), LastPass: p.lastPass, LastPassTook: p.lastPassTook, Passes: p.passes,
