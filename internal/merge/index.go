@@ -347,10 +347,20 @@ func (x *Index) Learn(s *Source, raw []byte, slot uint32) error {
 // LearnAt is Learn for an entry of a folded source whose own time is known: created is when
 // something was folded into it last, in Unix nanoseconds.
 func (x *Index) LearnAt(s *Source, raw []byte, slot uint32, created int64) error {
+	return x.learn(s, raw, nil, slot, created)
+}
+
+// LearnParsed is Learn for a key that is parsed already, which the index may keep parts of and change.
+func (x *Index) LearnParsed(s *Source, raw []byte, key metric.Key, slot uint32) error {
+	return x.learn(s, raw, &key, slot, s.spec.Created)
+}
+
+// learn is LearnAt. parsed may be nil.
+func (x *Index) learn(s *Source, raw []byte, parsed *metric.Key, slot uint32, created int64) error {
 	hash := hashBytes(raw)
 	cell, ok := s.space.cells.find(hash, raw)
 	if !ok {
-		return x.learnNew(s, raw, hash, slot, created)
+		return x.learnNew(s, raw, parsed, hash, slot, created)
 	}
 	x.learnKnown(s, raw, slot, cell, created)
 	return nil
@@ -402,7 +412,7 @@ func (x *Index) LearnTagged(s *Source, raw []byte, slot uint32, tag *uint32) err
 		hash := hashBytes(raw)
 		var ok bool
 		if cell, ok = s.space.cells.find(hash, raw); !ok {
-			return x.learnNew(s, raw, hash, slot, s.spec.Created)
+			return x.learnNew(s, raw, nil, hash, slot, s.spec.Created)
 		}
 		*tag = cell
 	}

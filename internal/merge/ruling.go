@@ -238,22 +238,24 @@ func (x *Index) accumulateParts(s *Source) {
 	}
 }
 
-// learnNew is Learn for an entry whose raw key the source's keyspace does not have.
-func (x *Index) learnNew(s *Source, raw []byte, hash, slot uint32, created int64) error {
-	err := x.learnKey(s, raw, hash, slot, created)
+// learnNew is Learn for an entry whose raw key the source's keyspace does not have. parsed may be nil.
+func (x *Index) learnNew(s *Source, raw []byte, parsed *metric.Key, hash, slot uint32, created int64) error {
+	err := x.learnKey(s, raw, parsed, hash, slot, created)
 	_, limited := err.(*LimitError) //nolint:errorlint // made in this package, never wrapped
 	if limited && x.unpinned > 0 {
-		x.sweep() // what nobody has any more makes room
-		err = x.learnKey(s, raw, hash, slot, created)
-		_, limited = err.(*LimitError) //nolint:errorlint // the same
+		x.sweep()                                          // what nobody has any more makes room
+		err = x.learnKey(s, raw, nil, hash, slot, created) // what was parsed is used up
+		_, limited = err.(*LimitError)                     //nolint:errorlint // the same
 	}
 	x.refused = x.refused || limited
 	return err
 }
 
-func (x *Index) learnKey(s *Source, raw []byte, hash, slot uint32, created int64) error {
-	key, err := s.spec.ParseKey(raw)
-	if err != nil {
+func (x *Index) learnKey(s *Source, raw []byte, parsed *metric.Key, hash, slot uint32, created int64) (err error) {
+	var key metric.Key
+	if parsed != nil {
+		key = *parsed
+	} else if key, err = s.spec.ParseKey(raw); err != nil {
 		return err
 	}
 	name := FamilyOf(key, s.spec.Type)

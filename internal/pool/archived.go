@@ -1,8 +1,11 @@
 package pool
 
 import (
+	"iter"
 	"math"
+	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -101,34 +104,132 @@ func (p *Pool) showLocked(s archive.Space) {
 		p.shown[s] = f
 	}
 	p.index.Expect(f.source, table.Len()-f.learned)
-	var key []byte
-	for ; f.learned < table.Len(); f.learned++ {
-		key = table.AppendKey(key[:0], f.learned)
+	for key := range archivedKeys(table, f.learned) {
+		pos := f.learned
+		f.learned++
 		if s.Worker != "" {
-			keep := p.retentionLocked(s, key)
+			keep := p.retentionLocked(s, key.raw)
 			if keep > 0 && p.now().Sub(table.LastFold()) > keep {
 				f.gone = true
 				continue
 			}
 			f.keepFor(keep)
 		}
-		if len(key) > p.limits.InForce().KeyBytes {
+		if len(key.raw) > p.limits.InForce().KeyBytes {
 			p.metrics.entryErrors.With(p.spec.Name, string(store.KeyTooLong)).Inc()
 			continue
 		}
-		if err := p.index.Learn(f.source, key, uint32(f.learned)); err != nil {
+		err := key.err
+		if err == nil {
+			err = p.index.LearnParsed(f.source, key.raw, key.parsed, uint32(pos))
+		}
+		if err != nil {
 			reason := reasonOf(err)
 			p.metrics.entryErrors.With(p.spec.Name, string(reason)).Inc()
 			if limit := asLimit(err); limit != nil {
 				p.limitReachedLocked(p.folder.Archive().Path(), limit)
 				continue
 			}
-			p.logger.Debug("archived entry left out", zap.ByteString("key", key), zap.Error(err))
+			p.logger.Debug("archived entry left out", zap.ByteString("key", key.raw), zap.Error(err))
 		}
 	}
 	values, stamps := f.source.Values(), f.source.Stamps()
 	for i, pos := range f.source.Slots().All() {
 		values[i], stamps[i] = table.Values()[pos], table.Stamps()[pos]
+	}
+}
+
+// archivedKey is a key of an archive, and what it is parsed.
+type archivedKey struct {
+	raw    []byte
+	parsed metric.Key
+	err    error
+}
+
+// A keyBatch is some keys that follow one another in a table. It is filled again and again.
+type keyBatch struct {
+	text []byte
+	ends []int
+	keys []archivedKey
+}
+
+// keyBatchLen is how many keys a batch has.
+const keyBatchLen = 256
+
+// fill reads and parses the keys of a table from a position on.
+func (b *keyBatch) fill(table *archive.Table, from int) {
+	b.text, b.ends, b.keys = b.text[:0], b.ends[:0], b.keys[:0]
+	for pos := from; pos < min(from+keyBatchLen, table.Len()); pos++ {
+		b.text = table.AppendKey(b.text, pos)
+		b.ends = append(b.ends, len(b.text))
+	}
+	start := 0
+	for _, end := range b.ends {
+		key := archivedKey{raw: b.text[start:end:end]}
+		key.parsed, key.err = store.ParseKey(key.raw)
+		b.keys = append(b.keys, key)
+		start = end
+	}
+}
+
+// yield calls yield for the keys, until it returns false.
+func (b *keyBatch) yield(yield func(archivedKey) bool) bool {
+	for _, key := range b.keys {
+		if !yield(key) {
+			return false
+		}
+	}
+	return true
+}
+
+// archivedKeys yields the keys of a table from a position on. raw is valid until the next one. Where
+// they are many, other goroutines parse them ahead; they end before it returns. The table must not
+// change meanwhile.
+func archivedKeys(table *archive.Table, from int) iter.Seq[archivedKey] {
+	return func(yield func(archivedKey) bool) {
+		batches := (table.Len() - from + keyBatchLen - 1) / keyBatchLen
+		parsers := min(runtime.GOMAXPROCS(0)-1, batches-1)
+		if parsers <= 0 {
+			var b keyBatch
+			for ; from < table.Len(); from += keyBatchLen {
+				if b.fill(table, from); !b.yield(yield) {
+					return
+				}
+			}
+			return
+		}
+		// Each goroutine has every so many-th batch, with two on their way.
+		type lane struct{ full, empty chan *keyBatch }
+		lanes := make([]lane, parsers)
+		stop := make(chan struct{})
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer close(stop)
+		for i := range lanes {
+			l := lane{make(chan *keyBatch, 2), make(chan *keyBatch, 2)}
+			l.empty <- &keyBatch{}
+			l.empty <- &keyBatch{}
+			lanes[i] = l
+			wg.Go(func() { // ends when it has parsed its batches, or with stop
+				for n := i; n < batches; n += parsers {
+					select {
+					case b := <-l.empty:
+						b.fill(table, from+n*keyBatchLen)
+						l.full <- b
+					case <-stop:
+						return
+					}
+				}
+			})
+		}
+		for n := range batches {
+			l := &lanes[n%parsers]
+			b := <-l.full
+			if !b.yield(yield) {
+				return
+			}
+			l.empty <- b
+		}
 	}
 }
 
