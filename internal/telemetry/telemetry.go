@@ -6,6 +6,7 @@ package telemetry
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -35,8 +36,9 @@ type Set struct {
 
 // shape is a layout and the families that it shows.
 type shape struct {
-	layout   *view.Layout
-	families []*family
+	layout *view.Layout
+	// children are those of each family of the layout, in the order of its metrics.
+	children [][]*child
 }
 
 // Which shape.
@@ -308,30 +310,12 @@ func (s *Set) snapshot(which int) *view.Snapshot {
 	}
 	sh := s.shapes[which]
 	snap := &view.Snapshot{Layout: sh.layout, Values: make([]float64, 0, sh.layout.Points)}
-	for i, f := range sh.families {
-		for _, m := range sh.layout.Families[i].Metrics {
-			snap.Values = f.children[f.idOf(m.Labels)].append(snap.Values, f.Type)
+	for i := range sh.layout.Families {
+		for _, c := range sh.children[i] {
+			snap.Values = c.append(snap.Values, sh.layout.Families[i].Type)
 		}
 	}
 	return snap
-}
-
-func (f *family) idOf(labels []metric.Label) string {
-	switch {
-	case len(f.labels) == 0:
-		return ""
-	case len(f.labels) == 1 && len(labels) == 1:
-		return labels[0].Value
-	}
-	values := make([]string, len(f.labels))
-	for i, name := range f.labels {
-		for _, l := range labels {
-			if l.Name == name {
-				values[i] = l.Value
-			}
-		}
-	}
-	return strings.Join(values, "\xff")
 }
 
 func (c *child) append(dst []float64, typ metric.Type) []float64 {
@@ -354,14 +338,14 @@ func (s *Set) buildLocked(which int) *shape {
 		}
 		b := f.Family
 		points := f.points()
-		for _, c := range f.children {
+		children := slices.SortedFunc(maps.Values(f.children), func(x, y *child) int { return metric.CompareLabels(x.labels, y.labels) })
+		for _, c := range children {
 			b.Metrics = append(b.Metrics, view.Metric{Labels: c.labels, Points: points})
 		}
-		slices.SortFunc(b.Metrics, func(x, y view.Metric) int { return metric.CompareLabels(x.Labels, y.Labels) })
 		b.First, b.Points = sh.layout.Points, len(points)*len(b.Metrics)
 		sh.layout.Points += b.Points
 		sh.layout.Families = append(sh.layout.Families, b)
-		sh.families = append(sh.families, f)
+		sh.children = append(sh.children, children)
 	}
 	return sh
 }
