@@ -2,6 +2,7 @@ package serve
 
 import (
 	"container/list"
+	"errors"
 	"net/http"
 	"sync"
 	"time"
@@ -40,8 +41,8 @@ type sender struct {
 	mu sync.Mutex
 	// end is when the response must be sent, zero for no limit.
 	end time.Time
-	// over says that no deadline may be set any more.
-	over bool
+	// over says that no deadline may be set any more, deaf that the writer knows none, as in tests.
+	over, deaf bool
 }
 
 const (
@@ -49,6 +50,14 @@ const (
 	chunkBytes = 64 << 10
 	stallTime  = 10 * time.Second
 )
+
+// setDeadlineLocked sets the deadline of the connection, if it has any: to be told each time that it
+// has none would allocate for every chunk.
+func (c *sender) setDeadlineLocked(deadline time.Time) {
+	if !c.deaf {
+		c.deaf = errors.Is(c.rc.SetWriteDeadline(deadline), errors.ErrUnsupported)
+	}
+}
 
 // advance gives the client time for the next chunk.
 func (c *sender) advance(now time.Time) {
@@ -61,7 +70,7 @@ func (c *sender) advance(now time.Time) {
 	if !c.end.IsZero() && c.end.Before(deadline) {
 		deadline = c.end
 	}
-	c.rc.SetWriteDeadline(deadline) //nolint:errcheck // a writer that knows no deadlines, in tests
+	c.setDeadlineLocked(deadline)
 }
 
 // cut ends the sending, or the right to touch the connection after it.
@@ -76,7 +85,7 @@ func (c *sender) cut(abort bool) {
 	if abort {
 		deadline = time.Unix(1, 0)
 	}
-	c.rc.SetWriteDeadline(deadline) //nolint:errcheck // as above
+	c.setDeadlineLocked(deadline)
 }
 
 // begin notes that a response of so many bytes is sent to a client, and makes room for it. The
