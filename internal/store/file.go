@@ -103,7 +103,13 @@ const looksAtDamage = 8
 // and files beyond the limit ([ErrTooLarge]) without ever blocking, and reads nothing
 // yet. Other errors wrap those of the operating system; see [ReasonOf].
 func Open(path string, name SourceName, lim Limits) (*File, error) {
-	return openFile(unix.AT_FDCWD, path, path, name, lim)
+	return openFile(unix.AT_FDCWD, path, path, name, lim, unix.O_RDONLY)
+}
+
+// OpenToEmpty is Open for the file of a dead worker that is to be emptied: see [Drain] and
+// SetTag. It has the file open for writing, too, so it takes the right to.
+func OpenToEmpty(path string, name SourceName, lim Limits) (*File, error) {
+	return openFile(unix.AT_FDCWD, path, path, name, lim, unix.O_RDWR)
 }
 
 // OpenAt is Open for the file called base in the directory that is open as dir, whatever
@@ -113,12 +119,12 @@ func OpenAt(dir int, base, path string, name SourceName, lim Limits) (*File, err
 	if base == "" || base == "." || base == ".." || strings.ContainsAny(base, "/\x00") {
 		return nil, fmt.Errorf("open source file %q: %q is no file in the directory: %w", path, base, ErrNotRegular)
 	}
-	return openFile(dir, base, path, name, lim)
+	return openFile(dir, base, path, name, lim, unix.O_RDONLY)
 }
 
-func openFile(dir int, base, path string, name SourceName, lim Limits) (*File, error) {
+func openFile(dir int, base, path string, name SourceName, lim Limits, access int) (*File, error) {
 	lim = lim.withDefaults()
-	fd, info, err := openRegular(dir, base, path, lim)
+	fd, info, err := openRegular(dir, base, path, lim, access)
 	if err != nil {
 		return nil, err
 	}
@@ -139,13 +145,13 @@ type fileInfo struct {
 	born    bool
 }
 
-// openRegular opens a regular file for reading: openat(2) and statx(2). There may be many
+// openRegular opens a regular file, with O_RDONLY or O_RDWR for access: openat(2) and statx(2). There may be many
 // thousands, so this is as few system calls as can be: an os.File would cost three more for
 // each.
-func openRegular(dir int, base, path string, lim Limits) (fd int, info fileInfo, err error) {
+func openRegular(dir int, base, path string, lim Limits, access int) (fd int, info fileInfo, err error) {
 	// The directory is written by others. O_NOFOLLOW: a link could lead anywhere.
 	// O_NONBLOCK: opening a FIFO would wait for a writer.
-	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+	flags := access | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	fd, err = unix.Openat(dir, base, flags, 0)
 	for errors.Is(err, unix.EINTR) {
 		fd, err = unix.Openat(dir, base, flags, 0)

@@ -44,7 +44,7 @@ type InspectedEntry struct {
 // entries up to the file's end. The error is one of [Open]; damage is no error.
 func Inspect(path string, lim Limits) (Inspection, error) {
 	lim = lim.withDefaults()
-	fd, info, err := openRegular(unix.AT_FDCWD, path, path, lim)
+	fd, info, err := openRegular(unix.AT_FDCWD, path, path, lim, unix.O_RDONLY)
 	if err != nil {
 		return Inspection{}, err
 	}

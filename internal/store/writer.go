@@ -23,6 +23,8 @@ type WriterOptions struct {
 	// NoStamp is the timestamp stored where there is none, 0 by default; +Inf with the
 	// postmates fork.
 	NoStamp float64
+	// Tag is what a new file has after its used bytes, 0 by default: see [SetTag].
+	Tag uint32
 }
 
 // A Writer writes a source file as a Prometheus client does: through a shared mapping,
@@ -40,6 +42,7 @@ type Writer struct {
 	file  *os.File // nil once closed
 	m     mapping
 	used  int64
+	tag   uint32
 	slots map[string]int
 	buf   []byte
 }
@@ -65,8 +68,10 @@ func OpenWriter(path string, opt WriterOptions) (*Writer, error) {
 }
 
 func (w *Writer) open() error {
-	// Reading it as everybody does also checks what it is.
-	f, err := Open(w.path, SourceName{}, Limits{FileBytes: math.MaxInt64, KeyBytes: math.MaxInt32})
+	// Reading it as everybody does also checks what it is. Like the clients, a Writer is no reader to
+	// who watches the directory.
+	lim := Limits{FileBytes: math.MaxInt64, KeyBytes: math.MaxInt32}
+	f, err := openFile(unix.AT_FDCWD, w.path, w.path, SourceName{}, lim, unix.O_RDWR)
 	if err != nil {
 		return err
 	}
@@ -77,8 +82,12 @@ func (w *Writer) open() error {
 	if f.Entries() > 0 && f.Width() != w.opt.Width {
 		return fmt.Errorf("its entries have a width of %d, not of %d", f.Width(), w.opt.Width)
 	}
+	w.tag = w.opt.Tag
 	if f.Size() > 0 {
 		w.used = f.UsedBytes()
+		if h, headErr := ReadHead(int(w.file.Fd())); headErr == nil {
+			w.tag = h.Tag
+		}
 		err = w.remap(f.Size())
 	} else {
 		err = w.resize(w.opt.FirstBytes)
@@ -114,8 +123,7 @@ func (w *Writer) setUsed(used int64) (err error) {
 	var d damage
 	defer func() { err = w.full(d) }()
 	defer w.m.catch(debug.SetPanicOnFault(true), &d)
-	// The padding after the count is zero, and stays so.
-	storeWord(w.word(0), uint64(used))
+	storeWord(w.word(0), uint64(used)|uint64(w.tag)<<32)
 	w.used = used
 	return nil
 }
@@ -134,11 +142,14 @@ func (w *Writer) word(slot int) *uint64 { return &w.m.words(int64(len(w.m.mem)) 
 // file has none. The handle is an [Entry]'s Slot and stays good until Close. An error
 // says that the file could not be enlarged: where a store into a full file system would
 // kill other programs by SIGBUS, it is an error here.
-func (w *Writer) Slot(key []byte) (int, error) {
+func (w *Writer) Slot(key []byte) (int, error) { return w.SlotWith(key, 0, 0) }
+
+// SlotWith is Slot, but that an entry that is made has a value and a timestamp from the start.
+func (w *Writer) SlotWith(key []byte, value, stamp float64) (int, error) {
 	if slot, ok := w.slots[string(key)]; ok {
 		return slot, nil
 	}
-	w.buf = appendEntry(w.buf[:0], key, 0, 0, w.opt.Width)
+	w.buf = appendEntry(w.buf[:0], key, value, stamp, w.opt.Width)
 	end := w.used + int64(len(w.buf))
 	if len(key) == 0 || end > math.MaxInt32 {
 		return 0, fmt.Errorf("write source file %q: no room for a key of %d bytes", w.path, len(key))
@@ -170,6 +181,23 @@ func (w *Writer) put(entry []byte) (err error) {
 	defer w.m.catch(debug.SetPanicOnFault(true), &d)
 	copy(w.m.mem[w.used:], entry)
 	return nil
+}
+
+// Has reports whether there is an entry with this key.
+func (w *Writer) Has(key []byte) bool {
+	_, ok := w.slots[string(key)]
+	return ok
+}
+
+// Fd returns the descriptor, which is the only one by which the Writer has the file open.
+func (w *Writer) Fd() int { return int(w.file.Fd()) }
+
+// Stamp returns the timestamp of the entry with this handle, as it is stored; 0 in a narrow file.
+func (w *Writer) Stamp(slot int) float64 {
+	if w.opt.Width != Wide {
+		return 0
+	}
+	return w.Value(slot + 1)
 }
 
 // Value returns the value of the entry with this handle.

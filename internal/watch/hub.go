@@ -13,8 +13,8 @@ import (
 
 // A Hub watches many directories by one inotify instance: the kernel lets a user have 128 of them by
 // custom (inotify(7), max_user_instances), and the events of each are read by a goroutine with a buffer
-// of 64 KiB. The zero Hub works, and has an instance as long as something is watched. It is safe for
-// several goroutines.
+// of 64 KiB. It has a second one for those who want to know who reads a directory: see OpenReaders. The
+// zero Hub works, and has an instance as long as something is watched. It is safe for several goroutines.
 type Hub struct {
 	newWatcher func() (*fsnotify.Watcher, error) // nil: that of fsnotify
 
@@ -27,6 +27,10 @@ type Hub struct {
 	mu     sync.Mutex
 	taps   map[*tap]struct{}
 	byPath map[string][]*tap // by what they watch
+
+	// looking is held while a Readers is opened or closed; it guards looker.
+	looking sync.Mutex
+	looker  *looker // nil while there are no Readers
 }
 
 // A tap is what one attachment gets of the events of a hub. Whoever has opened it receives from the

@@ -76,6 +76,16 @@ func LeaseBroken(fd int) (bool, error) {
 	return kind != unix.F_RDLCK, nil
 }
 
+// TryWriteLease asks for a write lease on fd, a regular file. It does not block, and its errors
+// are those of TryLease.
+//
+// granted true: nobody else has the file open at all. The caller's own open file
+// description, with its duplicates and mappings, does not count; a second one of the caller's
+// does. Until ReleaseLease, or until fd and all its duplicates are closed, everybody who opens
+// the file waits in open, also to read. What TryLease says of waiting, of the lease-break-time
+// and of SIGIO holds here, too. granted false without an error: somebody has the file open.
+func TryWriteLease(fd int) (granted bool, err error) { return lease(fd, unix.F_WRLCK) }
+
 // ReleaseLease gives up the lease on fd, so that whoever waits in open goes on. Releasing a
 // lease that was broken is the way to let go. One that is not there any more, because it was
 // taken from us, is no error.

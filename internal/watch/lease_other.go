@@ -10,6 +10,9 @@ func TryLease(int) (granted bool, err error) { return false, ErrLeaseUnsupported
 // AskLease fails with [ErrLeaseUnsupported]: only Linux has leases.
 func AskLease(int) (granted bool, err error) { return false, ErrLeaseUnsupported }
 
+// TryWriteLease fails with [ErrLeaseUnsupported]: only Linux has leases.
+func TryWriteLease(int) (granted bool, err error) { return false, ErrLeaseUnsupported }
+
 // LeaseBroken fails with [ErrLeaseUnsupported]: only Linux has leases.
 func LeaseBroken(int) (bool, error) { return false, ErrLeaseUnsupported }
 
