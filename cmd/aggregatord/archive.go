@@ -443,6 +443,9 @@ directory first.`,
 			if err == nil {
 				kept, err = resetArchive(at, staged)
 			}
+			if err == nil {
+				err = place.RemoveMirror()
+			}
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
 				return noArchive(at.dir)

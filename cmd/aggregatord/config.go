@@ -58,5 +58,14 @@ func (o *configOptions) load(flags *pflag.FlagSet, dirs *dirOptions, archive *ar
 	if !given("archive.gauge-workers", "archive.gauge_workers") && in.GaugeWorkers != nil {
 		archive.gaugeWorkers = *in.GaugeWorkers
 	}
+	if !given("archive.mirror", "archive.mirror") && in.Mirror != nil {
+		archive.mirror = *in.Mirror
+	}
+	if !given("archive.mirror-wait", "archive.mirror_wait") && in.MirrorWait != nil {
+		archive.mirrorWait = time.Duration(*in.MirrorWait)
+	}
+	if !given("archive.mirror-files", "archive.mirror_files") && in.MirrorFiles != nil {
+		archive.mirrorFiles = *in.MirrorFiles
+	}
 	return nil
 }

@@ -146,6 +146,7 @@ func (o *runOptions) run(cmd *cobra.Command, args []string) (err error) {
 		Logger:         logger,
 	}
 	o.web.apply(&opts)
+	o.archive.only(cmd.Flags(), &opts)
 	opts.LogStats = log.stats
 	opts.Settings = settings(cmd.Flags(), opts.Fleet.Pools, nil)
 	served := make(chan error, 1)

@@ -288,6 +288,7 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 	}
 	o.discover.apply(&opts, patterns)
 	o.web.apply(&opts)
+	o.archive.only(cmd.Flags(), &opts)
 	opts.LogStats = log.stats
 	opts.Fleet.Pool.OnProgress = progress.files
 	opts.Settings = settings(cmd.Flags(), dirs, patterns)

@@ -148,6 +148,12 @@ func poolOf(s *pool.State) status.Pool {
 		Folds: a.Folds, FoldedFiles: a.Files, FoldedBytes: a.Stats.Bytes, Created: moment(a.Created), LastFold: moment(a.LastFold),
 		Errors: a.Errors, Reopened: a.Reopened, Expired: a.Expired, Awaiting: a.Awaiting, Removing: a.Removing,
 	}
+	if m := &a.Mirror; m.Wanted {
+		p.Archive.Mirror = &status.Mirror{
+			Open: m.Open, Reads: m.Reads, LastRead: moment(m.Last), LongestReadSeconds: m.Longest.Seconds(),
+			WaitingFiles: m.Waiting, ForcedFiles: m.Forced,
+		}
+	}
 	if a.Err != nil {
 		p.Archive.Error = a.Err.Error()
 	}

@@ -208,6 +208,9 @@ type Archive struct {
 	Rest           *Duration `yaml:"rest,omitempty"`
 	GaugeRetention *Duration `yaml:"gauge_retention,omitempty"`
 	GaugeWorkers   *int      `yaml:"gauge_workers,omitempty"`
+	Mirror         *string   `yaml:"mirror,omitempty"`
+	MirrorWait     *Duration `yaml:"mirror_wait,omitempty"`
+	MirrorFiles    *int      `yaml:"mirror_files,omitempty"`
 }
 
 // Mode is a gauge mode by name.
@@ -405,6 +408,12 @@ func (c *Config) check(d *decoder) {
 	}
 	if w := c.Archive.GaugeWorkers; w != nil && *w < 0 {
 		fail("archive.gauge_workers", "%d is negative; use 0 for any number", *w)
+	}
+	if m := c.Archive.Mirror; m != nil && *m != "auto" && *m != "off" && *m != "only" {
+		fail("archive.mirror", "%q is none of auto, off and only", *m)
+	}
+	if n := c.Archive.MirrorFiles; n != nil && *n < 0 {
+		fail("archive.mirror_files", "%d is negative; use 0 for any number", *n)
 	}
 	if dir := c.Archive.Dir; dir != nil && *dir == "" {
 		fail("archive.dir", "is empty; name a directory, or leave the key out")

@@ -91,6 +91,9 @@ archive:
   rest: 2s
   gauge_retention: 0
   gauge_workers: 5
+  mirror: only
+  mirror_wait: 30s
+  mirror_files: 100
 outputs:
   - name: node
     interval: 30s
@@ -174,7 +177,7 @@ func TestParse(t *testing.T) {
 		t.Errorf("got\n%+v\nwant\n%+v", got, want)
 	}
 	a := c.Archive
-	if *a.Dir != "/var/lib/aggregatord" || !*a.Disable || *a.GaugeRetention != 0 || *a.GaugeWorkers != 5 {
+	if *a.Dir != "/var/lib/aggregatord" || !*a.Disable || *a.GaugeRetention != 0 || *a.GaugeWorkers != 5 || *a.Mirror != "only" || time.Duration(*a.MirrorWait) != 30*time.Second || *a.MirrorFiles != 100 {
 		t.Errorf("archive %+v", a)
 	}
 	if c.Policy() == nil || c.File() != "a.yml" || len(c.Hash()) != 64 {
@@ -272,6 +275,8 @@ func TestErrors(t *testing.T) {
 		"process_namespace":   {"process: [{namespace: 1x, pid_file: /p}]\n", []string{`process[0].namespace: "1x" cannot begin the name of a metric`}},
 		"process_twice":       {"process: [{namespace: x, pid_file: /p}, {namespace: x, pid_file: /q}]\n", []string{`process[1].namespace: "x" is that of an earlier process`}},
 		"process_no_file":     {"process: [{namespace: x}]\n", []string{"process[0]: has no pid_file"}},
+		"archive_mirror":      {"archive: {mirror: on}\n", []string{`a.yml:1:11: archive.mirror: "on" is none of auto, off and only`}},
+		"archive_mirrored":    {"archive: {mirror: off, mirror_files: -1}\n", []string{"a.yml:1:24: archive.mirror_files: -1 is negative; use 0 for any number"}},
 		"archive_workers":     {"archive: {gauge_workers: -1}\n", []string{"a.yml:1:11: archive.gauge_workers: -1 is negative; use 0 for any number"}},
 
 		"not_yaml":      {"metrics: [\nlimits: {}\n", []string{"a.yml:3:1: is not YAML: while parsing a flow sequence"}},

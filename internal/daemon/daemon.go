@@ -47,6 +47,8 @@ type Options struct {
 	Fleet fleet.Options
 	// ListenAddresses are host:port pairs, or unix:PATH. Default: DefaultListenAddress.
 	ListenAddresses []string
+	// NoListen has nothing served, at no address.
+	NoListen bool
 	// SocketMode is the mode of unix sockets. Default: DefaultSocketMode.
 	SocketMode fs.FileMode
 	// SystemdSocket listens on the sockets that systemd has opened (sd_listen_fds(3)) in
@@ -259,10 +261,14 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	web.OnQuestion = func(code int) { m.questions.With(strconv.Itoa(code)).Inc() }
 	web.OnConnectionClosed = func(why serve.Closed) { m.closed.With(string(why)).Inc() }
-	server := serve.New(web)
-	m.server.Store(server)
-	err = server.Run(ctx, listeners...)
-	log.Info("stopped serving")
+	if opts.NoListen {
+		<-ctx.Done()
+	} else {
+		server := serve.New(web)
+		m.server.Store(server)
+		err = server.Run(ctx, listeners...)
+		log.Info("stopped serving")
+	}
 	lastWords(outputs, observer, opts)
 	stop()
 	loops.Wait()

@@ -31,6 +31,10 @@ func listenAll(opts Options) (listeners []net.Listener, err error) {
 		listeners = append(listeners, l)
 		opts.Logger.Info("listening", zap.String("address", addressOf(l)), zap.String("path", opts.TelemetryPath))
 	}
+	if opts.NoListen {
+		opts.Logger.Info("serving at no address")
+		return nil, nil
+	}
 	if opts.SystemdSocket {
 		inherited, err := activation.Listeners()
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -101,5 +102,20 @@ func TestSystemdSocketMissing(t *testing.T) {
 	d := start(t, Options{Fleet: only(sourceDir(t)), SystemdSocket: true})
 	if err := d.wait(); err == nil || !strings.Contains(err.Error(), ".socket unit") {
 		t.Errorf("Run: %v", err)
+	}
+}
+
+// TestNoListen: without an address the daemon archives, and ends when it is told to.
+func TestNoListen(t *testing.T) {
+	opts := Options{Fleet: only(sourceDir(t)), NoListen: true}
+	opts.Fleet.TendInterval = 10 * time.Millisecond
+	d := startReady(t, opts)
+	d.await("serving at no address")
+	if n := d.logs.FilterMessage("listening").Len(); n > 0 {
+		t.Errorf("it listens at %d addresses", n)
+	}
+	d.stop()
+	if <-d.done; d.err != nil {
+		t.Error(d.err)
 	}
 }

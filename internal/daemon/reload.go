@@ -286,5 +286,14 @@ func fixedOf(c *config.Config) map[string]string {
 	if v := c.Archive.GaugeWorkers; v != nil {
 		fixed["archive.gauge_workers"] = strconv.Itoa(*v)
 	}
+	if v := c.Archive.Mirror; v != nil {
+		fixed["archive.mirror"] = *v
+	}
+	if v := c.Archive.MirrorWait; v != nil {
+		fixed["archive.mirror_wait"] = v.String()
+	}
+	if v := c.Archive.MirrorFiles; v != nil {
+		fixed["archive.mirror_files"] = strconv.Itoa(*v)
+	}
 	return fixed
 }

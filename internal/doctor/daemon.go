@@ -210,6 +210,19 @@ func (e *examination) compare(a *answered) {
 		}
 		e.add(Problem, "archive", fmt.Sprintf("The daemon cannot archive, so the files of dead workers stay: %s.", a.pool.Archive.Error), advice)
 	}
+	if m := a.pool.Archive.Mirror; m != nil {
+		switch {
+		case !m.Open:
+			e.add(Warning, "mirror", "The daemon cannot keep the mirror: those who read the directory with the client's own collector see totals fall.", "See the log of the daemon.")
+		case m.ForcedFiles > 0:
+			e.add(Warning, "mirror", fmt.Sprintf("Others read the directory without a pause, so %s had to be archived while they did; they may have seen values twice or not at all.", plural(int(m.ForcedFiles), "file")),
+				"Read the metrics from the daemon, read the directory less often, or raise --archive.mirror-wait.")
+		case m.Reads > 0:
+			e.ok("mirror", "Others read this directory with the client's own collector: %s, the longest took %.3f s. The daemon keeps their totals right.", plural(int(m.Reads), "time"), m.LongestReadSeconds)
+		default:
+			e.ok("mirror", "Nobody but the daemon has read this directory since it was started.")
+		}
+	}
 	if owner, ok := e.owner(); ok && a.user != nil && *a.user != 0 && *a.user != owner {
 		e.add(Warning, "user", fmt.Sprintf("The daemon runs as user %d, and the files belong to user %d.", *a.user, owner),
 			fmt.Sprintf("Run the daemon as user %d: only the owner of a file learns whether its worker is dead.", owner))

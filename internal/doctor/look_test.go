@@ -96,6 +96,10 @@ func TestCompare(t *testing.T) {
 		"other_dir":         {func(p *status.Pool) { p.Dir = "/elsewhere" }, "v1", Problem, "endpoint", "serves /elsewhere, not " + dir},
 		"may_not_list":      {func(p *status.Pool) { p.Up, p.Error = false, "permission denied" }, "v1", Problem, "endpoint", "cannot read " + dir},
 		"cannot_archive":    {func(p *status.Pool) { p.Archive.State, p.Archive.Error = "failing", "no space" }, "v1", Problem, "archive", "no space"},
+		"mirror_closed":     {func(p *status.Pool) { p.Archive.Mirror = &status.Mirror{} }, "v1", Warning, "mirror", "cannot keep the mirror"},
+		"mirror_unread":     {func(p *status.Pool) { p.Archive.Mirror = &status.Mirror{Open: true} }, "v1", OK, "mirror", "Nobody but the daemon"},
+		"mirror_read":       {func(p *status.Pool) { p.Archive.Mirror = &status.Mirror{Open: true, Reads: 3, LongestReadSeconds: .25} }, "v1", OK, "mirror", "3 times, the longest took 0.250 s"},
+		"mirror_forced":     {func(p *status.Pool) { p.Archive.Mirror = &status.Mirror{Open: true, Reads: 3, ForcedFiles: 2} }, "v1", Warning, "mirror", "2 files had to be archived"},
 		"only_reads":        {func(p *status.Pool) { p.Archive.State = "read-only" }, "v1", OK, "archive", "--archive.disable"},
 		"no_liveness": {
 			func(p *status.Pool) { p.Liveness = status.Liveness{Method: "none", Files: map[string]int{"none": 3}} },

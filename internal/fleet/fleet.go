@@ -173,7 +173,7 @@ const pathEvery = 5 * time.Second
 
 func (f *Fleet) newMember(spec pool.Spec) *member {
 	opts := f.opts.Pool
-	opts.Policy = f.policy
+	opts.Policy, opts.Hub = f.policy, &f.hub
 	if opts.ArchiveDir != "" {
 		opts.ArchiveDir = filepath.Join(opts.ArchiveDir, spec.Name)
 	}

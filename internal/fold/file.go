@@ -27,6 +27,10 @@ type File struct {
 	// Identity is for a record by what the file is, where names elsewhere may lead to it; nil for
 	// none.
 	Identity *archive.Identity
+	// Linked says that it has its own name besides the hidden one.
+	Linked bool
+	// Ruby says that it is a file of the Ruby client, which nothing mirrors.
+	Ruby bool
 	// Alive says that a process may write to it, which orphans alone may be: it is not given up
 	// by Swap, but counts on with what it gains over Values.
 	Alive bool
@@ -62,6 +66,12 @@ type Route struct {
 	Stamp float64
 	// Keep says that it is archived at all.
 	Keep bool
+}
+
+// Expire has nothing of the file kept in the archive: its time is over.
+func (f *File) Expire() {
+	f.Keep = func(store.Entry) bool { return false }
+	f.Route = func(_ int, e store.Entry) Route { return Route{Key: e.Key} }
 }
 
 // IdentityOf returns what a file is, nil where it cannot be told from others for ever.

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"aggregatord/internal/archive"
+	"aggregatord/internal/mirror"
 	"aggregatord/internal/store"
 	"aggregatord/internal/watch"
 )
@@ -70,6 +71,16 @@ type Options struct {
 	// ReadOnly has the folder change nothing on any disk: the archive is read once, and what
 	// nameless orphans hold is kept in memory.
 	ReadOnly bool
+	// Mirror says that what is archived is kept in files of the client, too, for others who read the
+	// directory: see mirror.go.
+	Mirror bool
+	// MirrorWait is how long files wait for a moment in which nobody reads the directory, and MirrorFiles
+	// how many wait at most; more, and all are moved. Below 0: any. Default: DefaultMirrorWait and
+	// DefaultMirrorFiles.
+	MirrorWait  time.Duration
+	MirrorFiles int
+	// Hub tells who reads the directory; one is shared by many pools. Default: one of its own.
+	Hub *watch.Hub
 	// SpareBytes of the archive's file may be out of use before it is written anew. Default:
 	// 1 MiB. Below 0 it is written anew as soon as all is folded.
 	SpareBytes int64
@@ -100,6 +111,20 @@ type Folder struct {
 	short   bool
 	foldErr error
 	state   stateHolder
+	// mirror is open while the directory is ours, and linked are the staged files that have their own
+	// names, too, by record. Where no mirror is wanted it is closed once what one has left is gone.
+	mirror *mirror.Mirror
+	linked map[string]*link
+	// mirrorFiles is what is known of files by their names; it is for the pool, under its lock.
+	mirrorFiles map[string]mirrorFile
+	// settled says that archive and mirror files were brought together, unmirrored that it was told
+	// that some files cannot be mirrored.
+	settled, unmirrored bool
+	mirrorErr           error     // of the last move
+	resyncs             uint64    // as told of the mirror
+	awaited             time.Time // when a reader was waited for last
+	mirrored            mirrorState
+	both                twoNames
 	// Step is called before each change that a fold makes outside memory, with its name; an
 	// error is taken for that of the change, which is then not made. For tests; nil elsewhere.
 	Step func(name string) error
@@ -120,7 +145,13 @@ func New(opts Options) *Folder {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	f := &Folder{opts: opts, place: NewPlace(opts.Dir), removing: map[string]folded{}, limit: firstLimit}
+	if opts.MirrorWait == 0 {
+		opts.MirrorWait = DefaultMirrorWait
+	}
+	if opts.MirrorFiles == 0 {
+		opts.MirrorFiles = DefaultMirrorFiles
+	}
+	f := &Folder{opts: opts, place: NewPlace(opts.Dir), removing: map[string]folded{}, mirrorFiles: map[string]mirrorFile{}, limit: firstLimit}
 	f.keeper = archive.NewKeeper(archive.KeeperOptions{Watched: opts.Dir, Dir: opts.ArchiveDir, SpareBytes: opts.SpareBytes})
 	f.archive = f.keeper.Archive()
 	return f
@@ -397,7 +428,7 @@ func (f *Folder) stage(files []*File) (ready []*File, err error) {
 // stageOne reports whether it was this file that was moved: between the last listing and now
 // its name may have got to another one.
 func (f *Folder) stageOne(file *File) (same bool, err error) {
-	err = f.do("stage", func() error { return f.place.Stage(file.Name.Base, file.Record) })
+	err = f.do("stage", func() error { return f.stageName(file) })
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil // the file was removed: the next listing will say
 	}
@@ -409,7 +440,7 @@ func (f *Folder) stageOne(file *File) (same bool, err error) {
 		return same, err
 	}
 	f.opts.Logger.Info("file was replaced while it was about to be archived", zap.String("path", file.Path))
-	if err := f.place.Unstage(file.Record, file.Name.Base); err != nil {
+	if err := f.unstageName(file); err != nil {
 		// Its name is taken again, so it stays where it is, and counts.
 		f.pool.Found(file.Record)
 	}
@@ -440,8 +471,14 @@ func (f *Folder) removeFolded(now time.Time) error {
 	var gone []string
 	var errs []error
 	looked := 0
+	if f.Mirrors() && len(f.linked) > 0 {
+		var err error
+		if gone, err = f.moveLinked(now); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	for record, file := range f.removing {
-		if now.Before(file.due) {
+		if now.Before(file.due) || f.linked[record] != nil {
 			continue
 		}
 		if looked++; looked > looksPerStep || len(errs) > 0 {
@@ -453,10 +490,7 @@ func (f *Folder) removeFolded(now time.Time) error {
 		case removed:
 			gone = append(gone, record)
 		default:
-			f.opts.Metrics.reopened.Inc()
-			f.opts.Logger.Info("a worker writes to a file that was archived; what it adds counts", zap.String("path", f.place.Path(record)))
-			f.pool.Change(func() { delete(f.removing, record) })
-			f.pool.Found(record)
+			f.reopened(record)
 		}
 	}
 	if len(gone) == 0 {
@@ -471,6 +505,9 @@ func (f *Folder) removeFolded(now time.Time) error {
 			f.archive.Forget(record)
 		}
 	})
+	for _, record := range gone {
+		f.unlink(record)
+	}
 	return errors.Join(errs...)
 }
 
@@ -582,5 +619,6 @@ func (f *Folder) Close() error {
 	if f.view != nil {
 		f.view.Release()
 	}
+	f.closeMirror()
 	return errors.Join(f.keeper.Close(), f.place.Close())
 }

@@ -97,6 +97,11 @@ func (f *Folder) Open(starting bool) error {
 			f.pool.Change(func() { f.archive = f.keeper.Archive() })
 		}
 		err, fresh = o.Err, o.New
+		if err == nil && !f.settled {
+			if settleErr := f.settleMirror(now); settleErr != nil {
+				log.Error("mirror files cannot be brought into order; it is tried again", zap.Error(settleErr))
+			}
+		}
 		if o.ReadErr != nil && fresh {
 			log.Error("archive cannot be read; what is archived is missing", zap.Error(o.ReadErr))
 		}
@@ -114,10 +119,15 @@ func (f *Folder) take() error {
 	if f.place.InPlace() {
 		return nil
 	}
+	f.closeMirror()
+	f.settled = false
 	if err := f.place.Take(); err != nil {
 		return err
 	}
-	return f.place.TakeOver()
+	if err := f.place.TakeOver(); err != nil {
+		return err
+	}
+	return f.openMirror()
 }
 
 func (f *Folder) tellOpened(o *archive.Opened) {

@@ -4,9 +4,10 @@ import "aggregatord/internal/telemetry"
 
 // Vectors are the room's own metrics, by pool.
 type Vectors struct {
-	folds, files, bytes, errors, reopened, setAside, compactions, compactErrors, nans telemetry.CounterVec
-	last                                                                              telemetry.GaugeVec
-	seconds                                                                           telemetry.Histogram
+	folds, files, bytes, errors, reopened, setAside, compactions, compactErrors, nans,
+	mirrorFiles, mirrorWaits, mirrorForced, mirrorErrors, mirrorResyncs telemetry.CounterVec
+	last    telemetry.GaugeVec
+	seconds telemetry.Histogram
 }
 
 // NewVectors adds the room's metrics to set.
@@ -22,6 +23,11 @@ func NewVectors(set *telemetry.Set) *Vectors {
 		compactions:   set.CounterVec("aggregatord_archive_compactions_total", "Archives written anew because most of the file was not in use.", "pool"),
 		compactErrors: set.CounterVec("aggregatord_archive_compaction_errors_total", "Archive compactions that failed; the log says why.", "pool"),
 		nans:          set.CounterVec("aggregatord_archive_nan_values_total", "Values left out of archived sums because they are not a number.", "pool"),
+		mirrorFiles:   set.CounterVec("aggregatord_mirror_files_total", "Dead workers' files whose values were moved to the mirror.", "pool"),
+		mirrorWaits:   set.CounterVec("aggregatord_mirror_waits_total", "Times that dead workers' files were left for later because the directory was being read.", "pool"),
+		mirrorForced:  set.CounterVec("aggregatord_mirror_forced_files_total", "Dead workers' files moved to the mirror while the directory was being read, because they had waited for too long.", "pool"),
+		mirrorResyncs: set.CounterVec("aggregatord_mirror_resyncs_total", "Times that counts of readers did not fit together, so that those who read nothing for a while were taken to have ended.", "pool"),
+		mirrorErrors:  set.CounterVec("aggregatord_mirror_errors_total", "Errors of the mirror; the log says which.", "pool"),
 		seconds: set.Histogram("aggregatord_archive_fold_duration_seconds", "Time to archive a batch of dead workers' files.",
 			[]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}),
 	}
@@ -29,10 +35,11 @@ func NewVectors(set *telemetry.Set) *Vectors {
 
 // Metrics are those of one pool.
 type Metrics struct {
-	folds, files, bytes, errors, reopened, setAside, compactions, compactErrors, nans telemetry.Counter
-	seconds                                                                           telemetry.Histogram
-	last                                                                              telemetry.GaugeVec
-	pool                                                                              string
+	folds, files, bytes, errors, reopened, setAside, compactions, compactErrors, nans,
+	mirrorFiles, mirrorWaits, mirrorForced, mirrorErrors, mirrorResyncs telemetry.Counter
+	seconds telemetry.Histogram
+	last    telemetry.GaugeVec
+	pool    string
 }
 
 // For returns the metrics of a pool. They are there before they count, so that the first event
@@ -41,7 +48,9 @@ func (v *Vectors) For(pool string) *Metrics {
 	return &Metrics{
 		folds: v.folds.With(pool), files: v.files.With(pool), bytes: v.bytes.With(pool), errors: v.errors.With(pool),
 		reopened: v.reopened.With(pool), setAside: v.setAside.With(pool),
-		compactions: v.compactions.With(pool), compactErrors: v.compactErrors.With(pool), nans: v.nans.With(pool), last: v.last, pool: pool, seconds: v.seconds,
+		compactions: v.compactions.With(pool), compactErrors: v.compactErrors.With(pool), nans: v.nans.With(pool),
+		mirrorFiles: v.mirrorFiles.With(pool), mirrorWaits: v.mirrorWaits.With(pool), mirrorForced: v.mirrorForced.With(pool), mirrorErrors: v.mirrorErrors.With(pool),
+		mirrorResyncs: v.mirrorResyncs.With(pool), last: v.last, pool: pool, seconds: v.seconds,
 	}
 }
 

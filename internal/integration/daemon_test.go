@@ -38,6 +38,9 @@ func serve(t *testing.T, flags ...string) *daemon {
 	return serveAs(t, nil, flags...)
 }
 
+// mirrored has every daemon keep a mirror that is not told otherwise, with AGGREGATORD_MIRROR=auto.
+var mirrored = os.Getenv("AGGREGATORD_MIRROR") == "auto"
+
 // serveAs is serve with other attributes of the process.
 func serveAs(t *testing.T, attr *syscall.SysProcAttr, flags ...string) *daemon {
 	t.Helper()
@@ -61,6 +64,9 @@ func startDaemonBy(t *testing.T, by []string, attr *syscall.SysProcAttr, subcomm
 		args = append(args, "--web.self-metrics", "full")
 	}
 	args = append(args, flags...) // behind them, run has a command
+	if mirrored && subcommand == "serve" && !slices.Contains(flags, "--archive.mirror") && !slices.Contains(flags, "--archive.disable") {
+		args = append(args, "--archive.mirror", "auto")
+	}
 	if subcommand == "serve" && !slices.Contains(flags, "--archive.rest") {
 		args = append(args, "--archive.rest", "300ms") // so that tests need not wait for the default
 	}

@@ -125,8 +125,13 @@ var rooms = map[string]struct {
 		why: "it keeps one directory merged; how that is served is none of its business",
 		not: []string{"net/http"},
 	},
+	"internal/mirror": {
+		may: []string{"internal/merge", "internal/metric", "internal/store", "internal/watch"},
+		why: "it keeps files of the client beside those of the workers; which values go there, and when, is fold's to say",
+		not: []string{"net/http"},
+	},
 	"internal/fold": {
-		may: []string{"internal/archive", "internal/store", "internal/watch", "internal/metric", "internal/telemetry"},
+		may: []string{"internal/archive", "internal/mirror", "internal/store", "internal/watch", "internal/metric", "internal/telemetry"},
 		why: "it moves files into the archive step by step; which files those are, and what is served meanwhile, is the pool's to say",
 		not: []string{"net/http"},
 	},

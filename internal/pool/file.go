@@ -3,6 +3,7 @@ package pool
 import (
 	"errors"
 	"iter"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -58,6 +59,8 @@ type file struct {
 	place   place
 	// record is the name of its record in the archive, from when it is offered to be folded.
 	record string
+	ruby   bool          // it is of the Ruby client
+	opened string        // the name of the open file, as others see it closed by
 	file   *store.File   // nil if it is not open
 	at     int           // where it is in Pool.opened, if it is open
 	source *merge.Source // nil exactly if file is
@@ -203,6 +206,7 @@ func (p *Pool) adoptLocked(t *file, f *store.File) error {
 		p.dropLocked(old)
 	}
 	p.descriptors.Take()
+	t.opened = filepath.Base(t.path)
 	if t.baseline == nil {
 		t.baseline = p.baselineOfLocked(t, f)
 	}
@@ -243,6 +247,7 @@ func (p *Pool) closeLocked(t *file) {
 	delete(p.open, t.file.Identity())
 	p.opened.remove(t)
 	p.descriptors.Give()
+	p.folder.Closing(t.opened)
 	if err := t.file.Close(); err != nil {
 		p.logger.Warn("close file", zap.String("path", t.path), zap.Error(err))
 	}
@@ -287,6 +292,7 @@ func (p *Pool) identifyLocked(t *file, key []byte) {
 		return
 	}
 	t.name.ID = id
+	t.ruby = true
 	spec, live := t.source.Spec(), t.source.Alive()
 	spec.ID = id
 	p.index.Remove(t.source)

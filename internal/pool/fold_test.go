@@ -44,8 +44,8 @@ type order struct {
 	Dir string
 	// Step is the number of the step before which the child kills itself.
 	Step int
-	// Ruled has the child fold under ruledDead.
-	Ruled bool
+	// Ruled has the child fold under ruledDead, Mirror beside a mirror.
+	Ruled, Mirror bool
 }
 
 // compactAtOnce has the archive written anew as soon as all is folded.
@@ -58,7 +58,7 @@ func foldAndDie(text string) {
 	if err := json.Unmarshal([]byte(text), &o); err != nil {
 		panic(err)
 	}
-	opts := Options{Archive: &ArchiveOptions{Rest: -1}}
+	opts := Options{Archive: &ArchiveOptions{Rest: -1, Mirror: o.Mirror}}
 	if o.Ruled {
 		opts.Policy = ruledDead()
 	}
@@ -89,12 +89,13 @@ func foldAll(c *Pool) {
 		}
 		busy := len(c.staged) > 0 || c.folder.Busy()
 		for _, t := range c.files {
-			busy = busy || !t.isAlive()
+			busy = busy || !t.isAlive() && (t.name.Mode != metric.All || !c.folder.Mirrors())
 		}
 		if !busy || time.Now().After(deadline) {
 			return
 		}
 		advance(c)
+		c.folder.MirrorLater(3 * time.Second) // nobody reads the directory all the time
 		time.Sleep(time.Millisecond)
 	}
 }
@@ -320,7 +321,7 @@ func killedAtEachStep(t *testing.T, p *policy.Policy) {
 		if p != nil {
 			want = wantRuled
 		}
-		text, err := json.Marshal(order{dir, step, p != nil})
+		text, err := json.Marshal(order{dir, step, p != nil, false})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"errors"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -64,16 +65,20 @@ func (p *Pool) Offer(limit fold.Limit, name func(base string) string) (files []*
 		return files, false // it looks for the same files, and breaks if they are gone
 	}
 	rest := p.restLocked()
+	kept := p.keptGaugesLocked(now)
 	// Files in which nothing is come first: all that they do is to hold descriptors.
 	for _, empty := range []bool{true, false} {
 		for _, t := range p.files {
-			if t.state != dead || t.muted != nil || now.Sub(t.since) < rest || t.file.Empty() != empty {
+			if t.state != dead || t.muted != nil || now.Sub(t.since) < rest || t.file.Empty() != empty || kept[t] == gaugesStay {
 				continue
 			}
 			if !within(t) {
 				return files, more
 			}
 			if t.state == folding {
+				if kept[t] == gaugesExpire {
+					t.offered.Expire()
+				}
 				t.record = name(t.name.Base)
 				p.staged[t.record] = t
 				t.offered.Record = t.record
@@ -81,6 +86,41 @@ func (p *Pool) Offer(limit fold.Limit, name func(base string) string) (files []*
 		}
 	}
 	return files, more
+}
+
+// stay is what becomes of a dead worker's gauges in mode all beside a mirror.
+type stay int
+
+const (
+	gaugesFold stay = iota
+	gaugesStay
+	gaugesExpire
+)
+
+// keptGaugesLocked says of files of gauges in mode all what becomes of them where others read the
+// directory, too: they see each dead worker's own values, so its file stays until they expire. Where
+// room is short it is archived as any other.
+func (p *Pool) keptGaugesLocked(now time.Time) map[*file]stay {
+	if !p.folder.Mirrors() || p.room.short() || p.deferred > 0 {
+		return nil
+	}
+	var those []*file
+	for _, t := range p.files {
+		if t.name.Mode == metric.All && t.state == dead && t.entries > 0 {
+			those = append(those, t)
+		}
+	}
+	slices.SortFunc(those, func(a, b *file) int { return b.since.Compare(a.since) })
+	kept := make(map[*file]stay, len(those))
+	for i, t := range those {
+		old := p.archiving.GaugeRetention > 0 && now.Sub(t.since) > p.archiving.GaugeRetention
+		if kept[t] = gaugesStay; old || p.archiving.GaugeWorkers > 0 && i >= p.archiving.GaugeWorkers {
+			if kept[t] = gaugesExpire; p.policy.Says(p.spec.RuledBy()) {
+				kept[t] = gaugesFold // a rule may have given them another mode
+			}
+		}
+	}
+	return kept
 }
 
 // restLocked is how long a file must be dead before it may be folded.
@@ -154,10 +194,14 @@ func (p *Pool) offerableLocked(t *file) bool {
 func (p *Pool) offerLocked(t *file) *fold.File {
 	f := &fold.File{
 		Name: t.name, Path: t.path, Source: t.file, Record: t.record, Staged: t.place == staged, Orphan: t.place == orphan,
-		Alive: t.isAlive(), Baseline: t.baseline, Entries: t.entries, Slots: t.source.Slots().Numbers(), Owner: t,
+		Ruby: t.ruby, Alive: t.isAlive(), Baseline: t.baseline, Entries: t.entries, Slots: t.source.Slots().Numbers(), Owner: t,
 	}
 	// Who finds the file by another name must not count it again.
-	if links := t.links(); f.Orphan && links > 0 || !f.Orphan && links > 1 {
+	own := 1
+	if f.Staged && p.folder.Linked(t.record) {
+		own = 2
+	}
+	if links := t.links(); f.Orphan && links > 0 || !f.Orphan && links > own {
 		f.Identity = fold.IdentityOf(t.file)
 	}
 	f.LongKeys = t.seen[store.KeyTooLong]
@@ -203,6 +247,9 @@ func (p *Pool) Staged(files []*fold.File) {
 		}
 		t.place, t.path = staged, p.folder.Path(t.record)
 		f.Path = t.path
+		if !f.Linked {
+			t.opened = filepath.Base(t.path)
+		}
 	}
 }
 

@@ -83,6 +83,8 @@ type Options struct {
 	// Patience is how long somebody may be busy with the pool, as by a system call, before it counts
 	// as one that does not answer: see IsSilent. Default: DefaultPatience.
 	Patience time.Duration
+	// Hub tells a mirror who reads the directory; one is shared by all pools. Default: one of its own.
+	Hub *watch.Hub
 }
 
 // DefaultPatience is how long a pool may take to answer: less than a scraper waits.
@@ -90,6 +92,12 @@ const DefaultPatience = 5 * time.Second
 
 // ArchiveOptions say how the archive is kept. Zero fields mean the defaults given.
 type ArchiveOptions struct {
+	// Mirror says that what is archived is kept in files of the client, too, for others who read the
+	// directory. MirrorWait is how long files wait for a moment in which nobody does, and MirrorFiles how
+	// many wait at most. Below 0: any. Default: fold.DefaultMirrorWait and fold.DefaultMirrorFiles.
+	Mirror      bool
+	MirrorWait  time.Duration
+	MirrorFiles int
 	// Rest is how long a worker must be dead before its files are archived: hooks of the
 	// application that run at its death are done by then. Where room is short it is none.
 	// Default: DefaultRest. Negative: none.
@@ -282,7 +290,8 @@ func New(spec Spec, opts Options) *Pool {
 		p.archiving = opts.Archive.withDefaults()
 	}
 	p.folder = fold.New(fold.Options{
-		Dir: spec.Path, ArchiveDir: opts.ArchiveDir, ReadOnly: opts.Archive == nil, Logger: logger, Metrics: p.folds,
+		Dir: spec.Path, ArchiveDir: opts.ArchiveDir, ReadOnly: opts.Archive == nil,
+		Mirror: p.archiving.Mirror, MirrorWait: p.archiving.MirrorWait, MirrorFiles: p.archiving.MirrorFiles, Hub: opts.Hub, Logger: logger, Metrics: p.folds,
 		Now: func() time.Time { return p.now() },
 	})
 	p.folder.Serve(p)

@@ -97,9 +97,16 @@ type harness struct {
 
 func collect(t *testing.T, spec Spec) *harness {
 	t.Helper()
+	return collectWith(t, spec, ArchiveOptions{})
+}
+
+// collectWith is collect with options for the archive.
+func collectWith(t *testing.T, spec Spec, o ArchiveOptions) *harness {
+	t.Helper()
+	o.Rest, o.GaugeRetention = -1, 1000*time.Hour
 	core, logs := observer.New(zapcore.DebugLevel)
 	set := telemetry.NewSet()
-	c := New(spec, Options{Logger: zap.New(core), Metrics: NewMetrics(set), Archive: &ArchiveOptions{Rest: -1, GaugeRetention: 1000 * time.Hour}})
+	c := New(spec, Options{Logger: zap.New(core), Metrics: NewMetrics(set), Archive: &o})
 	c.partsEvery = 0
 	if err := c.Open(); err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -95,11 +96,16 @@ func (p *Pool) compareLocked(entries []watch.Dirent) (opening []*file) {
 	}
 	p.listings++
 	p.foreign, p.unread.files = 0, 0
+	entries = p.relinkLocked(entries)
+	hidden := stagedIn(entries)
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name, ownPrefix) {
 			if record, ok := fold.RecordOf(e.Name); ok {
 				p.compareStagedLocked(record)
 			}
+			continue
+		}
+		if p.isAlias(e, hidden[e.Name]) || p.folder.IsMirror(e.Name, e.Ino) {
 			continue
 		}
 		t := p.files[e.Name]
@@ -157,6 +163,53 @@ func (p *Pool) compareLocked(entries []watch.Dirent) (opening []*file) {
 	}
 	p.forgetRemovedLocked()
 	return opening
+}
+
+// relinkLocked adds staged files to a listing that were not there any more, and are again.
+func (p *Pool) relinkLocked(entries []watch.Dirent) []watch.Dirent {
+	if !p.folder.HasLinked() {
+		return entries
+	}
+	inode := make(map[string]uint64, len(entries))
+	for _, e := range entries {
+		inode[e.Name] = e.Ino
+	}
+	relinked := p.folder.Relink(func(name string) bool { _, ok := inode[name]; return ok })
+	for base, name := range relinked {
+		entries = append(entries, watch.Dirent{Name: name, Ino: inode[base]})
+	}
+	return entries
+}
+
+// stagedIn returns the staged files of a listing by the names that they had.
+func stagedIn(entries []watch.Dirent) map[string][]stagedName {
+	var hidden map[string][]stagedName
+	for _, e := range entries {
+		record, ok := fold.RecordOf(e.Name)
+		if !ok {
+			continue
+		}
+		base, ok := fold.BaseOf(record)
+		if !ok {
+			continue
+		}
+		if hidden == nil {
+			hidden = map[string][]stagedName{}
+		}
+		hidden[base] = append(hidden[base], stagedName{record, e.Ino})
+	}
+	return hidden
+}
+
+// stagedName is a staged file in a listing.
+type stagedName struct {
+	record string
+	ino    uint64
+}
+
+// isAlias reports whether a source file is one of the staged ones, which has its own name, too.
+func (p *Pool) isAlias(e watch.Dirent, staged []stagedName) bool {
+	return slices.ContainsFunc(staged, func(s stagedName) bool { return p.folder.IsAlias(e.Name, s.record, e.Ino, s.ino) })
 }
 
 // foreignLocked takes note of a file that is no source file.

@@ -90,6 +90,8 @@ type ArchiveState struct {
 	// Awaiting are dead workers' files to be archived, Removing those archived and about to be
 	// removed.
 	Awaiting, Removing int
+	// Mirror is what others see who read the directory.
+	Mirror fold.MirrorState
 }
 
 // State tells about the pool. Of one that does not answer it tells only that.
@@ -143,6 +145,7 @@ func (p *Pool) State() State {
 	s.Archive.Errors, s.Archive.Reopened = p.folds.Errors(), p.folds.Reopened()
 	s.Archive.Expired = uint64(p.metrics.expired.With(p.spec.Name).Value())
 	s.Archive.Removing = p.folder.RemovingFiles()
+	s.Archive.Mirror = p.folder.Mirror()
 	return s
 }
 

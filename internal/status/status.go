@@ -219,6 +219,22 @@ type Archive struct {
 	// be removed.
 	Awaiting int `json:"awaiting"`
 	Removing int `json:"removing"`
+	// Mirror is nil where none is kept.
+	Mirror *Mirror `json:"mirror,omitempty"`
+}
+
+// A Mirror is what others see who read the directory with the client's own collector.
+type Mirror struct {
+	// Open says that it is kept up to date.
+	Open bool `json:"open"`
+	// Reads counts reads of the directory by others since the daemon was started, LastRead is when the
+	// last one ended, and LongestReadSeconds how long they took at most.
+	Reads              uint64  `json:"reads"`
+	LastRead           float64 `json:"last_read,omitempty"`
+	LongestReadSeconds float64 `json:"longest_read_seconds,omitempty"`
+	// WaitingFiles wait for a moment in which nobody reads, ForcedFiles have waited for too long.
+	WaitingFiles int    `json:"waiting_files"`
+	ForcedFiles  uint64 `json:"forced_files"`
 }
 
 // A Page is one part of a long list.

@@ -31,12 +31,23 @@ function archive() {
         ["last time", a.last_fold ? time.ago(a.last_fold) : "never"], ["batches", count(a.folds)], ["files archived", plural(a.folded_files, "file") + ", " + bytes(a.folded_bytes)],
         ["failures", count(a.errors), a.errors ? "error" : ""], ["waiting", plural(a.awaiting, "file")], ["being removed", plural(a.removing, "file")],
         ["reopened", a.reopened ? plural(a.reopened, "file") : ""], ["gauges expired", a.expired ? plural(a.expired, "worker") : ""],
+        ...mirror(a.mirror),
       ]);
     };
     return node;
   };
   const show = list(pools, make, (p) => p.name);
   return { title: "Archive", node: pools, async refresh() { show(app.status.pools); } };
+}
+
+// mirror says who else reads the directory, where a mirror is kept.
+function mirror(m) {
+  if (!m) return [];
+  return [
+    ["mirror", m.open ? "kept" : "not kept", m.open ? "good" : "error"],
+    ["reads by others", m.reads ? plural(m.reads, "time") + ", last " + time.ago(m.last_read) : "none"], ["longest read", m.reads ? (m.longest_read_seconds * 1000).toFixed(0) + " ms" : ""],
+    ["waiting for readers", m.waiting_files ? plural(m.waiting_files, "file") : ""], ["moved while read", m.forced_files ? plural(m.forced_files, "file") : "", "warning"],
+  ];
 }
 
 function problems() {

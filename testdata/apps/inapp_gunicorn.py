@@ -1,0 +1,6 @@
+"""gunicorn's configuration as the client's documentation has it."""
+from prometheus_client import multiprocess
+
+
+def child_exit(server, worker):
+    multiprocess.mark_process_dead(worker.pid)
