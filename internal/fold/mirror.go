@@ -43,6 +43,19 @@ const (
 	moveTime = 5 * time.Millisecond
 )
 
+// linksEvery is how often files that wait are looked at, whether a worker has opened them: what it adds counts
+// that much later.
+const linksEvery = time.Second
+
+// look reports whether a file is to be looked at now.
+func (l *link) look(now time.Time) bool {
+	if now.Sub(l.looked) < linksEvery {
+		return false
+	}
+	l.looked = now
+	return true
+}
+
 // relinkRest is how long a file that got its name back keeps it: whoever had listed it has opened it then.
 const relinkRest = 2 * time.Second
 
@@ -63,6 +76,8 @@ type link struct {
 	unlinked time.Time
 	// relinked is when it got its name back, because somebody listed the directory.
 	relinked time.Time
+	// looked is when it was looked at last, whether a worker has opened it.
+	looked time.Time
 }
 
 // MirrorState is what a folder tells about its mirror.
@@ -508,7 +523,7 @@ func (f *Folder) moveLinked(now time.Time) (gone []string, err error) {
 	if err != nil {
 		return gone, err
 	}
-	if full, err = f.dropReopened(full); err != nil {
+	if full, err = f.dropReopened(full, now); err != nil {
 		return gone, err
 	}
 	if err := f.prepare(full); err != nil {
@@ -618,10 +633,11 @@ func without(list, part []string) []string {
 }
 
 // dropReopened returns the files that no worker has opened.
-func (f *Folder) dropReopened(records []string) (rest []string, err error) {
-	for i, record := range records {
-		if i >= looksPerStep {
-			return append(rest, records[i:]...), nil
+func (f *Folder) dropReopened(records []string, now time.Time) (rest []string, err error) {
+	for _, record := range records {
+		if !f.linked[record].look(now) {
+			rest = append(rest, record) // move looks, too
+			continue
 		}
 		switch alone, err := f.unwritten(record); {
 		case errors.Is(err, fs.ErrNotExist) && f.relink(record, f.linked[record].base):
@@ -799,9 +815,18 @@ func (f *Folder) unlinkDrained(records []string, now time.Time) (gone []string, 
 	var named []string
 	for _, record := range records {
 		l := f.linked[record]
+		due := !l.unlinked.IsZero() && now.Sub(l.unlinked) >= removeSoon && (f.short || now.Sub(l.unlinked) >= removeAfter)
+		if l.unlinked.IsZero() {
+			named = append(named, record)
+			if !l.look(now) {
+				continue
+			}
+		} else if !due {
+			continue // nobody can find it
+		}
 		h, err := store.ReadHeadAt(fd, FileName(record))
-		alone := false
-		if err == nil {
+		alone := true
+		if err == nil && due {
 			alone, err = f.unwritten(record)
 		}
 		switch {
@@ -816,85 +841,95 @@ func (f *Folder) unlinkDrained(records []string, now time.Time) (gone []string, 
 			}
 			f.opts.Metrics.reopened.Inc()
 			gone = append(gone, record)
-		case l.unlinked.IsZero():
-			named = append(named, record)
-		case now.Sub(l.unlinked) >= removeSoon && (f.short || now.Sub(l.unlinked) >= removeAfter):
+		case due:
 			if err := f.do("remove", func() error { return unix.Unlinkat(fd, FileName(record), 0) }); err != nil {
 				return gone, err
 			}
 			gone = append(gone, record)
 		}
 	}
-	if len(named) > 0 {
-		err = f.unlinkNames(named, now)
+	if named = without(named, gone); len(named) == 0 {
+		return gone, nil
 	}
-	return gone, err
+	back, err := f.unlinkNames(named, now)
+	return append(gone, back...), err
 }
 
-// unlinkNames removes the own names of drained files.
-func (f *Folder) unlinkNames(records []string, now time.Time) error {
+// unlinkNames removes the own names of drained files. It returns the records of those that workers have
+// opened, which are files of those workers from then on.
+func (f *Folder) unlinkNames(records []string, now time.Time) (back []string, err error) {
 	bases := make([]string, len(records))
 	for i, record := range records {
 		bases[i] = f.linked[record].base
 	}
-	f.mirror.Fits(bases) // it learns who has ended
-	for _, record := range records {
+	settled, last := f.mirror.Settled(bases)
+	for i, record := range records {
 		l := f.linked[record]
 		forced := f.short || f.tooMany(len(f.linked)/2) || f.tooLong(now.Sub(l.since)/2)
-		if now.Sub(l.relinked) < relinkRest && !forced {
+		if (now.Sub(l.relinked) < relinkRest || !settled[i]) && !forced {
 			continue
 		}
-		settled, last := f.mirror.Settled(l.base)
-		if !settled && !forced {
-			continue
+		free, err := f.unlinkName(record, l, last, now)
+		if err == nil && !free {
+			err = f.giveBack(record, l.base)
+			f.opts.Metrics.reopened.Inc()
+			back = append(back, record)
 		}
-		if err := f.unlinkName(record, l, last, now); err != nil {
-			return err
+		if err != nil {
+			return back, err
+		}
+		if l.relinked.Equal(now) {
+			return back, nil // somebody lists the directory just now
 		}
 	}
-	return nil
+	return back, nil
 }
 
 // unlinkName removes the own name of a drained file. If a worker opens the file meanwhile, or somebody has
-// listed the directory since the moment that is given, it gets it back.
-func (f *Folder) unlinkName(record string, l *link, last, now time.Time) error {
+// listed the directory since the moment that is given, it gets it back. It reports whether no worker has the
+// file open, or has written to it.
+func (f *Folder) unlinkName(record string, l *link, last, now time.Time) (free bool, err error) {
 	alias, err := f.place.alias(record, l.base)
 	if err != nil || !alias {
 		if err == nil {
 			l.unlinked = now
 		}
-		return err
+		return true, err
 	}
 	fd := f.place.fd()
 	hidden, err := unix.Openat(fd, FileName(record), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open staged file %q: %w", f.place.Path(record), err)
+		if errors.Is(err, fs.ErrNotExist) {
+			l.looked = time.Time{}
+			return true, nil // the next step finds that
+		}
+		return true, fmt.Errorf("open staged file %q: %w", f.place.Path(record), err)
 	}
 	defer unix.Close(hidden) //nolint:errcheck // lets go of the lease
 	if granted, err := watch.TryLease(hidden); err != nil || !granted {
-		return err // a worker has opened it: the next step finds that
+		return err != nil, err // otherwise a worker has opened it
 	}
 	if h, err := store.ReadHead(hidden); err != nil || !h.Drained() {
-		return nil //nolint:nilerr // the next step finds that, too
+		return err != nil, nil //nolint:nilerr // what cannot be read is left for later
 	}
 	f.both.remove(record)
 	if err := f.do("unlink", func() error { return unix.Unlinkat(fd, l.base, 0) }); err != nil {
 		f.both.add(record, l.base)
-		return err
+		return true, err
 	}
 	broken, err := watch.LeaseBroken(hidden)
 	if err == nil && !broken && !f.mirror.ListedSince(last) {
 		l.unlinked = now
-		return nil
+		return true, nil
 	}
 	f.opts.Metrics.mirrorWaits.Inc()
 	if err := unix.Linkat(fd, FileName(record), fd, l.base, 0); err != nil {
 		l.unlinked = now // another file has the name
-		return nil
+		return true, nil
 	}
 	l.relinked = now
 	f.both.add(record, l.base)
-	return nil
+	return true, nil
 }
 
 // importMirror makes what mirror files hold the archive's, if there is a new archive beside them: the

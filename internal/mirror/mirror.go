@@ -146,11 +146,13 @@ func (m *Mirror) Has(name store.SourceName) bool {
 	return name.Mode.Base() == metric.All || len(m.pairs([]string{name.Base})[0].mirrors) > 0
 }
 
-// Settled reports whether a drained file may be removed: nobody has listed the directory who may
-// still open it. The moment is for ListedSince.
-func (m *Mirror) Settled(base string) (settled bool, last time.Time) {
+// Settled reports which drained files may be removed: nobody has listed the directory who may still open
+// them. The moment is for ListedSince.
+func (m *Mirror) Settled(files []string) (settled []bool, last time.Time) {
 	m.drain()
-	return m.tracker.settled(m.tracker.now(), base), m.tracker.listedLast()
+	now := m.tracker.now()
+	m.tracker.fits(now, m.pairs(files)) // it learns who has ended
+	return m.tracker.settled(now, files)
 }
 
 // ListedSince reports whether somebody has listed the directory after the moment that Settled has

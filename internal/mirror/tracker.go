@@ -371,22 +371,28 @@ func (t *tracker) moreLocked(base string) (more int, ok bool) {
 	return t.listed - r.before - r.n - never, ok
 }
 
-// settled reports whether nobody is going to open a file because he has listed it.
-func (t *tracker) settled(now time.Time, base string) bool {
+// settled reports of which files nobody is going to open one because he has listed it. It also returns when
+// the directory was listed last.
+func (t *tracker) settled(now time.Time, files []string) (settled []bool, last time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.turnLocked(now)
+	settled = make([]bool, len(files))
 	since := now.Sub(t.lastListed)
-	switch {
-	case t.lost:
-		return false
-	case t.lastRead.Before(now.Add(-unseen)) && t.lastOpen.Before(t.lastListed):
-		return since >= pause // who reads nothing needs no file
+	unread := t.lastRead.Before(now.Add(-unseen)) && t.lastOpen.Before(t.lastListed)
+	for i, base := range files {
+		switch {
+		case t.lost:
+		case unread: // who reads nothing needs no file
+			settled[i] = since >= pause
+		default:
+			settled[i] = since >= listingPause && t.fileLocked(base).owed(t) <= 0
+		}
 	}
-	return t.fileLocked(base).owed(t) <= 0 && since >= listingPause
+	return settled, t.lastListed
 }
 
-// listings is how many listings were seen at any time.
+// listedLast is when the directory was listed last.
 func (t *tracker) listedLast() time.Time {
 	t.mu.Lock()
 	defer t.mu.Unlock()
