@@ -16,7 +16,7 @@ import (
 )
 
 // A gathering takes a snapshot of each of some pools, by several goroutines. It gives up those that take
-// too long: their goroutines go on until the pool answers, and nobody waits for them.
+// too long: a goroutine that is inside of such a pool, one at most, goes on until the pool answers.
 type gathering struct {
 	ctx      context.Context //nolint:containedctx // of the one call that it is for
 	patience time.Duration
@@ -43,8 +43,9 @@ type turn struct {
 	err          error
 }
 
-// A taker takes a snapshot of one pool.
-type taker func(*member) (*view.Snapshot, pool.Spec, error)
+// A taker takes a snapshot of one pool. It does not wait for its turn at the pool any longer than wanted says
+// so: those who ask and leave must not leave goroutines behind that wait for a busy pool.
+type taker func(m *member, wanted func() bool) (*view.Snapshot, pool.Spec, error)
 
 // helpAfter is how long a pool may take until the others get one goroutine more.
 const helpAfter = 100 * time.Millisecond
@@ -116,7 +117,7 @@ func (g *gathering) work() {
 				}
 				g.end(i, snap, spec, err, v)
 			}()
-			snap, spec, err = g.take(g.members[i])
+			snap, spec, err = g.take(g.members[i], func() bool { return g.wanted(i) })
 		}()
 	}
 }
@@ -140,6 +141,13 @@ func (g *gathering) begin() int {
 		g.endLocked(t)
 	}
 	return -1
+}
+
+// wanted reports whether somebody waits for the answer of a pool.
+func (g *gathering) wanted(i int) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return !g.turns[i].ended
 }
 
 // end takes what a pool has answered.

@@ -26,16 +26,21 @@ const (
 	saveStarts = 5 * time.Second
 )
 
-// take takes a snapshot of a pool, with starts if they are wanted.
-func (f *Fleet) take(m *member, withStarts bool) (*view.Snapshot, pool.Spec, error) {
+// take takes a snapshot of a pool, with starts if they are wanted. It waits for its turn as long as wanted says so.
+func (f *Fleet) take(m *member, wanted func() bool, withStarts bool) (*view.Snapshot, pool.Spec, error) {
 	if !withStarts {
-		return m.GatherBySpec()
+		return m.GatherWhile(wanted)
 	}
-	m.looking.Lock()
+	for !m.looking.TryLock() {
+		if !wanted() {
+			return nil, pool.Spec{}, pool.ErrSilent
+		}
+		time.Sleep(time.Millisecond)
+	}
 	defer m.looking.Unlock()
 	f.restoreStarts(m)
 	at := time.Now()
-	snap, spec, err := m.GatherBySpec()
+	snap, spec, err := m.GatherWhile(wanted)
 	if err == nil {
 		snap.Starts = m.starts.Append(snap.Starts[:0], snap, at)
 	}

@@ -107,7 +107,9 @@ func (f *Fleet) View(ctx context.Context, sel Selection) (*view.Snapshot, error)
 	if err != nil {
 		return nil, err
 	}
-	turns, err := f.gather(ctx, members, sel.Pools != nil, func(m *member) (*view.Snapshot, pool.Spec, error) { return f.take(m, sel.Starts) })
+	turns, err := f.gather(ctx, members, sel.Pools != nil, func(m *member, wanted func() bool) (*view.Snapshot, pool.Spec, error) {
+		return f.take(m, wanted, sel.Starts)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +138,7 @@ func (f *Fleet) count(members []*member, j *joint, joined *view.Snapshot) {
 }
 
 // peek is for gather.
-func peek(m *member) (*view.Snapshot, pool.Spec, error) {
+func peek(m *member, _ func() bool) (*view.Snapshot, pool.Spec, error) {
 	snap, err := m.Peek()
 	return snap, m.Spec(), err
 }

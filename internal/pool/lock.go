@@ -45,6 +45,22 @@ func (l *lock) heldFor() time.Duration {
 	return 0
 }
 
+// lockWhile takes the lock unless wanted says before that nobody wants it any more, and reports whether it
+// did. A nil wanted means for ever.
+func (l *lock) lockWhile(wanted func() bool) bool {
+	if wanted == nil {
+		l.Lock()
+		return true
+	}
+	for wait := 50 * time.Microsecond; !l.TryLock(); wait = min(2*wait, time.Millisecond) {
+		if !wanted() {
+			return false
+		}
+		time.Sleep(wait)
+	}
+	return true
+}
+
 // lockWithin takes the lock unless somebody has it for longer than patience, and reports whether it did.
 func (l *lock) lockWithin(patience time.Duration) bool {
 	for wait := 50 * time.Microsecond; !l.TryLock(); wait = min(2*wait, 5*time.Millisecond) {

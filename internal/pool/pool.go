@@ -464,13 +464,16 @@ func (p *Pool) Err() error {
 
 // Gather merges what the files hold now. The caller must Release the snapshot.
 func (p *Pool) Gather() (*view.Snapshot, error) {
-	snap, _, err := p.GatherBySpec()
+	snap, _, err := p.GatherWhile(nil)
 	return snap, err
 }
 
-// GatherBySpec is Gather, and returns the Spec by whose settings the snapshot was made.
-func (p *Pool) GatherBySpec() (*view.Snapshot, Spec, error) {
-	p.mu.Lock()
+// GatherWhile is Gather, and returns the Spec by whose settings the snapshot was made. It waits for its turn as
+// long as wanted says so, and returns ErrSilent then. A nil wanted means for ever.
+func (p *Pool) GatherWhile(wanted func() bool) (*view.Snapshot, Spec, error) {
+	if !p.mu.lockWhile(wanted) {
+		return nil, p.spec, ErrSilent
+	}
 	defer p.mu.Unlock()
 	if p.closed {
 		return nil, p.spec, ErrClosed
