@@ -1036,6 +1036,7 @@ func (x *Index) Close() {
 		}
 	}
 	x.share.sums.forget()
+	x.share.parsed.forget()
 	*x = Index{}
 }
 

@@ -255,7 +255,7 @@ func (x *Index) learnKey(s *Source, raw []byte, parsed *metric.Key, hash, slot u
 	var key metric.Key
 	if parsed != nil {
 		key = *parsed
-	} else if key, err = s.spec.ParseKey(raw); err != nil {
+	} else if key, err = x.share.parse(raw, hash, s.spec.ParseKey); err != nil {
 		return err
 	}
 	name := FamilyOf(key, s.spec.Type)

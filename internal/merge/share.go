@@ -21,6 +21,8 @@ type Share struct {
 	labels  pile[[]metric.Label]
 	points  pile[[]view.Point]
 	metrics pile[[]view.Metric]
+	// parsed are keys that another index had before.
+	parsed parsedKeys
 	// sums is the memory in which indexes add up values.
 	sums sumLists
 }
@@ -30,6 +32,65 @@ func NewShare() *Share { return &Share{} }
 
 // Len is the number of things that it keeps.
 func (s *Share) Len() int { return s.keys.len() + s.labels.len() + s.points.len() + s.metrics.len() }
+
+// parsedKeys remembers some keys of those in several indexes, as they were parsed: what many pools have
+// in common is parsed once or twice, and a start leaves less garbage between what stays.
+type parsedKeys struct {
+	mu    sync.Mutex // guards slots
+	slots []parsedKey
+}
+
+// parsedMost is how many keys are remembered, a power of two.
+const parsedMost = 2048
+
+type parsedKey struct {
+	of  *kept[string]
+	key metric.Key // whose labels nobody changes
+}
+
+// parse returns what parse, which is the same for all of a Share, makes of a raw key. The caller may
+// change the labels.
+func (s *Share) parse(raw []byte, hash uint32, parse func([]byte) (metric.Key, error)) (metric.Key, error) {
+	e := s.keys.find(hash, func(v string) bool { return v == string(raw) })
+	if e == nil {
+		return parse(raw)
+	}
+	key, known := s.parsed.get(e)
+	if !known {
+		var err error
+		if key, err = parse(raw); err != nil {
+			return key, err
+		}
+		s.parsed.put(e, key)
+	}
+	key.Series.Labels = slices.Clone(key.Series.Labels)
+	return key, nil
+}
+
+func (p *parsedKeys) get(e *kept[string]) (key metric.Key, known bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.slots == nil {
+		return key, false
+	}
+	s := &p.slots[e.hash%parsedMost]
+	return s.key, s.of == e
+}
+
+func (p *parsedKeys) put(e *kept[string], key metric.Key) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.slots == nil {
+		p.slots = make([]parsedKey, parsedMost)
+	}
+	p.slots[e.hash%parsedMost] = parsedKey{e, key}
+}
+
+func (p *parsedKeys) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.slots = nil
+}
 
 // sums are the cells' values while a snapshot of an index is made, in two halves: see operations.
 type sums struct{ hi, lo []float64 }
