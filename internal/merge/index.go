@@ -99,7 +99,7 @@ type Source struct {
 	folded bool
 
 	slots  deltas.List
-	cells  []uint32
+	cells  []uint32 // other sources may have the same memory: it only grows, by a copy
 	values []float64
 	// second is the other half of each value where there is one: the timestamp in the most
 	// recent modes, and in a folded source the rounding error carried beside a sum. Nil in
@@ -156,6 +156,7 @@ type keyspace struct {
 	// usual is how many entries the source has that was compacted last, and usualGroups in how many
 	// groups: most have as many.
 	usual, usualGroups int
+	lists              *cellLists
 }
 
 type keyspaceID struct {
@@ -306,7 +307,7 @@ func (x *Index) spaceOf(spec *SourceSpec) *keyspace {
 func (x *Index) keyspace(id keyspaceID) *keyspace {
 	space := x.spaces[id]
 	if space == nil {
-		space = &keyspace{id: id}
+		space = &keyspace{id: id, lists: &x.share.lists}
 		x.spaces[id] = space
 	}
 	return space
@@ -761,8 +762,10 @@ func (s *Source) Compact() {
 	}
 	s.slots.Compact()
 	s.groups = slices.Clip(s.groups)
-	if n := len(s.cells); cap(s.cells)-n > n/16 {
-		s.cells = append(make([]uint32, 0, n), s.cells...)
+	if s.space != nil {
+		s.cells = s.space.lists.one(s.space.id.class, s.cells)
+	}
+	if n := len(s.values); cap(s.values)-n > n/16 {
 		s.values = append(make([]float64, 0, n), s.values...)
 		if s.second != nil {
 			s.second = append(make([]float64, 0, n), s.second...)
@@ -1037,6 +1040,7 @@ func (x *Index) Close() {
 	}
 	x.share.sums.forget()
 	x.share.parsed.forget()
+	x.share.lists.forget()
 	*x = Index{}
 }
 

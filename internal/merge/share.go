@@ -21,6 +21,7 @@ type Share struct {
 	labels  pile[[]metric.Label]
 	points  pile[[]view.Point]
 	metrics pile[[]view.Metric]
+	lists   cellLists
 	// parsed are keys that another index had before.
 	parsed parsedKeys
 	// sums is the memory in which indexes add up values.
@@ -32,6 +33,36 @@ func NewShare() *Share { return &Share{} }
 
 // Len is the number of things that it keeps.
 func (s *Share) Len() int { return s.keys.len() + s.labels.len() + s.points.len() + s.metrics.len() }
+
+// cellLists has the list of cells that a source was left with last, by class: the next one often has
+// the same, as of another worker that has counted in the same order, or in a pool that is equal.
+type cellLists struct {
+	mu   sync.Mutex // guards last
+	last map[class][]uint32
+}
+
+// one returns an equal list without room for more: the one of the source before, if it can be.
+func (l *cellLists) one(c class, cells []uint32) []uint32 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if last := l.last[c]; slices.Equal(last, cells) {
+		return last
+	}
+	if n := len(cells); cap(cells)-n > n/16 {
+		cells = append(make([]uint32, 0, n), cells...)
+	}
+	if l.last == nil {
+		l.last = map[class][]uint32{}
+	}
+	l.last[c] = slices.Clip(cells)
+	return l.last[c]
+}
+
+func (l *cellLists) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.last = nil
+}
 
 // parsedKeys remembers some keys of those in several indexes, as they were parsed: what many pools have
 // in common is parsed once or twice, and a start leaves less garbage between what stays.
