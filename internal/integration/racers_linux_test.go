@@ -125,13 +125,7 @@ func TestRacers(t *testing.T) {
 			}
 			writeFile(t, filepath.Join(good, "counter_1.db"), string(sourceFile(1<<16, entry{`["good", "good_total", {}, "Good."]`, 7})))
 			d := serve(t, "--dir", "good="+good, "--dir", "user="+dir)
-			// The test binary is where only root can go.
-			binary := filepath.Join(root, "racer")
-			// By another program: what we have open for writing is in the children, too, that other tests
-			// start meanwhile, until they execute, and cannot be executed as long.
-			if out, err := exec.Command("cp", os.Args[0], binary).CombinedOutput(); err != nil {
-				t.Fatalf("%v: %s", err, out)
-			}
+			binary := copyRacer(t, root)
 			during := min(soak(t, 2*time.Second), time.Minute)
 			cmd := exec.Command(binary)
 			cmd.Env = append(os.Environ(), fmt.Sprintf("%s=race %s %s %s %v", attackEnv, kind, dir, root, during))
@@ -175,4 +169,16 @@ func TestRacers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// copyRacer copies the test's own program into a directory that other users can enter. Another program does
+// it: what we have open for writing is in the children, too, that other tests start meanwhile, until
+// they execute, and cannot be executed as long.
+func copyRacer(t *testing.T, dir string) (program string) {
+	t.Helper()
+	program = filepath.Join(dir, "racer")
+	if out, err := exec.Command("cp", os.Args[0], program).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return program
 }
