@@ -546,8 +546,9 @@ func ascending(v view) error {
 	return cumulative(v)
 }
 
-// mirrorPause is how long nobody must look at a directory so that those who did are taken to have ended.
-const mirrorPause = 2500 * time.Millisecond
+// mirrorPause is how long nobody must look at a directory so that those who did are taken to have ended, and a
+// round of the daemon that finds that, too.
+const mirrorPause = 3500 * time.Millisecond
 
 // stays matches the files that stay beside a mirror: its own, and gauges that are served for each worker.
 var stays = regexp.MustCompile(`_0000000?0\.db$|^gauge_all_`)

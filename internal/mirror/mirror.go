@@ -37,6 +37,15 @@ type Mirror struct {
 	totals  map[string]*total
 	tracker *tracker
 	readers *watch.Readers // nil where nobody tells of readers
+	// keys and entries are those of the file that Move.Add learned last: memory that is used again.
+	keys    []byte
+	entries []learned
+}
+
+// learned is an entry of a worker's file, whose key ends at end.
+type learned struct {
+	end          int
+	value, stamp float64
 }
 
 // Open opens the mirror of the directory that is open as dir, whose path is for messages and for
@@ -214,19 +223,15 @@ const postmatesBytes = 1 << 20
 func (v *Move) Add(record string, f *store.File, each func(store.Entry)) error {
 	m, name, fd := v.m, f.Name(), int(f.Fd())
 	one := moving{record: record, fd: fd, gives: map[*total][]entry{}, none: map[*total]float64{}}
-	var keys []byte
-	type at struct {
-		end          int
-		value, stamp float64
-	}
-	var entries []at
+	keys, entries := m.keys[:0], m.entries[:0]
 	if err := f.Learn(func(e store.Entry) {
 		each(e)
 		keys = append(keys, e.Key...)
-		entries = append(entries, at{len(keys), e.Value, e.Stamp})
+		entries = append(entries, learned{len(keys), e.Value, e.Stamp})
 	}); err != nil {
 		return err
 	}
+	m.keys, m.entries = keys, entries
 	switch h, err := store.ReadHead(fd); {
 	case f.Size() == 0: // a worker that ended before it wrote anything
 	case err != nil:
