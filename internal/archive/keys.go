@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"hash/maphash"
 	"math"
-	"math/rand/v2"
 	"unsafe"
 )
 
@@ -25,7 +24,7 @@ type keySet struct {
 // A key is its three texts, by their numbers.
 type key struct{ head, labels, tail uint32 }
 
-// split cuts a raw key into three texts, whatever is in it. Those of an equal key are equal.
+// split cuts a raw key into three texts, whatever is in it.
 func split(raw []byte) (head, labels, tail []byte) {
 	from := bytes.IndexByte(raw, '{')
 	to := bytes.LastIndexByte(raw, '}') + 1
@@ -57,39 +56,38 @@ func (k *keySet) find(raw []byte) (uint32, bool) {
 	if len(k.index) == 0 {
 		return 0, false
 	}
-	head, labels, tail := split(raw)
-	var key key
-	var ok bool
-	if key.labels, ok = k.texts.find(labels); !ok {
-		return 0, false
-	}
-	if key.head, ok = k.texts.find(head); !ok {
-		return 0, false
-	}
-	if key.tail, ok = k.texts.find(tail); !ok {
-		return 0, false
-	}
-	i := k.slot(key)
+	i := k.slot(raw)
 	return k.index[i] - 1, k.index[i] != 0
 }
 
 // slot returns where in the index a key is, or is to be.
-func (k *keySet) slot(key key) uint64 {
+func (k *keySet) slot(raw []byte) uint64 {
 	mask := uint64(len(k.index) - 1)
-	for i := key.hash() & mask; ; i = (i + 1) & mask {
-		if pos := k.index[i]; pos == 0 || k.keys[pos-1] == key {
+	for i := maphash.Bytes(hashSeed, raw) & mask; ; i = (i + 1) & mask {
+		if pos := k.index[i]; pos == 0 || k.is(int(pos-1), raw) {
 			return i
 		}
 	}
 }
 
+// is reports whether the key at a position is this one.
+func (k *keySet) is(pos int, raw []byte) bool {
+	at := k.keys[pos]
+	head, labels, tail := k.texts.get(at.head), k.texts.get(at.labels), k.texts.get(at.tail)
+	if len(raw) != len(head)+len(labels)+len(tail) {
+		return false
+	}
+	from, to := len(head), len(head)+len(labels)
+	return string(raw[from:to]) == labels && string(raw[:from]) == head && string(raw[to:]) == tail
+}
+
 // append adds a key that is not there yet.
-func (k *keySet) append(key []byte) uint32 {
-	pos := k.appendUnindexed(key)
+func (k *keySet) append(raw []byte) uint32 {
+	pos := k.appendUnindexed(raw)
 	if 4*k.len() > 3*len(k.index) {
 		k.indexAll(2 * k.len())
 	} else {
-		k.enter(pos)
+		k.enter(pos, raw)
 	}
 	return pos
 }
@@ -109,9 +107,9 @@ func (k *keySet) appendUnindexed(raw []byte) uint32 {
 	return uint32(k.len() - 1)
 }
 
-// enter enters a position into the index, unless an equal key is there.
-func (k *keySet) enter(pos uint32) (fresh bool) {
-	i := k.slot(k.keys[pos])
+// enter enters the position of a key into the index, unless an equal key is there.
+func (k *keySet) enter(pos uint32, raw []byte) (fresh bool) {
+	i := k.slot(raw)
 	if k.index[i] != 0 {
 		return false
 	}
@@ -123,8 +121,10 @@ func (k *keySet) enter(pos uint32) (fresh bool) {
 // whose key was there before.
 func (k *keySet) indexAll(room int) (twice uint32, unique bool) {
 	k.index = make([]uint32, slotsFor(max(room, k.len())))
+	var raw []byte
 	for pos := range k.len() {
-		if !k.enter(uint32(pos)) {
+		raw = k.appendKey(raw[:0], pos)
+		if !k.enter(uint32(pos), raw) {
 			return uint32(pos), false
 		}
 	}
@@ -140,15 +140,8 @@ func slotsFor(n int) int {
 	return size
 }
 
-// hashSeed and keyFactors make it a secret what meets in an index.
-var (
-	hashSeed   = maphash.MakeSeed()
-	keyFactors = [3]uint64{rand.Uint64() | 1, rand.Uint64() | 1, rand.Uint64() | 1}
-)
-
-func (k key) hash() uint64 {
-	return (uint64(k.head)*keyFactors[0] + uint64(k.labels)*keyFactors[1] + uint64(k.tail)*keyFactors[2]) >> 32
-}
+// hashSeed makes it a secret what meets in an index.
+var hashSeed = maphash.MakeSeed()
 
 // textSet is texts, each with its number. The bytes of all lie end to end in a few large blocks, which
 // are written once and never again, so that a text costs 14 to 20 bytes besides its own, and the strings
@@ -173,15 +166,6 @@ func (t *textSet) get(number uint32) string {
 	block := t.blocks[at>>32][uint32(at):]
 	n, w := binary.Uvarint(block)
 	return unsafe.String(unsafe.SliceData(block[w:]), int(n))
-}
-
-// find returns the number of a text.
-func (t *textSet) find(text []byte) (uint32, bool) {
-	if len(t.index) == 0 {
-		return 0, false
-	}
-	i := t.slot(text, maphash.Bytes(hashSeed, text))
-	return t.index[i] - 1, t.index[i] != 0
 }
 
 // slot returns where in the index a text is, or is to be.
