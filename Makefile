@@ -120,7 +120,7 @@ fuzz: ## Fuzz each target for FUZZTIME
 
 # Those beside the first and the mirror's need a minute or two each, however long SOAK is.
 soak: test-deps ## Try to break the archive for SOAK, and what hostile files, clients and receivers do for minutes
-	CI=true AGGREGATORD_SOAK=$(SOAK) $(GO) test -race -count=1 -timeout 0 -v -run '^Test(Chaos|ChaosOfGuests|Racers|HostileClients|GuessedPasswords|DiscoveredApplications|MirrorInApp)$$' ./internal/integration
+	CI=true AGGREGATORD_SOAK=$(SOAK) $(GO) test -race -count=1 -timeout 0 -v -run '^Test(Chaos|ChaosOfGuests|Racers|HostileClients|GuessedPasswords|AttacksTogether|DiscoveredApplications|MirrorInApp)$$' ./internal/integration
 	CI=true AGGREGATORD_SOAK=$(SOAK) AGGREGATORD_MIRROR=auto $(GO) test -race -count=1 -timeout 0 -v -run '^Test(Chaos|ChaosOfGuests|Racers)$$' ./internal/integration
 	AGGREGATORD_SOAK=$(SOAK) $(GO) test -race -count=1 -timeout 0 -run '^TestMirror' ./internal/pool
 	CI=true AGGREGATORD_SOAK=$(SOAK_RECEIVERS) $(GO) test -count=1 -timeout 0 -parallel 1 -v \

@@ -18,12 +18,13 @@ import (
 
 const (
 	// softPercent is how much of what the control group may have the runtime may use before it
-	// collects garbage at any price. The rest is for what it does not know of, such as the pages
-	// of files that are looked at.
-	softPercent = 90
+	// collects garbage at any price. The rest is for what it does not know of: the pages of the
+	// archive, where that is on a tmpfs, and what the kernel keeps for connections.
+	softPercent = 80
 	// inputShare is the part of the soft limit that limits.bytes_per_pool is by default. With
-	// scrapes in all formats, a pool takes about five times what counts there.
-	inputShare = 6
+	// scrapes in all formats, a pool takes about five times what counts there; clients and
+	// other pools need some, too.
+	inputShare = 8
 	// noMemoryLimit is more memory than any machine has: version 1 says so where there is no limit.
 	noMemoryLimit = 1 << 60
 )

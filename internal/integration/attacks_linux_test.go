@@ -27,9 +27,6 @@ import (
 // the memory that our manifests allow: hostile files, races for our own files, hostile clients and expensive
 // questions, or clients that guess passwords. It is not killed, another pool's scrapes are all right, and what
 // is root's stays as it was. Without AGGREGATORD_SOAK it does not run; with it, two minutes each at most.
-//
-// It is no part of make soak yet: in about half of the runs the kernel kills the daemon for want of memory,
-// which it must not.
 func TestAttacksTogether(t *testing.T) {
 	needRoot(t)
 	if soak(t, 0) == 0 {
