@@ -77,7 +77,9 @@ func (p archivePlace) open() (*archive.Place, error) {
 }
 
 // read reads the archive, by archive.Read or archive.Verify.
-func (o *archiveTarget) read(read func(*archive.Place) (*archive.View, error)) (spec pool.Spec, at archivePlace, v *archive.View, err error) {
+func (o *archiveTarget) read(read func(*archive.Place) (*archive.View, error)) (spec pool.Spec, at archivePlace, v *archive.View,
+	err error,
+) {
 	if spec, at, err = o.find(); err != nil {
 		return spec, at, nil, err
 	}
@@ -122,7 +124,8 @@ reset change anything.`,
 		// Only a command that can run has its arguments looked at.
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newArchiveStatCmd(), newArchiveListCmd(), newArchiveVerifyCmd(), newArchiveExportCmd(), newArchiveDropCmd(), newArchiveResetCmd())
+	cmd.AddCommand(newArchiveStatCmd(), newArchiveListCmd(), newArchiveVerifyCmd(), newArchiveExportCmd(), newArchiveDropCmd(),
+		newArchiveResetCmd())
 	for _, sub := range cmd.Commands() {
 		sub.Flags().SortFlags = false
 	}
@@ -217,8 +220,10 @@ type archiveStagedRow struct {
 func statArchive(spec pool.Spec, at archivePlace, v *archive.View) (archiveStat, error) {
 	s := v.Stats()
 	st := archiveStat{
-		Path: v.Path(), SizeBytes: v.SizeBytes(), Format: archive.Format, Created: s.Created, Folds: s.Folds, Files: s.Files, FileBytes: s.Bytes,
-		Series: v.Totals().Series(), Kinds: []archiveKind{}, Records: len(v.Records()), Staged: []archiveStagedRow{}, SetAside: []string{},
+		Path: v.Path(), SizeBytes: v.SizeBytes(), Format: archive.Format, Created: s.Created, Folds: s.Folds, Files: s.Files,
+		FileBytes: s.Bytes,
+		Series:    v.Totals().Series(), Kinds: []archiveKind{}, Records: len(v.Records()), Staged: []archiveStagedRow{},
+		SetAside: []string{},
 	}
 	if !s.LastFold.IsZero() {
 		st.LastFold = &s.LastFold

@@ -171,7 +171,8 @@ func TestArchiveStat(t *testing.T) {
 	created := got.Created
 	got.Created, got.LastFold = time.Time{}, nil
 	want := archiveStat{
-		Path: path, SizeBytes: info.Size(), Format: archive.Format, Folds: 2, Files: 16, FileBytes: 16 * 65536, Families: 10, Series: 16, Records: 2,
+		Path: path, SizeBytes: info.Size(), Format: archive.Format, Folds: 2, Files: 16, FileBytes: 16 * 65536, Families: 10, Series: 16,
+		Records: 2,
 		Kinds: []archiveKind{
 			{"counter", "", 0, 2, 3},
 			{"gauge", "all", 2, 1, 2},
@@ -210,7 +211,8 @@ func TestArchiveStat(t *testing.T) {
   set aside  .aggregatord.archive.reset-20260101T000000Z
 `
 	for name, value := range map[string]string{
-		"SIZE": strconv.FormatInt(info.Size(), 10), "CREATED": created.Local().Format(time.RFC3339), "LAST": foldedAt.Local().Format(time.RFC3339),
+		"SIZE": strconv.FormatInt(info.Size(), 10), "CREATED": created.Local().Format(time.RFC3339),
+		"LAST": foldedAt.Local().Format(time.RFC3339),
 	} {
 		wantText = strings.Replace(wantText, name, value, 1)
 	}
@@ -224,7 +226,8 @@ func TestArchiveStatNew(t *testing.T) {
 	dir := sourceDir(t)
 	detach(t, hiddenHolder(t, dir))
 	contains(t, must(t, "archive", "stat", "--dir", dir), "last fold  never", "contents   0 families, 0 series")
-	contains(t, must(t, "archive", "stat", "--format", "json", "--dir", dir), `"last_fold":null`, `"kinds":[]`, `"staged":[]`, `"set_aside":[]`)
+	contains(t, must(t, "archive", "stat", "--format", "json", "--dir", dir), `"last_fold":null`, `"kinds":[]`, `"staged":[]`,
+		`"set_aside":[]`)
 	if out := must(t, "archive", "list", "--dir", dir); out != "" {
 		t.Errorf("it lists %q", out)
 	}
@@ -415,7 +418,10 @@ func TestArchiveExportDialects(t *testing.T) {
 	a := hiddenHolder(t, dir)
 	b := archive.NewBatch(foldedAt)
 	f := b.File(counters, nil, 0)
-	for _, raw := range []string{`["old", "old_total", ["a"], ["1"]]`, `["old", "old_total", {"a": "1"}]`, `["old","old_total",{"a":"1"},""]`, `["old", "old_total", {"a": "1"}, "Help."]`} {
+	for _, raw := range []string{
+		`["old", "old_total", ["a"], ["1"]]`, `["old", "old_total", {"a": "1"}]`,
+		`["old","old_total",{"a":"1"},""]`, `["old", "old_total", {"a": "1"}, "Help."]`,
+	} {
 		f.Add([]byte(raw), 1.5, 0, true)
 	}
 	f.Add([]byte(`not a key`), 1, 0, true)
@@ -434,7 +440,8 @@ func TestArchiveExportDialects(t *testing.T) {
 	if err != nil || len(in.Entries) != 1 || string(in.Entries[0].RawKey) != "not a key" || in.Entries[0].Value != 1 {
 		t.Errorf("unreadable: %+v, %v", in, err)
 	}
-	if c := call(t, "dump", "--dir", to); c.code != 0 || !strings.Contains(c.stdout, `old_total{a="1"} 6`) || !strings.Contains(c.stderr, odd) {
+	if c := call(t, "dump", "--dir", to); c.code != 0 || !strings.Contains(c.stdout, `old_total{a="1"} 6`) ||
+		!strings.Contains(c.stderr, odd) {
 		t.Errorf("%+v", c)
 	}
 	contains(t, must(t, "archive", "list", "--dir", dir, "not a key"), "not a key (counter)\n  not a key  1\n")
@@ -552,9 +559,17 @@ func TestArchiveExportErrors(t *testing.T) {
 	contains(t, must(t, "archive"), "reset")
 
 	none := sourceDir(t)
-	for _, command := range [][]string{{"stat"}, {"list"}, {"verify"}, {"export"}, {"export", "--to", filepath.Join(full, "to")}, {"reset", "--yes"}} {
+	for _, command := range [][]string{
+		{"stat"},
+		{"list"},
+		{"verify"},
+		{"export"},
+		{"export", "--to", filepath.Join(full, "to")},
+		{"reset", "--yes"},
+	} {
 		call(t, append(append([]string{"archive"}, command...), "--dir", none)...).oneLine(t, exitFailure, none, "there is no archive")
-		call(t, append(append([]string{"archive"}, command...), "--dir", filepath.Join(none, "x"))...).oneLine(t, exitUsage, "no such file or directory")
+		call(t, append(append([]string{"archive"}, command...), "--dir", filepath.Join(none, "x"))...).oneLine(t, exitUsage,
+			"no such file or directory")
 	}
 	onlyFile(t, file, "x")
 
@@ -574,7 +589,14 @@ func TestArchiveReadOnly(t *testing.T) {
 			hiddenHolder(t, dir)
 		}
 		before := states(t, dir)
-		for _, args := range [][]string{{"stat"}, {"stat", "--format", "json"}, {"list"}, {"verify"}, {"export"}, {"export", "--to", filepath.Join(t.TempDir(), "to")}} {
+		for _, args := range [][]string{
+			{"stat"},
+			{"stat", "--format", "json"},
+			{"list"},
+			{"verify"},
+			{"export"},
+			{"export", "--to", filepath.Join(t.TempDir(), "to")},
+		} {
 			if out := must(t, append(append([]string{"archive"}, args...), "--dir", dir)...); out == "" {
 				t.Errorf("%q prints nothing", args)
 			}
@@ -592,7 +614,8 @@ func TestArchiveReset(t *testing.T) {
 	// One staged file is in the archive, the other one not yet.
 	for name, value := range map[string]float64{"counter_2.db": 2, "counter_9.db": 9} {
 		bury(t, dir, name,
-			entry{"hits", "hits_total", labels("path", "/"), 0.1 * value, 0}, entry{"hits", "hits_total", labels("path", "żółć\n\"\\"), value, 0}, entry{"jobs", "jobs_total", nil, 1e15, 0})
+			entry{"hits", "hits_total", labels("path", "/"), 0.1 * value, 0},
+			entry{"hits", "hits_total", labels("path", "żółć\n\"\\"), value, 0}, entry{"jobs", "jobs_total", nil, 1e15, 0})
 	}
 	for from, to := range map[string]string{"counter_2.db": "counter_2.db.run-2", "counter_9.db": "counter_9.db.run-9"} {
 		if err := staging.Stage(from, to); err != nil {
@@ -604,7 +627,8 @@ func TestArchiveReset(t *testing.T) {
 	unchanged(t, dir, before)
 	a := hiddenHolder(t, dir)
 	before = states(t, dir)
-	call(t, "archive", "reset", "--dir", dir, "--yes").oneLine(t, exitFailure, "archive is in use", strconv.Itoa(os.Getpid()), "stop it first")
+	call(t, "archive", "reset", "--dir", dir, "--yes").oneLine(t, exitFailure, "archive is in use", strconv.Itoa(os.Getpid()),
+		"stop it first")
 	unchanged(t, dir, before)
 	detach(t, a)
 	// Nor while a daemon has the directory that had to let go of the archive.
@@ -619,7 +643,8 @@ func TestArchiveReset(t *testing.T) {
 	if kept == nil {
 		t.Fatalf("it says %q", out)
 	}
-	contains(t, must(t, "archive", "stat", "--dir", dir), "contents   0 families, 0 series", "records    1 of", "staged     1 files to be folded, 1 folded", filepath.Base(kept[1]))
+	contains(t, must(t, "archive", "stat", "--dir", dir), "contents   0 families, 0 series", "records    1 of",
+		"staged     1 files to be folded, 1 folded", filepath.Base(kept[1]))
 	got := parseText(t, must(t, "dump", "--dir", dir))
 	maps.DeleteFunc(got, func(_ string, v float64) bool { return v == 0 }) // what the folded file has gained
 	left := samples{`hits_total{path="/"}`: 0.9, `hits_total{path="żółć\n\"\\"}`: 9, "jobs_total": 1e15}

@@ -28,7 +28,8 @@ func TestArchiveDrop(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { call(t, tc.args...).oneLine(t, tc.exit, tc.want...) })
 	}
-	if c := call(t, args("hits")...); c.code != exitUsage || !strings.Contains(c.stderr, "hits_total") || !strings.Contains(c.stderr, "--yes") {
+	if c := call(t, args("hits")...); c.code != exitUsage || !strings.Contains(c.stderr, "hits_total") ||
+		!strings.Contains(c.stderr, "--yes") {
 		t.Errorf("%+v", c)
 	}
 	unchanged(t, dir, before)
@@ -50,7 +51,8 @@ func TestArchiveDrop(t *testing.T) {
 // TestArchiveDropByDaemon: a daemon is asked as its API wants it.
 func TestArchiveDropByDaemon(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodPost || r.URL.Path != "/api/v1/archive/drop" || r.FormValue("pool") != "web" || r.FormValue("selector") != `{a="b"}` {
+		if r.Method != http.MethodPost || r.URL.Path != "/api/v1/archive/drop" || r.FormValue("pool") != "web" ||
+			r.FormValue("selector") != `{a="b"}` {
 			t.Errorf("%s %s %v", r.Method, r.URL, r.Form)
 		}
 		switch r.FormValue("name") {

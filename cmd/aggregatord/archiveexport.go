@@ -39,7 +39,8 @@ func (o *archiveExportOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVarP(&o.output, "output", "o", "-", "`FILE` to write, replaced in one step; - is standard output")
 	f.StringArrayVar(&o.names, "name", nil, "only the metric or sample of this `NAME`; repeat it for several")
 	f.StringVar(&o.to, "to", "", "instead, write source files to `DIR`, which must be new or empty")
-	f.StringVar(&o.dialect, dialectFlag, archive.Python.Name, "`CLIENT` that reads these files: python for prometheus_client 0.18 and later,\npython-old for 0.16 and 0.17, postmates for the fork of Postmates")
+	f.StringVar(&o.dialect, dialectFlag, archive.Python.Name,
+		"`CLIENT` that reads these files: python for prometheus_client 0.18 and later,\npython-old for 0.16 and 0.17, postmates for the fork of Postmates")
 	o.log.addFlags(f)
 	o.log.level = "warn"
 	f.Lookup("log.level").DefValue = o.log.level
@@ -146,7 +147,8 @@ func warnOfStaged(watched string, v *archive.View, logger *zap.Logger) error {
 	names, err := fold.Staged(watched)
 	for _, name := range names {
 		if _, folded := v.Baseline(name); !folded {
-			logger.Warn("file of a dead worker is not in the archive yet; let a daemon run for a moment", zap.String("path", filepath.Join(watched, fold.FileName(name))))
+			logger.Warn("file of a dead worker is not in the archive yet; let a daemon run for a moment",
+				zap.String("path", filepath.Join(watched, fold.FileName(name))))
 		}
 	}
 	return err
@@ -211,7 +213,8 @@ func exportFiles(dir string, totals *archive.Totals, dialect archive.Dialect, lo
 		}
 	}
 	if timeless > 0 {
-		logger.Warn("gauges in mode mostrecent are left out: the files of this client have no room for their time", zap.Int("series", timeless))
+		logger.Warn("gauges in mode mostrecent are left out: the files of this client have no room for their time",
+			zap.Int("series", timeless))
 	}
 	return len(paths), archive.SyncDir(dir)
 }

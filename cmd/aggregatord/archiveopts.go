@@ -32,17 +32,23 @@ const (
 func (o *archiveOptions) addFlags(f *pflag.FlagSet) {
 	o.addDirFlag(f)
 	f.BoolVar(&o.disable, "archive.disable", false, "only read: leave the files of dead workers where they are, and count them there")
-	durationVar(f, &o.rest, "archive.rest", pool.DefaultRest, "how long a worker must be dead before its files are archived, so that hooks\nof the application that run at its death still find them; shorter when the\nfile system is nearly full")
-	durationVar(f, &o.gaugeRetention, "archive.gauge-retention", pool.DefaultGaugeRetention, "how long the gauges of a dead worker in mode all are served; 0 means for ever")
-	f.IntVar(&o.gaugeWorkers, "archive.gauge-workers", pool.DefaultGaugeWorkers, "the gauges of at most this many dead `WORKERS` are served; 0 is no limit")
-	f.StringVar(&o.mirror, "archive.mirror", mirrorOff, "auto keeps what is archived in files of the client, too, so that an application\nthat serves the directory by itself misses nothing; only does this and serves\nnothing itself, unless it is given an address; `WHAT` is off, auto or only")
-	durationVar(f, &o.mirrorWait, "archive.mirror-wait", fold.DefaultMirrorWait, "how long a dead worker's file waits for a moment in which nobody reads the\ndirectory; then it is archived all the same; 0 is for ever")
+	durationVar(f, &o.rest, "archive.rest", pool.DefaultRest,
+		"how long a worker must be dead before its files are archived, so that hooks\nof the application that run at its death still find them; shorter when the\nfile system is nearly full")
+	durationVar(f, &o.gaugeRetention, "archive.gauge-retention", pool.DefaultGaugeRetention,
+		"how long the gauges of a dead worker in mode all are served; 0 means for ever")
+	f.IntVar(&o.gaugeWorkers, "archive.gauge-workers", pool.DefaultGaugeWorkers,
+		"the gauges of at most this many dead `WORKERS` are served; 0 is no limit")
+	f.StringVar(&o.mirror, "archive.mirror", mirrorOff,
+		"auto keeps what is archived in files of the client, too, so that an application\nthat serves the directory by itself misses nothing; only does this and serves\nnothing itself, unless it is given an address; `WHAT` is off, auto or only")
+	durationVar(f, &o.mirrorWait, "archive.mirror-wait", fold.DefaultMirrorWait,
+		"how long a dead worker's file waits for a moment in which nobody reads the\ndirectory; then it is archived all the same; 0 is for ever")
 	f.IntVar(&o.mirrorFiles, "archive.mirror-files", fold.DefaultMirrorFiles, "how many `FILES` may wait for that; 0 is any number")
 }
 
 // addDirFlag adds the flag that read-only commands need, too.
 func (o *archiveOptions) addDirFlag(f *pflag.FlagSet) {
-	f.StringVar(&o.dir, "archive.dir", "", "`DIR` for the archive of dead workers; with named directories, DIR/NAME\n(default: hidden files in each directory)")
+	f.StringVar(&o.dir, "archive.dir", "",
+		"`DIR` for the archive of dead workers; with named directories, DIR/NAME\n(default: hidden files in each directory)")
 }
 
 func (o *archiveOptions) validate() error {

@@ -250,10 +250,13 @@ func (o *checkConfigOptions) preview(ctx context.Context, w io.Writer, c *config
 	table.Flush() //nolint:errcheck // to memory
 	fmt.Fprintf(&b, "\n%s before, %s after\n", plural(p.Before, "sample"), plural(p.After, "sample"))
 	if p.Equal > 0 {
-		fmt.Fprintf(&b, "%s left out: relabelling makes them equal to others, of %s\n", plural(p.Equal, "sample"), cellText(strings.Join(p.Collisions, " ")))
+		fmt.Fprintf(&b, "%s left out: relabelling makes them equal to others, of %s\n", plural(p.Equal, "sample"),
+			cellText(strings.Join(p.Collisions, " ")))
 	}
 	if len(keepsPID) > 0 {
-		fmt.Fprintf(&b, "keeping the label pid, which a rule would take away and the gauge mode brings: %s; set another gauge_mode for them\n", cellText(strings.Join(keepsPID, " ")))
+		fmt.Fprintf(&b,
+			"keeping the label pid, which a rule would take away and the gauge mode brings: %s; set another gauge_mode for them\n",
+			cellText(strings.Join(keepsPID, " ")))
 	}
 	if len(idle) > 0 {
 		fmt.Fprintf(&b, "matching nothing here: %s\n", strings.Join(idle, ", "))

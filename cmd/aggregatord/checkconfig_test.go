@@ -12,12 +12,15 @@ import (
 // TestCheckConfig: what is right is said in a line, what is wrong in a line each, with an
 // exit code for pipelines.
 func TestCheckConfig(t *testing.T) {
-	right := configFile(t, "presets: [django]\nmetrics: [{match: a, drop: true}]\npools: [{dir: /x, metrics: [{match: b, gauge_mode: sum}]}]\ninfo: [{name: x_info}, {name: y_info}]\n")
+	right := configFile(t,
+		"presets: [django]\nmetrics: [{match: a, drop: true}]\npools: [{dir: /x, metrics: [{match: b, gauge_mode: sum}]}]\ninfo: [{name: x_info}, {name: y_info}]\n")
 	if got, want := must(t, "check-config", right), right+" is right: 2 rules, 1 preset, 1 pool, 2 info series\n"; got != want {
 		t.Errorf("it prints %q, want %q", got, want)
 	}
 	idle := configFile(t, "metric_relabel_configs: [{source_labels: [__name__], regex: 'aggregatord_.*', action: drop}]\n")
-	if got, want := must(t, "check-config", idle), idle+" is right: 0 rules, 1 relabelling step\n"+idle+": metric_relabel_configs[0] matches nothing: the daemon's own metrics are not relabelled; choose what is served of them with --web.self-metrics\n"; got != want {
+	if got, want := must(t, "check-config", idle),
+		idle+" is right: 0 rules, 1 relabelling step\n"+idle+
+			": metric_relabel_configs[0] matches nothing: the daemon's own metrics are not relabelled; choose what is served of them with --web.self-metrics\n"; got != want {
 		t.Errorf("it prints %q, want %q", got, want)
 	}
 	wrong := configFile(t, "limit: {}\nmetrics: [{match: a, gauge_mode: b}]\n")
@@ -112,7 +115,8 @@ func TestCheckConfigDir(t *testing.T) {
 	if err := json.Unmarshal([]byte(must(t, "check-config", file, "--dir", dir, "--format", "json")), &report); err != nil {
 		t.Fatal(err)
 	}
-	if report.Before != count() || report.After != count("--config.file", file) || len(report.Idle) != 2 || len(report.Families) != len(got)-1 {
+	if report.Before != count() || report.After != count("--config.file", file) || len(report.Idle) != 2 ||
+		len(report.Families) != len(got)-1 {
 		t.Errorf("%+v, and %d rows in the table", report, len(got)-1)
 	}
 	for _, f := range report.Families {
@@ -130,7 +134,10 @@ func TestCheckConfigDir(t *testing.T) {
 // is said; of a counter it can.
 func TestCheckConfigPID(t *testing.T) {
 	dir := sourceDir(t)
-	for name, family := range map[string]string{"gauge_all_1.db": "a", "gauge_liveall_1.db": "b", "gauge_sum_1.db": "c", "counter_1.db": "d"} {
+	for name, family := range map[string]string{
+		"gauge_all_1.db": "a", "gauge_liveall_1.db": "b", "gauge_sum_1.db": "c",
+		"counter_1.db": "d",
+	} {
 		write(t, dir, name, entry{family: family, sample: family, labels: map[string]string{"pid": "7"}, value: 1})
 	}
 	const keep = "\nkeeping the label pid, which a rule would take away and the gauge mode brings: a b; set another gauge_mode for them\n"
@@ -149,7 +156,8 @@ func TestCheckConfigPools(t *testing.T) {
 	for _, dir := range []string{web, jobs} {
 		bury(t, dir, "gauge_max_1.db", entry{family: "level", sample: "level", value: 1})
 	}
-	file := configFile(t, "pools:\n  - {name: web, dir: /x, metrics: [{match: level, drop: true}]}\n  - {name: jobs, dir: /y, metrics: [{match: other, drop: true}]}\n")
+	file := configFile(t,
+		"pools:\n  - {name: web, dir: /x, metrics: [{match: level, drop: true}]}\n  - {name: jobs, dir: /y, metrics: [{match: other, drop: true}]}\n")
 	out := must(t, "check-config", file, "--dir", "web="+web, "--dir", "jobs="+jobs)
 	if !regexp.MustCompile(`(?m)^level +web +gauge +max +pools\.web\.metrics\[0\] +1 +0 +\(dropped\)$`).MatchString(out) ||
 		!regexp.MustCompile(`(?m)^level +jobs +gauge +max +- +1 +1 +level$`).MatchString(out) {

@@ -36,7 +36,8 @@ const (
 
 func (o *clientOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.url, urlFlag, defaultURL, "`URL` of a running daemon: http://HOST:PORT, HOST:PORT or unix:PATH")
-	f.StringVar(&o.httpConfig, httpConfigFlag, "", "`FILE` with the password, certificates and the like that the daemon\nasks for, in Prometheus' format for HTTP clients")
+	f.StringVar(&o.httpConfig, httpConfigFlag, "",
+		"`FILE` with the password, certificates and the like that the daemon\nasks for, in Prometheus' format for HTTP clients")
 }
 
 // client asks a running daemon.

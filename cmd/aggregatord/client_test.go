@@ -65,9 +65,12 @@ func TestDialLocalhost(t *testing.T) {
 // TestURL: what people paste is the address of the daemon.
 func TestURL(t *testing.T) {
 	for given, want := range map[string]string{
-		"http://localhost:9500": "http://localhost:9500", "localhost:9500": "http://localhost:9500", "127.0.0.1:1": "http://127.0.0.1:1", "[::1]:2": "http://[::1]:2",
-		"http://localhost:9500/": "http://localhost:9500/", "http://localhost:9500/metrics": "http://localhost:9500", "localhost:9500/metrics?name[]=x": "http://localhost:9500",
-		"https://proxy.example/shop/metrics": "https://proxy.example/shop", "http://a:1/#metric/hits": "http://a:1/", "http://a:1/api/v1/status": "http://a:1", "http://a:1/-/ready": "http://a:1",
+		"http://localhost:9500": "http://localhost:9500", "localhost:9500": "http://localhost:9500", "127.0.0.1:1": "http://127.0.0.1:1",
+		"[::1]:2":                "http://[::1]:2",
+		"http://localhost:9500/": "http://localhost:9500/", "http://localhost:9500/metrics": "http://localhost:9500",
+		"localhost:9500/metrics?name[]=x":    "http://localhost:9500",
+		"https://proxy.example/shop/metrics": "https://proxy.example/shop", "http://a:1/#metric/hits": "http://a:1/",
+		"http://a:1/api/v1/status": "http://a:1", "http://a:1/-/ready": "http://a:1",
 	} {
 		c, err := (&clientOptions{url: given}).client()
 		if err != nil {
@@ -79,7 +82,10 @@ func TestURL(t *testing.T) {
 }
 
 func TestDuration(t *testing.T) {
-	for given, want := range map[string]string{"7d": "1w", "1h30m": "1h30m", "90s": "1m30s", "0": "0", "0s": "0", "1.5s": "1s500ms", "500us": "500µs", "-1s": "-1s"} {
+	for given, want := range map[string]string{
+		"7d": "1w", "1h30m": "1h30m", "90s": "1m30s", "0": "0", "0s": "0", "1.5s": "1s500ms",
+		"500us": "500µs", "-1s": "-1s",
+	} {
 		var d duration
 		if err := d.Set(given); err != nil || d.String() != want {
 			t.Errorf("%s is %s, %v; want %s", given, d.String(), err, want)

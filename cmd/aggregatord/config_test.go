@@ -59,7 +59,11 @@ func TestConfigArchive(t *testing.T) {
 		"file":          {"archive: {dir: ELSE/file}\n", nil, "ELSE/file/archive.bolt"},
 		"flag":          {"archive: {dir: ELSE/file}\n", []string{"--archive.dir", "ELSE/flag"}, "ELSE/flag/archive.bolt"},
 		"file_disables": {"archive: {disable: true}\n", nil, ""},
-		"flag_enables":  {"archive: {disable: true, gauge_workers: 7, gauge_retention: 5m}\n", []string{"--archive.disable=false"}, "DIR/.aggregatord.archive"},
+		"flag_enables": {
+			"archive: {disable: true, gauge_workers: 7, gauge_retention: 5m}\n",
+			[]string{"--archive.disable=false"},
+			"DIR/.aggregatord.archive",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, elsewhere := sourceDir(t), t.TempDir()

@@ -43,7 +43,8 @@ func (o *demoOptions) addFlags(f *pflag.FlagSet) {
 	f.IntVar(&o.maxRequests, "max-requests", demo.DefaultMaxRequests, "recycle a worker after about so many requests; 0: never")
 	durationVar(f, &o.killEvery, "kill-every", demo.DefaultKillEvery, "mean time between two SIGKILLs, each of a random worker; 0: none")
 	f.Uint64Var(&o.seed, "seed", 1, "seed of the requests")
-	f.StringVar(&o.dir, "dir", "", "`DIR` for the source files, kept in the end (default: a new one, in memory where the\nsystem has /dev/shm, removed in the end)")
+	f.StringVar(&o.dir, "dir", "",
+		"`DIR` for the source files, kept in the end (default: a new one, in memory where the\nsystem has /dev/shm, removed in the end)")
 	durationVar(f, &o.duration, "duration", 0, "stop after so long; 0: when interrupted")
 	o.web.addFlags(f)
 	o.web.shutdownTimeout = time.Second // who ends a demo does not want to wait
@@ -153,7 +154,10 @@ func (o *demoOptions) runBoth(ctx context.Context, dir string, logger *zap.Logge
 	})
 	both.Go(func() {
 		defer stop()
-		opts := daemon.Options{Fleet: fleet.Options{Pools: []pool.Spec{{Path: dir}}, Pool: pool.Options{Archive: &pool.ArchiveOptions{}}}, Logger: logger}
+		opts := daemon.Options{
+			Fleet:  fleet.Options{Pools: []pool.Spec{{Path: dir}}, Pool: pool.Options{Archive: &pool.ArchiveOptions{}}},
+			Logger: logger,
+		}
 		o.web.apply(&opts)
 		opts.Settings = o.settings
 		daemonErr = runDaemon(ctx, opts)

@@ -73,16 +73,21 @@ func TestDemo(t *testing.T) {
 	defer stop()
 	var stdout, stderr lockedBuffer
 	code := make(chan int, 1)
-	args := []string{"demo", "--web.listen-address", "localhost:0", "--workers", "2", "--requests-per-second", "400", "--max-requests", "50", "--kill-every", "300ms"}
+	args := []string{
+		"demo", "--web.listen-address", "localhost:0", "--workers", "2", "--requests-per-second", "400", "--max-requests",
+		"50", "--kill-every", "300ms",
+	}
 	go func() { code <- run(ctx, args, &stdout, &stderr) }()
 
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		metrics := demoMetrics(stdout.String())
-		if strings.Contains(metrics, `http_requests_total{method="GET",path="/",status="200"}`) && strings.Count(metrics, "\nworker_memory_bytes{") > 2 {
+		if strings.Contains(metrics, `http_requests_total{method="GET",path="/",status="200"}`) &&
+			strings.Count(metrics, "\nworker_memory_bytes{") > 2 {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("no metrics of several generations of workers.\nstdout:\n%s\nstderr:\n%s\nmetrics:\n%s", stdout.String(), stderr.String(), metrics)
+			t.Fatalf("no metrics of several generations of workers.\nstdout:\n%s\nstderr:\n%s\nmetrics:\n%s", stdout.String(),
+				stderr.String(), metrics)
 		}
 	}
 	dir := regexp.MustCompile(`\S+aggregatord-demo-\S+`).FindString(stdout.String())
@@ -116,7 +121,8 @@ func TestDemoDuration(t *testing.T) {
 	t.Setenv("GORACE", "atexit_sleep_ms=0")
 	dir := filepath.Join(t.TempDir(), "shop")
 	var stdout, stderr lockedBuffer
-	if code := run(context.Background(), []string{"demo", "--duration", "300ms", "--dir", dir, "--web.listen-address", "localhost:0"}, &stdout, &stderr); code != 0 {
+	if code := run(context.Background(), []string{"demo", "--duration", "300ms", "--dir", dir, "--web.listen-address", "localhost:0"},
+		&stdout, &stderr); code != 0 {
 		t.Errorf("exit code %d, %s", code, stderr.String())
 	}
 	// The workers may have died early enough for their files to be archived.
@@ -137,8 +143,16 @@ func TestDemoErrors(t *testing.T) {
 		code int
 		says string
 	}{
-		"address_taken":  {[]string{"--web.listen-address", taken.Addr().String()}, exitFailure, "choose another address by --web.listen-address"},
-		"second_taken":   {[]string{"--web.listen-address", "localhost:0", "--web.listen-address", taken.Addr().String()}, exitFailure, fmt.Sprintf("port %d is in use by ", taken.Addr().(*net.TCPAddr).Port)},
+		"address_taken": {
+			[]string{"--web.listen-address", taken.Addr().String()},
+			exitFailure,
+			"choose another address by --web.listen-address",
+		},
+		"second_taken": {
+			[]string{"--web.listen-address", "localhost:0", "--web.listen-address", taken.Addr().String()},
+			exitFailure,
+			fmt.Sprintf("port %d is in use by ", taken.Addr().(*net.TCPAddr).Port),
+		},
 		"no_address":     {[]string{"--web.listen-address", "9500"}, exitUsage, "host:port"},
 		"no_workers":     {[]string{"--workers", "0"}, exitUsage, "--workers"},
 		"no_requests":    {[]string{"--requests-per-second", "0"}, exitUsage, "--requests-per-second"},

@@ -26,7 +26,8 @@ type dirOptions struct {
 }
 
 func (o *dirOptions) addFlags(f *pflag.FlagSet) {
-	f.StringArrayVar(&o.dirs, "dir", nil, "`[NAME=]DIR` with the source files; repeat it, with names, to serve several\nunder a label pool; with * in DIR, and in NAME for what it stands for,\nall that are there or come (default: $PROMETHEUS_MULTIPROC_DIR)")
+	f.StringArrayVar(&o.dirs, "dir", nil,
+		"`[NAME=]DIR` with the source files; repeat it, with names, to serve several\nunder a label pool; with * in DIR, and in NAME for what it stands for,\nall that are there or come (default: $PROMETHEUS_MULTIPROC_DIR)")
 }
 
 // dirOfEnvironment returns the directory that the environment names, and the variable that

@@ -19,12 +19,14 @@ type discoverOptions struct {
 
 func (o *discoverOptions) addFlags(f *pflag.FlagSet) {
 	o.addFlag(f, "serve")
-	durationVar(f, &o.retention, "discover.retention", discover.DefaultRetention, "how long a found pool is served after its directory\nor last process is gone")
+	durationVar(f, &o.retention, "discover.retention", discover.DefaultRetention,
+		"how long a found pool is served after its directory\nor last process is gone")
 }
 
 // addFlag is addFlags for a command that looks once.
 func (o *discoverOptions) addFlag(f *pflag.FlagSet, verb string) {
-	f.BoolVar(&o.processes, "discover", false, verb+" the directories that running processes write to, or name in PROMETHEUS_MULTIPROC_DIR,\nalso those of containers")
+	f.BoolVar(&o.processes, "discover", false,
+		verb+" the directories that running processes write to, or name in PROMETHEUS_MULTIPROC_DIR,\nalso those of containers")
 }
 
 func (o *discoverOptions) validate() error {
@@ -51,7 +53,10 @@ func (o *discoverOptions) sources() (sources []discover.Source) {
 		}
 		if p := d.Processes; p != nil {
 			byProcess = false
-			sources = append(sources, discover.NewProcesses(discover.Processes{Path: p.Path, User: p.User, Unit: p.Unit, Command: p.Command}))
+			sources = append(sources, discover.NewProcesses(discover.Processes{
+				Path: p.Path, User: p.User, Unit: p.Unit,
+				Command: p.Command,
+			}))
 		}
 	}
 	if byProcess {

@@ -51,7 +51,8 @@ type ownMetric struct{ name, kind, help, labels string }
 func ownMetrics(t *testing.T) []ownMetric {
 	t.Helper()
 	kinds := map[string]string{
-		"Counter": "counter", "CounterVec": "counter", "Gauge": "gauge", "GaugeVec": "gauge", "Histogram": "histogram", "HistogramVec": "histogram",
+		"Counter": "counter", "CounterVec": "counter", "Gauge": "gauge", "GaugeVec": "gauge", "Histogram": "histogram",
+		"HistogramVec": "histogram",
 	}
 	paths, err := filepath.Glob("../../internal/*/*.go")
 	if err != nil {
@@ -234,7 +235,8 @@ func TestLinks(t *testing.T) {
 			if !found {
 				for line := range strings.Lines(read(target)) {
 					title, ok := strings.CutPrefix(strings.TrimLeft(line, "#"), " ")
-					if ok && strings.HasPrefix(line, "#") && strings.ReplaceAll(unsafe.ReplaceAllString(strings.ToLower(strings.TrimSpace(title)), ""), " ", "-") == heading {
+					if ok && strings.HasPrefix(line, "#") &&
+						strings.ReplaceAll(unsafe.ReplaceAllString(strings.ToLower(strings.TrimSpace(title)), ""), " ", "-") == heading {
 						found = true
 					}
 				}

@@ -28,7 +28,8 @@ type doctorOptions struct {
 }
 
 func (o *doctorOptions) addFlags(f *pflag.FlagSet) {
-	f.StringVar(&o.dir, "dir", "", "`DIR` with the source files (default: $PROMETHEUS_MULTIPROC_DIR, else\nthat of --pid, else that of the daemon if it has one)")
+	f.StringVar(&o.dir, "dir", "",
+		"`DIR` with the source files (default: $PROMETHEUS_MULTIPROC_DIR, else\nthat of --pid, else that of the daemon if it has one)")
 	f.IntVar(&o.pid, "pid", 0, "`PID` of a process that should write there, such as the server's master")
 	o.client.addFlags(f)
 	f.Lookup(urlFlag).Usage += ";\nwith an empty one no daemon is asked"
@@ -115,7 +116,10 @@ func (o *doctorOptions) print(w io.Writer, findings []doctor.Finding) error {
 }
 
 // levelStyles are how the levels look at a terminal.
-var levelStyles = map[doctor.Level]terminal.Style{doctor.Problem: terminal.Alarm, doctor.Warning: terminal.Warning, doctor.OK: terminal.Good}
+var levelStyles = map[doctor.Level]terminal.Style{
+	doctor.Problem: terminal.Alarm, doctor.Warning: terminal.Warning,
+	doctor.OK: terminal.Good,
+}
 
 // printFinding prints a finding, in lines of at most so many columns unless that is 0.
 func printFinding(out *bytes.Buffer, f doctor.Finding, width int, colours bool) {

@@ -86,7 +86,8 @@ func (o *dumpOptions) run(cmd *cobra.Command) (err error) {
 	if o.dirs.discovers = o.discover.on(o.config.loaded) && (o.discover.processes || len(o.dirs.dirs) == 0); o.dirs.discovers {
 		o.dirs.sources = o.discover.sources()
 	}
-	dirs, closeAll, err := o.dirs.found(func(problem string) { logger.Warn("discovery cannot use something", zap.String("problem", problem)) })
+	dirs, closeAll,
+		err := o.dirs.found(func(problem string) { logger.Warn("discovery cannot use something", zap.String("problem", problem)) })
 	if err != nil {
 		return err
 	}

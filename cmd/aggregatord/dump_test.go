@@ -276,7 +276,8 @@ func TestDump(t *testing.T) {
 func TestDumpUnknownNames(t *testing.T) {
 	dir := sourceDir(t)
 	shop(t, dir)
-	call(t, "dump", "--dir", dir, "--name", "request_total").oneLine(t, exitFailure, "no metric named request_total; did you mean requests_total?")
+	call(t, "dump", "--dir", dir, "--name", "request_total").oneLine(t, exitFailure,
+		"no metric named request_total; did you mean requests_total?")
 	call(t, "dump", "--dir", dir, "--name", "busy", "--name", "nobody").oneLine(t, exitFailure, "no metric named nobody")
 }
 

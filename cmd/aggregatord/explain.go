@@ -126,7 +126,8 @@ func (o *explainOptions) printLink(out *bytes.Buffer, all status.Explanations) {
 	base = trimmed(base)
 	base.User = nil
 	e := &all.Items[0]
-	fmt.Fprintf(out, "\n%s/#metric/%s?series=%s\n", strings.TrimSuffix(base.String(), "/"), url.PathEscape(e.Family), url.QueryEscape(e.Series))
+	fmt.Fprintf(out, "\n%s/#metric/%s?series=%s\n", strings.TrimSuffix(base.String(), "/"), url.PathEscape(e.Family),
+		url.QueryEscape(e.Series))
 }
 
 // ask has a running daemon explain.

@@ -37,8 +37,10 @@ func TestExplain(t *testing.T) {
 	const series = `hits_total{path="/"}`
 
 	got := must(t, "explain", "--dir", dir, series)
-	contains(t, got, series+"  12\n", "counter: the sum of all", "+  3  alive file of worker 1", "+  4  alive file of worker 2", "+  5  dead file of worker 3", filepath.Join(dir, "counter_3.db"))
-	contains(t, must(t, "explain", "--dir", dir, "peak"), "peak  7\n", "gauge in mode max (by file name): the greatest", "=  7  alive file of worker 2", "   2  alive file of worker 1", "another one is greater")
+	contains(t, got, series+"  12\n", "counter: the sum of all", "+  3  alive file of worker 1", "+  4  alive file of worker 2",
+		"+  5  dead file of worker 3", filepath.Join(dir, "counter_3.db"))
+	contains(t, must(t, "explain", "--dir", dir, "peak"), "peak  7\n", "gauge in mode max (by file name): the greatest",
+		"=  7  alive file of worker 2", "   2  alive file of worker 1", "another one is greater")
 	contains(t, must(t, "explain", "--dir", dir, "--limit", "1", "hits_total"), "\n1 more series match")
 
 	s := startServe(t, "--dir", dir, "--web.listen-address", "127.0.0.1:0")

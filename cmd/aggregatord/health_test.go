@@ -66,7 +66,12 @@ func TestHealth(t *testing.T) {
 		{"whole_address", []string{"--url", plain.URL + "/-/healthy", "--http.config.file", auth}, true, 0, "aggregatord is well\n"},
 		{"below_a_path", []string{"--url", plain.URL + "/elsewhere/", "--http.config.file", auth}, true, 1, "404 Not Found"},
 		{"ready", []string{"--ready", "--url", plain.URL, "--http.config.file", auth}, true, 0, "aggregatord is well\n"},
-		{"not_ready", []string{"--ready", "--url", plain.URL, "--http.config.file", auth}, false, 1, "503 Service Unavailable: not ready: stopping\n"},
+		{
+			"not_ready",
+			[]string{"--ready", "--url", plain.URL, "--http.config.file", auth},
+			false, 1,
+			"503 Service Unavailable: not ready: stopping\n",
+		},
 		{"not_ready_but_healthy", []string{"--url", plain.URL, "--http.config.file", auth}, false, 0, "well"},
 		{"no_password", []string{"--url", plain.URL}, true, 1, "401 Unauthorized"},
 		{"tls", []string{"--url", tls.URL, "--http.config.file", secure}, true, 0, "aggregatord is well\n"},

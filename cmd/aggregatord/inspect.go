@@ -115,7 +115,8 @@ func unreadableKeys(in store.Inspection) error {
 	if n == 0 {
 		return nil
 	}
-	return fmt.Errorf("source file %q: %d of %d keys cannot be read, the first at byte %d: %w", in.Path, n, len(in.Entries), first.Offset, first.KeyErr)
+	return fmt.Errorf("source file %q: %d of %d keys cannot be read, the first at byte %d: %w", in.Path, n, len(in.Entries), first.Offset,
+		first.KeyErr)
 }
 
 // printInspection writes an inspection for people to read.
@@ -128,7 +129,8 @@ func printInspection(w *bytes.Buffer, in store.Inspection) {
 	case name.Archive:
 		fmt.Fprintf(w, "  name    archive of the postmates fork: %s\n", strings.TrimSpace(name.Type.String()+" "+name.Mode.String()))
 	default:
-		fmt.Fprintf(w, "  name    %s of worker %s\n", strings.TrimSpace(name.Type.String()+" "+name.Mode.String()), terminal.Printable(workerOf(name, in)))
+		fmt.Fprintf(w, "  name    %s of worker %s\n", strings.TrimSpace(name.Type.String()+" "+name.Mode.String()),
+			terminal.Printable(workerOf(name, in)))
 	}
 	fmt.Fprintf(w, "  size    %d bytes, %d used\n", in.Size, in.Used)
 	fmt.Fprintf(w, "  layout  %s\n", layoutName(in.Width))

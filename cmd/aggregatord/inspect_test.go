@@ -101,7 +101,8 @@ func TestInspect(t *testing.T) {
 	)
 	write(t, dir, "gauge_livemostrecent_puma_0.db", entry{family: "last", sample: "last", value: 3, stamp: 1_700_000_000.25})
 	bury(t, dir, "histogram_8.db")
-	counter, gauge, empty := filepath.Join(dir, "counter_7.db"), filepath.Join(dir, "gauge_livemostrecent_puma_0.db"), filepath.Join(dir, "histogram_8.db")
+	counter, gauge, empty := filepath.Join(dir, "counter_7.db"), filepath.Join(dir, "gauge_livemostrecent_puma_0.db"),
+		filepath.Join(dir, "histogram_8.db")
 
 	text := must(t, "inspect", counter, gauge, empty)
 	contains(t, text,
@@ -119,17 +120,20 @@ func TestInspect(t *testing.T) {
 		t.Fatalf("%d objects for 3 files", len(files))
 	}
 	c, g, e := files[0], files[1], files[2]
-	if c.Path != counter || c.Type != "counter" || c.Worker != "7" || c.Mode != "" || c.NameError != "" || c.SizeBytes != 65536 || c.Width != 16 || c.Damage != nil || len(c.Entries) != 2 {
+	if c.Path != counter || c.Type != "counter" || c.Worker != "7" || c.Mode != "" || c.NameError != "" || c.SizeBytes != 65536 ||
+		c.Width != 16 || c.Damage != nil || len(c.Entries) != 2 {
 		t.Errorf("%+v", c)
 	}
 	first := c.Entries[0]
-	if first.Family != "c" || first.Sample != "c_total" || first.Labels["path"] != oddLabel || first.Labels["code"] != "200" || first.Help != "Help of c." || first.Value != "2.5" || first.Offset != 8 || first.Stamp != 0 {
+	if first.Family != "c" || first.Sample != "c_total" || first.Labels["path"] != oddLabel || first.Labels["code"] != "200" ||
+		first.Help != "Help of c." || first.Value != "2.5" || first.Offset != 8 || first.Stamp != 0 {
 		t.Errorf("%+v", first)
 	}
 	if c.Entries[1].Offset <= first.Offset || c.UsedBytes <= c.Entries[1].Offset {
 		t.Errorf("offsets %d, %d, used %d", first.Offset, c.Entries[1].Offset, c.UsedBytes)
 	}
-	if g.Type != "gauge" || g.Mode != "livemostrecent" || g.Worker != "puma_0" || len(g.Entries) != 1 || g.Entries[0].Stamp != 1_700_000_000.25 {
+	if g.Type != "gauge" || g.Mode != "livemostrecent" || g.Worker != "puma_0" || len(g.Entries) != 1 ||
+		g.Entries[0].Stamp != 1_700_000_000.25 {
 		t.Errorf("%+v", g)
 	}
 	if e.Entries == nil || len(e.Entries) != 0 || e.UsedBytes != 8 {
@@ -231,7 +235,8 @@ func TestInspectBadKey(t *testing.T) {
 
 	c = call(t, "inspect", "--json", path)
 	f := inspectJSON(t, c.stdout)[0]
-	if c.code != exitFailure || len(f.Entries) != 3 || f.Entries[1].KeyError == "" || f.Entries[1].Offset != int64(second) || f.Entries[2].KeyError != "" || f.Damage != nil {
+	if c.code != exitFailure || len(f.Entries) != 3 || f.Entries[1].KeyError == "" || f.Entries[1].Offset != int64(second) ||
+		f.Entries[2].KeyError != "" || f.Damage != nil {
 		t.Errorf("exit code %d, %+v", c.code, f)
 	}
 }
@@ -281,7 +286,8 @@ func TestInspectOthers(t *testing.T) {
 		call(t, "inspect", path).oneLine(t, exitFailure, path, "no such file or directory")
 	})
 	t.Run("directory", func(t *testing.T) {
-		call(t, "inspect", dir).oneLine(t, exitFailure, dir, "not a regular file", "it is a directory: give its files, "+filepath.Join(dir, "*.db"))
+		call(t, "inspect", dir).oneLine(t, exitFailure, dir, "not a regular file",
+			"it is a directory: give its files, "+filepath.Join(dir, "*.db"))
 	})
 	t.Run("fifo", func(t *testing.T) {
 		path := filepath.Join(dir, "counter_11.db")

@@ -113,7 +113,8 @@ Nothing in the application changes: start it beside the pool, on the same direct
 	}
 	root.Flags().BoolVar(&version, "version", false, "print which build this is")
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(newServeCmd(), newRunCmd(), newDumpCmd(), newPushCmd(), newExplainCmd(), newTopCmd(), newCheckConfigCmd(), newInspectCmd(), newDoctorCmd(), newHealthCmd(), newArchiveCmd(), newDemoCmd(), newVersionCmd(), newManCmd())
+	root.AddCommand(newServeCmd(), newRunCmd(), newDumpCmd(), newPushCmd(), newExplainCmd(), newTopCmd(), newCheckConfigCmd(),
+		newInspectCmd(), newDoctorCmd(), newHealthCmd(), newArchiveCmd(), newDemoCmd(), newVersionCmd(), newManCmd())
 	return root
 }
 

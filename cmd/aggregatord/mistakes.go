@@ -53,7 +53,10 @@ func flagError(cmd *cobra.Command, err error) error {
 	if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
 		why := e.Unwrap().Error()
 		if strings.HasPrefix(why, "strconv.") {
-			why = map[string]string{"int": "write a whole number", "uint64": "write a whole number", "float64": "write a number", "bool": "write true or false"}[e.GetFlag().Value.Type()]
+			why = map[string]string{
+				"int": "write a whole number", "uint64": "write a whole number", "float64": "write a number",
+				"bool": "write true or false",
+			}[e.GetFlag().Value.Type()]
 		}
 		return usagef("--%s %q: %s; see %s", e.GetFlag().Name, e.GetValue(), why, help)
 	}

@@ -38,10 +38,14 @@ func TestPresets(t *testing.T) {
 			without: []string{
 				`celery_queue_length{pid="new-1",queue="celery"} 4`, `celery_queue_length{pid="new-2",queue="celery"} 2`,
 				`celery_queue_length{pid="old-1",queue="celery"} 4`, `celery_queue_length{pid="old-2",queue="celery"} 2`,
-				`celery_tasks_in_progress{pid="new-1",task_name="celery_app.quick"} 0`, `celery_tasks_in_progress{pid="new-1",task_name="celery_app.slow"} 1`,
-				`celery_tasks_in_progress{pid="new-2",task_name="celery_app.quick"} 0`, `celery_tasks_in_progress{pid="new-2",task_name="celery_app.slow"} 1`,
-				`celery_tasks_in_progress{pid="old-1",task_name="celery_app.quick"} 0`, `celery_tasks_in_progress{pid="old-1",task_name="celery_app.slow"} 1`,
-				`celery_tasks_in_progress{pid="old-2",task_name="celery_app.quick"} 0`, `celery_tasks_in_progress{pid="old-2",task_name="celery_app.slow"} 1`,
+				`celery_tasks_in_progress{pid="new-1",task_name="celery_app.quick"} 0`,
+				`celery_tasks_in_progress{pid="new-1",task_name="celery_app.slow"} 1`,
+				`celery_tasks_in_progress{pid="new-2",task_name="celery_app.quick"} 0`,
+				`celery_tasks_in_progress{pid="new-2",task_name="celery_app.slow"} 1`,
+				`celery_tasks_in_progress{pid="old-1",task_name="celery_app.quick"} 0`,
+				`celery_tasks_in_progress{pid="old-1",task_name="celery_app.slow"} 1`,
+				`celery_tasks_in_progress{pid="old-2",task_name="celery_app.quick"} 0`,
+				`celery_tasks_in_progress{pid="old-2",task_name="celery_app.slow"} 1`,
 			},
 			with: []string{
 				`celery_queue_length{queue="celery"} 4`,
@@ -50,8 +54,10 @@ func TestPresets(t *testing.T) {
 		},
 		"django": {
 			without: []string{
-				`django_migrations_applied_total{connection="default",pid="new"} 14`, `django_migrations_applied_total{connection="default",pid="old"} 0`,
-				`django_migrations_unapplied_total{connection="default",pid="new"} 0`, `django_migrations_unapplied_total{connection="default",pid="old"} 14`,
+				`django_migrations_applied_total{connection="default",pid="new"} 14`,
+				`django_migrations_applied_total{connection="default",pid="old"} 0`,
+				`django_migrations_unapplied_total{connection="default",pid="new"} 0`,
+				`django_migrations_unapplied_total{connection="default",pid="old"} 14`,
 			},
 			with: []string{
 				`django_migrations_applied_total{connection="default"} 14`, `django_migrations_unapplied_total{connection="default"} 0`,

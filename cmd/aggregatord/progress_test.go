@@ -46,7 +46,8 @@ func TestProgressDuring(t *testing.T) {
 		end := p.during("check")
 		time.Sleep(1050 * time.Millisecond)
 		end()
-		if got := out.String(); !strings.Contains(got, eraseLine+"check: 500ms"+eraseLine) || !strings.HasSuffix(got, "check: 1s"+eraseLine) {
+		if got := out.String(); !strings.Contains(got, eraseLine+"check: 500ms"+eraseLine) ||
+			!strings.HasSuffix(got, "check: 1s"+eraseLine) {
 			t.Errorf("got %q", got)
 		}
 		out.Reset()

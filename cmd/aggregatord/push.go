@@ -43,18 +43,22 @@ func (o *pushOnceOptions) addFlags(f *pflag.FlagSet) {
 	o.dirs.addFlags(f)
 	o.config.addFlags(f)
 	o.archive.addDirFlag(f)
-	f.Var(&o.to, "to", "`URL` to push to: that of a Pushgateway, …/api/v1/write for remote write,\n…/v1/metrics for OTLP, graphite://HOST:2003, or file:///PATH")
+	f.Var(&o.to, "to",
+		"`URL` to push to: that of a Pushgateway, …/api/v1/write for remote write,\n…/v1/metrics for OTLP, graphite://HOST:2003, or file:///PATH")
 	f.StringVar(&o.as, "as", "auto", "`PROTOCOL` to speak there:\n"+strings.Join(pushKinds(), ", "))
 	f.StringArrayVar(&o.outputs, "output", nil, "`NAME` of an output of the configuration file to push to; repeat it for several")
 	f.StringVar(&o.job, "job", "", "`NAME` of the job in a Pushgateway")
-	f.StringToStringVar(&o.grouping, "grouping-key", nil, "`NAME=VALUE` of the grouping key in a Pushgateway beside the job;\nrepeat it for several")
-	f.StringVar(&o.method, "method", "PUT", "`METHOD`: PUT replaces what the group has in a Pushgateway,\nPOST only metrics of the same name")
+	f.StringToStringVar(&o.grouping, "grouping-key", nil,
+		"`NAME=VALUE` of the grouping key in a Pushgateway beside the job;\nrepeat it for several")
+	f.StringVar(&o.method, "method", "PUT",
+		"`METHOD`: PUT replaces what the group has in a Pushgateway,\nPOST only metrics of the same name")
 	f.StringVar(&o.prefix, "graphite.prefix", "", "`PREFIX` of paths in Graphite")
 	f.BoolVar(&o.tags, "graphite.tags", false, "write labels as tags, not as parts of the path")
 	f.StringToStringVar(&o.resource, "otlp.resource-attribute", nil, "`NAME=VALUE` of the resource in OTLP; repeat it for several")
 	f.Lookup("grouping-key").DefValue, f.Lookup("otlp.resource-attribute").DefValue = "", "" // not []
 	f.StringArrayVar(&o.match, "match", nil, "only metrics whose whole name matches this `REGEX`; repeat it for several")
-	f.StringVar(&o.http, httpConfigFlag, "", "`FILE` with the password, certificates and the like that the receiver\nasks for, in Prometheus' format for HTTP clients")
+	f.StringVar(&o.http, httpConfigFlag, "",
+		"`FILE` with the password, certificates and the like that the receiver\nasks for, in Prometheus' format for HTTP clients")
 	f.DurationVar(&o.timeout, "timeout", output.DefaultTimeout, "how long the push may take")
 	o.log.addFlags(f)
 	o.log.level = "warn"
@@ -164,7 +168,8 @@ func (o *pushOnceOptions) specs() ([]output.Spec, error) {
 			for i := range all {
 				names[i] = all[i].Name
 			}
-			return nil, usagef("--output %s: the configuration file has no output of this name, but %s", name, listOr(names, "none at all; give it by --config.file"))
+			return nil, usagef("--output %s: the configuration file has no output of this name, but %s", name,
+				listOr(names, "none at all; give it by --config.file"))
 		}
 		specs = append(specs, all[i])
 	}
@@ -218,7 +223,8 @@ func (o *pushOnceOptions) spec() (output.Spec, error) {
 		s.OTLP = &output.OTLPSpec{URL: text, Resource: o.resource}
 	default:
 		if o.job == "" {
-			return s, usagef("--to %s is taken for a Pushgateway: give the job a name, by --job; if it is something else, say so by --as", u.Redacted())
+			return s, usagef("--to %s is taken for a Pushgateway: give the job a name, by --job; if it is something else, say so by --as",
+				u.Redacted())
 		}
 		s.Pushgateway = &output.PushgatewaySpec{URL: text, Job: o.job, Grouping: o.grouping, Method: strings.ToUpper(o.method)}
 	}

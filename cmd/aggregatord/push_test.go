@@ -40,9 +40,12 @@ func TestPushMistakes(t *testing.T) {
 		args []string
 		want string
 	}{
-		"nowhere":        {nil, "where to? Give --to URL, or --output NAME"},
-		"both":           {[]string{"--to", "a.prom", "--output", "a"}, "where to?"},
-		"no job":         {[]string{"--to", "http://u:secret@gateway"}, "--to http://u:xxxxx@gateway is taken for a Pushgateway: give the job a name, by --job"},
+		"nowhere": {nil, "where to? Give --to URL, or --output NAME"},
+		"both":    {[]string{"--to", "a.prom", "--output", "a"}, "where to?"},
+		"no job": {
+			[]string{"--to", "http://u:secret@gateway"},
+			"--to http://u:xxxxx@gateway is taken for a Pushgateway: give the job a name, by --job",
+		},
 		"no such output": {[]string{"--output", "a"}, "--output a: the configuration file has no output of this name, but none at all"},
 		"protocol":       {[]string{"--to", "a.prom", "--as", "smtp"}, "--as smtp: use one of auto, textfile, pushgateway"},
 		"match":          {[]string{"--to", "a.prom", "--match", "("}, "missing closing )"},

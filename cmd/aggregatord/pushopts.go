@@ -51,7 +51,8 @@ func (u *secretURL) Type() string { return "URL" }
 type exitPushOptions struct{ timeout time.Duration }
 
 func (o *exitPushOptions) addFlags(f *pflag.FlagSet, otherwise time.Duration) {
-	f.DurationVar(&o.timeout, "push.exit-timeout", otherwise, "how long the last push of each output may take when told to stop, with its retries")
+	f.DurationVar(&o.timeout, "push.exit-timeout", otherwise,
+		"how long the last push of each output may take when told to stop, with its retries")
 }
 
 func (o *exitPushOptions) validate() error {

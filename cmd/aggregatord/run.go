@@ -41,8 +41,10 @@ type runOptions struct {
 }
 
 func (o *runOptions) addFlags(f *pflag.FlagSet) {
-	f.StringVar(&o.dir, "dir", "", "`DIR` for the source files, kept in the end (default: $PROMETHEUS_MULTIPROC_DIR, else\na new one in memory, removed in the end)")
-	durationVar(f, &o.linger, "run.linger", 0, "how long to go on serving when the command has ended, so that its last values can be fetched")
+	f.StringVar(&o.dir, "dir", "",
+		"`DIR` for the source files, kept in the end (default: $PROMETHEUS_MULTIPROC_DIR, else\na new one in memory, removed in the end)")
+	durationVar(f, &o.linger, "run.linger", 0,
+		"how long to go on serving when the command has ended, so that its last values can be fetched")
 	o.config.addFlags(f)
 	o.archive.addFlags(f)
 	o.process.addFlags(f)
@@ -209,7 +211,9 @@ const primeTimeout = 5 * time.Second
 // supervise runs the command and returns its status when it has ended and --run.linger is
 // over. A daemon that fails meanwhile, or a signal when the command has ended, cuts that
 // short; served keeps the error.
-func (o *runOptions) supervise(args []string, dir string, signals chan os.Signal, served chan error, logger *zap.Logger) (status int, err error) {
+func (o *runOptions) supervise(args []string, dir string, signals chan os.Signal, served chan error, logger *zap.Logger) (status int,
+	err error,
+) {
 	command, err := supervise.Start(supervise.Options{Args: args, Env: supervise.Environ(os.Environ(), dir), Logger: logger})
 	switch {
 	case errors.Is(err, supervise.ErrNotFound):

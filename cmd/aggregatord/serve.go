@@ -39,7 +39,8 @@ type addressOptions struct {
 }
 
 func (o *addressOptions) addFlags(f *pflag.FlagSet) {
-	f.StringArrayVar(&o.listen, "web.listen-address", []string{daemon.DefaultListenAddress}, "`ADDRESS` to serve on, host:port or unix:PATH; repeat it for several")
+	f.StringArrayVar(&o.listen, "web.listen-address", []string{daemon.DefaultListenAddress},
+		"`ADDRESS` to serve on, host:port or unix:PATH; repeat it for several")
 	f.StringVar(&o.telemetryPath, "web.telemetry-path", "/metrics", "`PATH` of the metrics")
 	durationVar(f, &o.shutdownTimeout, "web.shutdown-timeout", 10*time.Second, "how long scrapes in flight may take when told to stop")
 }
@@ -65,7 +66,8 @@ func (o *addressOptions) validate() error {
 		return usagef("--web.telemetry-path %q must begin with /", o.telemetryPath)
 	}
 	taken := []string{"/-/", "/api/", "/assets/", "/pools/"}
-	if slices.ContainsFunc(taken, func(prefix string) bool { return strings.HasPrefix(o.telemetryPath, prefix) }) || o.telemetryPath == "/" {
+	if slices.ContainsFunc(taken, func(prefix string) bool { return strings.HasPrefix(o.telemetryPath, prefix) }) ||
+		o.telemetryPath == "/" {
 		return usagef("--web.telemetry-path %q is taken; use another, such as /metrics", o.telemetryPath)
 	}
 	if strings.ContainsAny(o.telemetryPath, "?#") {
@@ -113,18 +115,28 @@ func (o *webOptions) addFlags(f *pflag.FlagSet) {
 	o.addressOptions.addFlags(f)
 	f.StringVar(&o.socketMode, "web.socket-mode", fmt.Sprintf("%04o", daemon.DefaultSocketMode), "`MODE` of unix sockets, in octal")
 	f.BoolVar(&o.systemdSocket, "web.systemd-socket", false, "serve on the sockets that systemd passes, in place of addresses")
-	f.StringVar(&o.configFile, "web.config.file", "", "`FILE` that turns on TLS, passwords or a rate limit, in the format of the Prometheus exporters")
-	f.BoolVar(&o.lifecycle, "web.enable-lifecycle", false, "let a POST to /-/reload reload the configuration file, and one to\n/api/v1/archive/drop remove series from the archive")
-	f.IntVar(&o.maxRequests, "web.max-requests", 40, "how many scrapes that select pools or names may be\nin the making; more get status 503; 0 is any number")
-	f.IntVar(&o.maxConns, "web.max-connections", 0, "how many clients may be connected; one more takes the place of an idle one;\n0 is 512, or less if few files may be open; -1 is any number")
-	f.StringVar(&o.externalURL, "web.external-url", "", "`URL` by which others reach the daemon, for the targets at /-/sd\n(default: the host that the request names)")
-	f.StringSliceVar(&o.allowedHosts, "web.allowed-hosts", nil, "host `NAMES` by which the API may be asked for, beside addresses, localhost,\nthe names listened on and that of this machine; * is any")
+	f.StringVar(&o.configFile, "web.config.file", "",
+		"`FILE` that turns on TLS, passwords or a rate limit, in the format of the Prometheus exporters")
+	f.BoolVar(&o.lifecycle, "web.enable-lifecycle", false,
+		"let a POST to /-/reload reload the configuration file, and one to\n/api/v1/archive/drop remove series from the archive")
+	f.IntVar(&o.maxRequests, "web.max-requests", 40,
+		"how many scrapes that select pools or names may be\nin the making; more get status 503; 0 is any number")
+	f.IntVar(&o.maxConns, "web.max-connections", 0,
+		"how many clients may be connected; one more takes the place of an idle one;\n0 is 512, or less if few files may be open; -1 is any number")
+	f.StringVar(&o.externalURL, "web.external-url", "",
+		"`URL` by which others reach the daemon, for the targets at /-/sd\n(default: the host that the request names)")
+	f.StringSliceVar(&o.allowedHosts, "web.allowed-hosts", nil,
+		"host `NAMES` by which the API may be asked for, beside addresses, localhost,\nthe names listened on and that of this machine; * is any")
 	f.BoolVar(&o.anyPath, "web.any-path", false, "serve the metrics at every path that nothing else is at")
-	f.StringVar(&o.selfMetrics, "web.self-metrics", "with", "which of the daemon's own metrics are served: with (the important ones, with the\nothers), full (all of them), separate (at /-/metrics only) or off")
-	f.BoolVar(&o.forkMetrics, "web.fork-metrics", false, "serve prom_client_archive_duration_seconds too, as the archiving fork\nof the Python client does")
-	f.BoolVar(&o.created, "web.created-samples", false, "serve in OpenMetrics since when each counter, histogram and summary counts, as\nsamples named ..._created; Prometheus keeps them as series of their own")
+	f.StringVar(&o.selfMetrics, "web.self-metrics", "with",
+		"which of the daemon's own metrics are served: with (the important ones, with the\nothers), full (all of them), separate (at /-/metrics only) or off")
+	f.BoolVar(&o.forkMetrics, "web.fork-metrics", false,
+		"serve prom_client_archive_duration_seconds too, as the archiving fork\nof the Python client does")
+	f.BoolVar(&o.created, "web.created-samples", false,
+		"serve in OpenMetrics since when each counter, histogram and summary counts, as\nsamples named ..._created; Prometheus keeps them as series of their own")
 	durationVar(f, &o.readTimeout, "web.read-timeout", time.Minute, "how long a client may take to send a request; 0 is no limit")
-	durationVar(f, &o.writeTimeout, "web.write-timeout", time.Minute, "how long a response may take, as a client may read it slowly; 0 is no limit")
+	durationVar(f, &o.writeTimeout, "web.write-timeout", time.Minute,
+		"how long a response may take, as a client may read it slowly; 0 is no limit")
 	durationVar(f, &o.idleTimeout, "web.idle-timeout", 5*time.Minute, "how long a connection is kept for the next request; 0 is no limit")
 }
 
@@ -228,7 +240,8 @@ func (o *serveOptions) addFlags(f *pflag.FlagSet) {
 	o.process.addFlags(f)
 	o.discover.addFlags(f)
 	o.web.addFlags(f)
-	f.DurationVar(&o.waitWorkers, "shutdown.wait-workers", 0, "how long to go on serving and sending when told to stop, as long as workers are alive")
+	f.DurationVar(&o.waitWorkers, "shutdown.wait-workers", 0,
+		"how long to go on serving and sending when told to stop, as long as workers are alive")
 	o.push.addFlags(f, output.DefaultExitTimeout)
 	o.log.addFlags(f)
 }
@@ -268,7 +281,8 @@ func (o *serveOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer log.close()
-	if err := errors.Join(o.web.validate(), o.archive.validate(), o.process.validate(), o.discover.validate(), o.push.validate()); err != nil {
+	if err := errors.Join(o.web.validate(), o.archive.validate(), o.process.validate(), o.discover.validate(),
+		o.push.validate()); err != nil {
 		return err
 	}
 	if o.waitWorkers < 0 {

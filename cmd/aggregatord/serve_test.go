@@ -195,7 +195,8 @@ func TestServeAddressInUse(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := call(t, append([]string{"serve", "--dir", sourceDir(t), "--log.level", "error"}, flags...)...)
-			c.oneLine(t, exitFailure, fmt.Sprintf("port %d is in use by ", taken.Addr().(*net.TCPAddr).Port), fmt.Sprintf("(%d)", os.Getpid()), "--web.listen-address")
+			c.oneLine(t, exitFailure, fmt.Sprintf("port %d is in use by ", taken.Addr().(*net.TCPAddr).Port),
+				fmt.Sprintf("(%d)", os.Getpid()), "--web.listen-address")
 		})
 	}
 }
@@ -246,18 +247,31 @@ func TestWebOptions(t *testing.T) {
 		"limits": {
 			[]string{"--web.max-requests", "3", "--web.read-timeout", "1s", "--web.write-timeout", "2s", "--web.idle-timeout", "3s"},
 			func(o *daemon.Options) {
-				o.Web.MaxScrapesInFlight, o.Web.ReadTimeout, o.Web.WriteTimeout, o.Web.IdleTimeout = 3, time.Second, 2*time.Second, 3*time.Second
+				o.Web.MaxScrapesInFlight, o.Web.ReadTimeout, o.Web.WriteTimeout, o.Web.IdleTimeout = 3, time.Second, 2*time.Second,
+					3*time.Second
 			},
 		},
 		"connections": {[]string{"--web.max-connections", "7"}, func(o *daemon.Options) { o.Web.MaxConnections = 7 }},
-		"hosts":       {[]string{"--web.allowed-hosts", "a.example,b.example"}, func(o *daemon.Options) { o.Web.AllowedHosts = []string{"a.example", "b.example"} }},
-		"any_path":    {[]string{"--web.any-path"}, func(o *daemon.Options) { o.Web.AnyPath = true }},
-		"created":     {[]string{"--web.created-samples"}, func(o *daemon.Options) { o.CreatedSamples = true }},
-		"self":        {[]string{"--web.self-metrics", "separate", "--web.fork-metrics"}, func(o *daemon.Options) { o.SelfMetrics, o.ForkMetrics = daemon.SelfSeparate, true }},
-		"socket":      {[]string{"--web.listen-address", "unix:/x", "--web.socket-mode", "600"}, func(o *daemon.Options) { o.ListenAddresses, o.SocketMode = []string{"unix:/x"}, 0o600 }},
-		"systemd":     {[]string{"--web.systemd-socket"}, func(o *daemon.Options) { o.SystemdSocket = true }},
-		"lifecycle":   {[]string{"--web.enable-lifecycle"}, func(o *daemon.Options) { o.EnableLifecycle = true }},
-		"path":        {[]string{"--web.telemetry-path", "/m", "--web.shutdown-timeout", "1s"}, func(o *daemon.Options) { o.TelemetryPath, o.ShutdownTimeout = "/m", time.Second }},
+		"hosts": {
+			[]string{"--web.allowed-hosts", "a.example,b.example"},
+			func(o *daemon.Options) { o.Web.AllowedHosts = []string{"a.example", "b.example"} },
+		},
+		"any_path": {[]string{"--web.any-path"}, func(o *daemon.Options) { o.Web.AnyPath = true }},
+		"created":  {[]string{"--web.created-samples"}, func(o *daemon.Options) { o.CreatedSamples = true }},
+		"self": {
+			[]string{"--web.self-metrics", "separate", "--web.fork-metrics"},
+			func(o *daemon.Options) { o.SelfMetrics, o.ForkMetrics = daemon.SelfSeparate, true },
+		},
+		"socket": {
+			[]string{"--web.listen-address", "unix:/x", "--web.socket-mode", "600"},
+			func(o *daemon.Options) { o.ListenAddresses, o.SocketMode = []string{"unix:/x"}, 0o600 },
+		},
+		"systemd":   {[]string{"--web.systemd-socket"}, func(o *daemon.Options) { o.SystemdSocket = true }},
+		"lifecycle": {[]string{"--web.enable-lifecycle"}, func(o *daemon.Options) { o.EnableLifecycle = true }},
+		"path": {
+			[]string{"--web.telemetry-path", "/m", "--web.shutdown-timeout", "1s"},
+			func(o *daemon.Options) { o.TelemetryPath, o.ShutdownTimeout = "/m", time.Second },
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var o webOptions
@@ -270,7 +284,8 @@ func TestWebOptions(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := daemon.Options{
-				ListenAddresses: []string{":9500"}, SocketMode: 0o660, TelemetryPath: "/metrics", ShutdownTimeout: 10 * time.Second, Web: defaults,
+				ListenAddresses: []string{":9500"}, SocketMode: 0o660, TelemetryPath: "/metrics", ShutdownTimeout: 10 * time.Second,
+				Web: defaults,
 			}
 			tc.want(&want)
 			var got daemon.Options

@@ -278,7 +278,8 @@ func readTop(ctx context.Context, c *client, workers url.Values) (*top.Reading, 
 	if r.Overview.Ready {
 		for {
 			const page = 5000 // the API gives no more at once
-			f, err := askFor[status.Families](ctx, c, "families", url.Values{"limit": {strconv.Itoa(page)}, "offset": {strconv.Itoa(len(r.Families))}})
+			f, err := askFor[status.Families](ctx, c, "families",
+				url.Values{"limit": {strconv.Itoa(page)}, "offset": {strconv.Itoa(len(r.Families))}})
 			if err != nil {
 				return nil, err
 			}

@@ -135,9 +135,15 @@ func writeArchive(dir string, series int) (witness float64, keyBytes int64, err 
 			}
 			all := append([]metric.Label{{Name: "le", Value: string(metric.AppendBound(nil, bound))}}, labels...)
 			metric.SortLabels(all)
-			add(metric.Histogram, metric.Key{Family: family, Help: "How long it took.", Series: metric.Series{Sample: family + "_bucket", Labels: all}}, float64(i+k))
+			add(metric.Histogram, metric.Key{
+				Family: family, Help: "How long it took.",
+				Series: metric.Series{Sample: family + "_bucket", Labels: all},
+			}, float64(i+k))
 		}
-		add(metric.Histogram, metric.Key{Family: family, Help: "How long it took.", Series: metric.Series{Sample: family + "_sum", Labels: labels}}, float64(i)/3)
+		add(metric.Histogram, metric.Key{
+			Family: family, Help: "How long it took.",
+			Series: metric.Series{Sample: family + "_sum", Labels: labels},
+		}, float64(i)/3)
 		left -= bounds + 1
 		if err := commit(50_000); err != nil {
 			return 0, 0, err
@@ -145,7 +151,10 @@ func writeArchive(dir string, series int) (witness float64, keyBytes int64, err 
 	}
 	for i := range left {
 		family := fmt.Sprintf("archived_%d", i/perFamily)
-		add(metric.Counter, metric.Key{Family: family, Help: "How often, by outcome.", Series: metric.Series{Sample: family + "_total", Labels: labelsOf(i%perFamily, 0)}}, float64(i+1))
+		add(metric.Counter, metric.Key{
+			Family: family, Help: "How often, by outcome.",
+			Series: metric.Series{Sample: family + "_total", Labels: labelsOf(i%perFamily, 0)},
+		}, float64(i+1))
 		if err := commit(50_000); err != nil {
 			return 0, 0, err
 		}

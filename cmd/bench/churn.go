@@ -65,7 +65,8 @@ func (b *bench) churn(ctx context.Context, sh shape) (err error) {
 	// The first looks are at a daemon that has not seen everything yet.
 	quarter := len(memory) / 4
 	name, first, last := sh.String(), median(memory[quarter/2:quarter+quarter/2+1]), median(memory[len(memory)-quarter-1:])
-	b.report.number(name, fmt.Sprintf("churn: workers replaced in %v, %d scrapes", b.opts.churn, scrapes), fmt.Sprint(replaced), "every count of every worker is in the totals")
+	b.report.number(name, fmt.Sprintf("churn: workers replaced in %v, %d scrapes", b.opts.churn, scrapes), fmt.Sprint(replaced),
+		"every count of every worker is in the totals")
 	b.report.number(name, "RssAnon early in the churn, and late", mebibytes(first)+", "+mebibytes(last), "")
 	b.report.judge(name, fmt.Sprintf("RssAnon after %v of churn against its beginning", b.opts.churn), "± 10 %",
 		fmt.Sprintf("%+.1f %%", 100*(last/first-1)), known(last), math.Abs(last/first-1) <= .1)

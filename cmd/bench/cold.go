@@ -30,13 +30,15 @@ func (b *bench) cold(ctx context.Context, sh shape) error {
 	r.time(name, "from the start until all are folded", c.folded, "", nil)
 	r.time(name, "from the start until their files are gone", c.gone, "", nil)
 	r.time(name, "longest scrape while folding", c.longest, "", nil)
-	r.number(name, fmt.Sprintf("scrapes answered while folding, one in %v", foldScrape), fmt.Sprint(c.scrapes), fmt.Sprintf("%d runs", b.opts.coldRounds))
+	r.number(name, fmt.Sprintf("scrapes answered while folding, one in %v", foldScrape), fmt.Sprint(c.scrapes),
+		fmt.Sprintf("%d runs", b.opts.coldRounds))
 	r.number(name, "RssAnon when all are folded", mebibytes(median(c.memory)), "")
 	r.time(name, "plain scrape when all are folded", c.after, "of one living worker with the same series", c.one)
 
 	r.atMost(name, "cold start to the first response", "≤ 2 × (open + read + hash + table)", median(c.ready)/median(c.table), times, 2)
 	r.atMost(name, "all folded, serving all the while", "< 3 s", median(c.folded), duration, 3)
-	r.atMost(name, "growth: plain scrape when all are folded", "≤ 1.5 × that of one living worker", median(c.after)/median(c.one), times, 1.5)
+	r.atMost(name, "growth: plain scrape when all are folded", "≤ 1.5 × that of one living worker", median(c.after)/median(c.one), times,
+		1.5)
 	limit := 24<<20 + 1024*float64(sh.series)
 	r.atMost(name, "RssAnon when all are folded", "≤ "+mebibytes(limit)+" (24 MiB + 1 KiB a series)", median(c.memory), mebibytes, limit)
 	return nil
@@ -92,7 +94,9 @@ const foldScrape = 250 * time.Millisecond
 // watchFold scrapes a daemon that folds until all is done, and checks each response. It
 // returns when all were folded and when their files were gone, in seconds since started,
 // and the longest scrape.
-func (b *bench) watchFold(ctx context.Context, d *directory, s *scraper, started time.Time, total knownTotal, c *coldRun) (folded, gone, longest float64, err error) {
+func (b *bench) watchFold(ctx context.Context, d *directory, s *scraper, started time.Time, total knownTotal, c *coldRun) (folded, gone,
+	longest float64, err error,
+) {
 	scrape := func() error {
 		took, err := s.scrape(ctx, false)
 		if err != nil {

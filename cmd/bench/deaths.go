@@ -102,7 +102,8 @@ func (b *bench) deaths(ctx context.Context, sh shape) (err error) {
 	}
 	exact := time.Since(start) - took
 	name, r := sh.String(), b.report
-	r.number(name, "workers that died", fmt.Sprintf("%d in %s", dead, duration(took.Seconds())), "every count of every one is in the totals")
+	r.number(name, "workers that died", fmt.Sprintf("%d in %s", dead, duration(took.Seconds())),
+		"every count of every one is in the totals")
 	r.number(name, "from the last death until all are in a scrape", duration(exact.Seconds()), "")
 	r.time(name, "scrape", samples, "", nil)
 	r.number(name, "scrape: slowest", duration(quantile(samples, 1)), "load "+load())

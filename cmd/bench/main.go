@@ -45,19 +45,23 @@ type options struct {
 const processDisable = "--process.disable"
 
 func (o *options) addFlags(f *flag.FlagSet) {
-	f.StringVar(&o.shapes, "shapes", "small,medium,dead", "`NAMES` of shapes, separated by commas: small, medium, large, dead, pools, wide, deaths, archive; with tiny- in front, or tiny, to try it out")
+	f.StringVar(&o.shapes, "shapes", "small,medium,dead",
+		"`NAMES` of shapes, separated by commas: small, medium, large, dead, pools, wide, deaths, archive; with tiny- in front, or tiny, to try it out")
 	f.BoolVar(&o.large, "large", false, "add the shape large, which needs 3 GiB and some minutes")
 	f.IntVar(&o.rounds, "rounds", 21, "how often each thing is measured, in turns")
 	f.IntVar(&o.scrapes, "scrapes", 1000, "after how many scrapes memory is looked at; small shapes get ten times as many more")
 	f.IntVar(&o.coldRounds, "cold-rounds", 3, "how often the dead are folded")
-	f.DurationVar(&o.idle, "idle", 30*time.Second, "for how long the idle daemon is watched; whole multiples of 15 s are fair; 0: not at all")
-	f.DurationVar(&o.churn, "churn", 0, "for how long the workers of a small shape are replaced, four a second; an hour shows whether memory stays flat")
+	f.DurationVar(&o.idle, "idle", 30*time.Second,
+		"for how long the idle daemon is watched; whole multiples of 15 s are fair; 0: not at all")
+	f.DurationVar(&o.churn, "churn", 0,
+		"for how long the workers of a small shape are replaced, four a second; an hour shows whether memory stays flat")
 	f.DurationVar(&o.deaths, "deaths", 20*time.Second, "for how long the workers of the shape deaths die")
 	f.BoolVar(&o.quick, "quick", false, "tiny shapes and 3 rounds, to see that everything works")
 	f.BoolVar(&o.markdown, "markdown", false, "print Markdown")
 	f.StringVar(&o.layout, "layout", py16.name, "`LAYOUT` of the source files that the daemon reads: py16 or py8")
 	f.StringVar(&o.daemon, "daemon", "bin/aggregatord", "the daemon's `PROGRAM`, as make build leaves it")
-	f.StringVar(&o.args, "daemon-args", processDisable, "further `ARGUMENTS` of the daemon, separated by spaces; here one process plays all workers, so there are no processes to watch")
+	f.StringVar(&o.args, "daemon-args", processDisable,
+		"further `ARGUMENTS` of the daemon, separated by spaces; here one process plays all workers, so there are no processes to watch")
 	f.StringVar(&o.python, "python", "/usr/bin/python3", "Python `PROGRAM` with prometheus_client")
 	f.StringVar(&o.dir, "dir", "", "`DIR` to make the directories in (default: /dev/shm, or else where temporary files are)")
 	o.idleScrape = 15 * time.Second

@@ -178,7 +178,8 @@ func (b *bench) pools(ctx context.Context, sh shape) (err error) {
 	pid, r, name := daemon.cmd.Process.Pid, b.report, sh.String()
 	ready := time.Since(daemon.started).Seconds()
 	series := bytes.Count(s.body, []byte("\n")) - bytes.Count(s.body, []byte("\n# "))
-	r.note("%v: %s entries in %d files, %d lines of samples in %s", sh, digits(float64(f.entries)), len(f.files), series, mebibytes(float64(len(s.body))))
+	r.note("%v: %s entries in %d files, %d lines of samples in %s", sh, digits(float64(f.entries)), len(f.files), series,
+		mebibytes(float64(len(s.body))))
 	r.number(name, "cold start to the first response", duration(ready), "")
 
 	one := newScraper(strings.TrimSuffix(daemon.url, "/metrics") + "/pools/pool0/metrics")

@@ -35,7 +35,8 @@ func TestQuick(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	var progress strings.Builder
-	r, err := run(ctx, options{quick: true, layout: py16.name, daemon: daemon, python: "/usr/bin/python3", args: processDisable, dir: base}, &progress)
+	r, err := run(ctx, options{quick: true, layout: py16.name, daemon: daemon, python: "/usr/bin/python3", args: processDisable, dir: base},
+		&progress)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, progress.String())
 	}
@@ -57,7 +58,8 @@ func checkReport(t *testing.T, r *report) {
 	rows := map[string]row{}
 	for _, rw := range r.rows {
 		rows[rw.shape+"/"+rw.what] = rw
-		if rw.value == "" || strings.HasPrefix(rw.value, "-") || strings.HasPrefix(rw.value, "0.00") && !strings.HasPrefix(rw.what, "one core's share") {
+		if rw.value == "" || strings.HasPrefix(rw.value, "-") || strings.HasPrefix(rw.value, "0.00") &&
+			!strings.HasPrefix(rw.what, "one core's share") {
 			t.Errorf("%s: %s is %q", rw.shape, rw.what, rw.value)
 		}
 	}

@@ -31,7 +31,10 @@ func (k kind) prefix() string {
 
 // typ is what the TYPE line of the kind's families says.
 func (k kind) typ() metric.Type {
-	return [...]metric.Type{counter: metric.Counter, histogram: metric.Histogram, summary: metric.Summary, gaugeSum: metric.Gauge, gaugeMax: metric.Gauge}[k]
+	return [...]metric.Type{
+		counter: metric.Counter, histogram: metric.Histogram, summary: metric.Summary, gaugeSum: metric.Gauge,
+		gaugeMax: metric.Gauge,
+	}[k]
 }
 
 // A schema is which series every worker of a shape has. Each series has a cell; the cells
@@ -86,12 +89,16 @@ var (
 	}
 	handlers = []string{
 		"/", "/login", "/logout", "/api/v1/orders", "/api/v1/orders/{id}", "/api/v1/items", "/api/v1/items/{id}", "/api/v1/users/{id}",
-		"/api/v1/carts/{id}", "/api/v2/search", "/checkout", "/checkout/confirm", "/static/{path}", "/health", "/admin/reports", "/webhooks/stripe",
+		"/api/v1/carts/{id}", "/api/v2/search", "/checkout", "/checkout/confirm", "/static/{path}", "/health", "/admin/reports",
+		"/webhooks/stripe",
 	}
 	methods = []string{"GET", "POST", "PUT", "DELETE"}
 	codes   = []string{"200", "201", "204", "302", "400", "403", "404", "500"}
 	regions = []string{"eu1", "us1", "ap2"}
-	tenants = []string{"acme", "globex", "initech", "umbrella", "hooli", "stark", "wayne", "wonka", "cyberdyne", "tyrell", "soylent", "vandelay"}
+	tenants = []string{
+		"acme", "globex", "initech", "umbrella", "hooli", "stark", "wayne", "wonka", "cyberdyne", "tyrell", "soylent",
+		"vandelay",
+	}
 
 	latencies = []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, math.Inf(1)}
 	sizes     = []float64{64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, math.Inf(1)}

@@ -33,7 +33,8 @@ func TestSchema(t *testing.T) {
 			}
 			slices.Sort(lengths)
 			t.Logf("%d families, %.0f %% whole numbers, %.0f %% in histograms, keys of %d, %d, %d bytes", len(s.families),
-				100*float64(whole)/float64(sh.series), 100*float64(inHistograms)/float64(sh.series), lengths[0], lengths[len(lengths)/2], lengths[len(lengths)-1])
+				100*float64(whole)/float64(sh.series), 100*float64(inHistograms)/float64(sh.series), lengths[0], lengths[len(lengths)/2],
+				lengths[len(lengths)-1])
 			if share := float64(whole) / float64(sh.series); share < .84 || share > .96 {
 				t.Errorf("%.2f of the values are whole numbers", share)
 			}

@@ -238,7 +238,8 @@ func (b *bench) steadyRounds(ctx context.Context, d *directory, f *floor, s *scr
 		limit, want = 2, "< 2 × floor"
 	}
 	r.atMost(name, "plain, all changed", want, plain/bottom, times, limit)
-	r.atMost(name, "gzip, 5 % of families changed", "≤ 1.5 × plain, 5 % changed", median(gzipFew.samples)/median(plainFew.samples), times, 1.5)
+	r.atMost(name, "gzip, 5 % of families changed", "≤ 1.5 × plain, 5 % changed", median(gzipFew.samples)/median(plainFew.samples), times,
+		1.5)
 	r.atMost(name, "gzip, all changed", "≤ 1.5 × floor with gzip", median(gzipAll.samples)/median(floorGzip), times, 1.5)
 	r.atMost(name, "growth: 8 scrapers at once, time", "≤ 2 × floor of 8", median(plainMany.samples)/median(floorMany), times, 2)
 	if python != nil {
@@ -352,7 +353,8 @@ func (b *bench) memory(ctx context.Context, d *directory, s *scraper, pid int, f
 	}
 	after := rssAnon(pid)
 	b.report.number(name, fmt.Sprintf("RssAnon after %d scrapes", n), mebibytes(after), "")
-	b.report.atMost(name, fmt.Sprintf("RssAnon after %d scrapes", n), "≤ "+mebibytes(limit)+" (24 MiB + 12 B an entry + 1 KiB a series)", after, mebibytes, limit)
+	b.report.atMost(name, fmt.Sprintf("RssAnon after %d scrapes", n), "≤ "+mebibytes(limit)+" (24 MiB + 12 B an entry + 1 KiB a series)",
+		after, mebibytes, limit)
 	if d.shape.entries() > smallEntries {
 		return nil
 	}
@@ -436,7 +438,8 @@ func (b *bench) allocations(ctx context.Context, d *directory) (err error) {
 		count := float64(after.Mallocs-before.Mallocs) / runs
 		bytes := float64(after.TotalAlloc-before.TotalAlloc) / runs
 		what := "allocations of a scrape, " + encoding
-		b.report.number(d.shape.String(), what, fmt.Sprintf("%.0f, %.1f KiB", count, bytes/1024), "gather, encode and handler, without net/http")
+		b.report.number(d.shape.String(), what, fmt.Sprintf("%.0f, %.1f KiB", count, bytes/1024),
+			"gather, encode and handler, without net/http")
 		found := &b.steadies[len(b.steadies)-1]
 		found.allocations = max(found.allocations, count)
 	}

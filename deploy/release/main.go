@@ -126,7 +126,8 @@ func output(name string, args ...string) (string, error) {
 }
 
 func (r *release) build(goos, arch, binary string) error {
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -buildid= -X aggregatord/internal/buildinfo.Version="+r.version, "-o", binary, "./cmd/aggregatord")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -buildid= -X aggregatord/internal/buildinfo.Version="+r.version,
+		"-o", binary, "./cmd/aggregatord")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+goos, "GOARCH="+arch)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	if err := cmd.Run(); err != nil {
@@ -148,7 +149,10 @@ func (r *release) tarball(entries []entry) ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
 	for _, e := range entries {
-		h := &tar.Header{Name: e.name, Mode: e.mode, Size: int64(len(e.data)), ModTime: r.date, Typeflag: tar.TypeReg, Format: tar.FormatUSTAR}
+		h := &tar.Header{
+			Name: e.name, Mode: e.mode, Size: int64(len(e.data)), ModTime: r.date, Typeflag: tar.TypeReg,
+			Format: tar.FormatUSTAR,
+		}
 		if strings.HasSuffix(e.name, "/") {
 			h.Typeflag = tar.TypeDir
 		}
@@ -185,7 +189,11 @@ func (r *release) archive(goos, arch, binary string) error {
 	}
 	err := errors.Join(add(binary, "aggregatord", 0o755), add("README.md", "README.md", 0o644), add("CHANGELOG.md", "CHANGELOG.md", 0o644),
 		add("deploy/aggregatord.yml", "aggregatord.yml", 0o644))
-	for _, dir := range []struct{ from, to string }{{r.extras + "/man", "man"}, {r.extras + "/completions", "completions"}, {"deploy/systemd", "systemd"}} {
+	for _, dir := range []struct{ from, to string }{
+		{r.extras + "/man", "man"},
+		{r.extras + "/completions", "completions"},
+		{"deploy/systemd", "systemd"},
+	} {
 		err = errors.Join(err, filepath.WalkDir(dir.from, func(p string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() {
 				return err
@@ -237,7 +245,8 @@ func (r *release) packages(arch, binary, work string) error {
 	for _, kind := range []string{"deb", "rpm"} {
 		cmd := exec.Command(nfpm, "package", "--config", file, "--packager", kind, "--target", out)
 		cmd.Dir = stage
-		cmd.Env = append(os.Environ(), "VERSION="+r.packageVersion, "GOARCH="+arch, "SOURCE_DATE_EPOCH="+strconv.FormatInt(r.date.Unix(), 10))
+		cmd.Env = append(os.Environ(), "VERSION="+r.packageVersion, "GOARCH="+arch,
+			"SOURCE_DATE_EPOCH="+strconv.FormatInt(r.date.Unix(), 10))
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("%s for %s: %w", kind, arch, err)
@@ -281,7 +290,11 @@ type descriptor struct {
 // with the binary for each architecture, and what deploy/docker/Dockerfile says about it.
 func (r *release) image(binaries map[string]string) error {
 	const prefix = "application/vnd.oci.image."
-	entries := []entry{{"oci-layout", 0o644, []byte(`{"imageLayoutVersion":"1.0.0"}`)}, {"blobs/", 0o755, nil}, {"blobs/sha256/", 0o755, nil}}
+	entries := []entry{
+		{"oci-layout", 0o644, []byte(`{"imageLayoutVersion":"1.0.0"}`)},
+		{"blobs/", 0o755, nil},
+		{"blobs/sha256/", 0o755, nil},
+	}
 	blob := func(mediaType string, data []byte) descriptor {
 		sum := sha256.Sum256(data)
 		digest := hex.EncodeToString(sum[:])
@@ -312,8 +325,9 @@ func (r *release) image(binaries map[string]string) error {
 		config, err := document(prefix+"config.v1+json", map[string]any{
 			"created": r.date.Format(time.RFC3339), "architecture": arch, "os": "linux",
 			"config": map[string]any{
-				"User": user, "Env": []string{"PROMETHEUS_MULTIPROC_DIR=/multiproc"}, "ExposedPorts": map[string]any{"9500/tcp": struct{}{}},
-				"Entrypoint": []string{"/aggregatord"}, "Cmd": []string{"serve"},
+				"User": user, "Env": []string{"PROMETHEUS_MULTIPROC_DIR=/multiproc"},
+				"ExposedPorts": map[string]any{"9500/tcp": struct{}{}},
+				"Entrypoint":   []string{"/aggregatord"}, "Cmd": []string{"serve"},
 				"Labels": map[string]string{"org.opencontainers.image.title": "aggregatord", "org.opencontainers.image.version": r.version},
 			},
 			"rootfs":  map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(plain[:])}},
@@ -332,7 +346,8 @@ func (r *release) image(binaries map[string]string) error {
 		manifest.Platform = map[string]string{"os": "linux", "architecture": arch}
 		manifests = append(manifests, manifest)
 	}
-	list, err := document(prefix+"index.v1+json", map[string]any{"schemaVersion": 2, "mediaType": prefix + "index.v1+json", "manifests": manifests})
+	list, err := document(prefix+"index.v1+json",
+		map[string]any{"schemaVersion": 2, "mediaType": prefix + "index.v1+json", "manifests": manifests})
 	if err != nil {
 		return err
 	}

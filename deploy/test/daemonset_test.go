@@ -46,18 +46,21 @@ func TestDaemonSet(t *testing.T) {
 			}
 			pod := set.Spec.Template.Spec
 			labels := set.Spec.Template.Labels
-			if len(set.Spec.Selector.MatchLabels) == 0 || set.Spec.Selector.MatchLabels["app.kubernetes.io/name"] != labels["app.kubernetes.io/name"] {
+			if len(set.Spec.Selector.MatchLabels) == 0 ||
+				set.Spec.Selector.MatchLabels["app.kubernetes.io/name"] != labels["app.kubernetes.io/name"] {
 				t.Errorf("the selector %v does not match the pods, %v", set.Spec.Selector.MatchLabels, labels)
 			}
 			if !selector.Matches(labelSet(labels)) {
 				t.Error("the monitor does not select the pods")
 			}
-			if pod.AutomountServiceAccountToken == nil || *pod.AutomountServiceAccountToken || pod.ServiceAccountName != "" || pod.HostNetwork || pod.HostIPC {
+			if pod.AutomountServiceAccountToken == nil || *pod.AutomountServiceAccountToken || pod.ServiceAccountName != "" ||
+				pod.HostNetwork || pod.HostIPC {
 				t.Error("the pod has an account, or a namespace of the host that it does not need")
 			}
 			c := pod.Containers[0]
 			s := c.SecurityContext
-			if (s.Privileged != nil && *s.Privileged) || s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation || !slices.Equal(s.Capabilities.Drop, []core.Capability{"ALL"}) {
+			if (s.Privileged != nil && *s.Privileged) || s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation ||
+				!slices.Equal(s.Capabilities.Drop, []core.Capability{"ALL"}) {
 				t.Errorf("the security context: %+v", s)
 			}
 			mounts := map[string]core.VolumeMount{}
@@ -70,7 +73,8 @@ func TestDaemonSet(t *testing.T) {
 				case !ok:
 					t.Errorf("volume %s is not mounted", v.Name)
 				case v.ConfigMap != nil:
-					if v.ConfigMap.Name != config.Name || !slices.Contains(c.Args, "--config.file="+m.MountPath+"/aggregatord.yml") || config.Data["aggregatord.yml"] == "" {
+					if v.ConfigMap.Name != config.Name || !slices.Contains(c.Args, "--config.file="+m.MountPath+"/aggregatord.yml") ||
+						config.Data["aggregatord.yml"] == "" {
 						t.Errorf("the configuration %q is not used: %q", config.Name, c.Args)
 					}
 				case v.HostPath.Path != m.MountPath:

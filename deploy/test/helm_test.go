@@ -38,7 +38,8 @@ func TestChart(t *testing.T) {
 	}
 	render := func(values map[string]any) map[string]string {
 		t.Helper()
-		all, err := chartutil.ToRenderValues(loaded, values, chartutil.ReleaseOptions{Name: "agg", Namespace: "default"}, chartutil.DefaultCapabilities)
+		all, err := chartutil.ToRenderValues(loaded, values, chartutil.ReleaseOptions{Name: "agg", Namespace: "default"},
+			chartutil.DefaultCapabilities)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,10 +79,12 @@ func TestChart(t *testing.T) {
 			}
 			var config core.ConfigMap
 			text := out["aggregatord/templates/configmap.yaml"]
-			if err := yaml.UnmarshalStrict([]byte(text), &config); err != nil || (config.Data["aggregatord.yml"] != "") != (tc.values != nil) {
+			if err := yaml.UnmarshalStrict([]byte(text), &config); err != nil ||
+				(config.Data["aggregatord.yml"] != "") != (tc.values != nil) {
 				t.Errorf("%v: %s", err, text)
 			}
-			if monitored := strings.Contains(out["aggregatord/templates/podmonitor.yaml"], "kind: PodMonitor"); monitored != (tc.values != nil) {
+			if monitored := strings.Contains(out["aggregatord/templates/podmonitor.yaml"],
+				"kind: PodMonitor"); monitored != (tc.values != nil) {
 				t.Errorf("a monitor: %v", monitored)
 			}
 			if tc.values["kubelet"] != nil {
@@ -95,7 +98,10 @@ func TestChart(t *testing.T) {
 	t.Run("kubelet_with_config", func(t *testing.T) {
 		out := render(map[string]any{
 			"kubelet": map[string]any{"enabled": true, "root": "/k", "logs": "/l", "volume": "v", "settings": "s.yml"},
-			"config":  map[string]any{"presets": []any{"django"}, "discovery": []any{map[string]any{"kubelet": map[string]any{"root": "/other"}}}},
+			"config": map[string]any{
+				"presets":   []any{"django"},
+				"discovery": []any{map[string]any{"kubelet": map[string]any{"root": "/other"}}},
+			},
 		})
 		var config core.ConfigMap
 		if err := yaml.UnmarshalStrict([]byte(out["aggregatord/templates/configmap.yaml"]), &config); err != nil {
@@ -132,7 +138,8 @@ func checkAsManifest(t *testing.T, got core.PodSpec, config string) {
 		t.Fatal(err)
 	}
 	want := set.Spec.Template.Spec
-	if *got.SecurityContext.RunAsUser != *want.SecurityContext.RunAsUser || got.SecurityContext.RunAsNonRoot != nil || *got.AutomountServiceAccountToken {
+	if *got.SecurityContext.RunAsUser != *want.SecurityContext.RunAsUser || got.SecurityContext.RunAsNonRoot != nil ||
+		*got.AutomountServiceAccountToken {
 		t.Errorf("the pod runs as %+v", got.SecurityContext)
 	}
 	if g, w := got.Containers[0].SecurityContext, want.Containers[0].SecurityContext; !reflect.DeepEqual(g, w) {

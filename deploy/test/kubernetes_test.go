@@ -101,7 +101,8 @@ func TestMonitor(t *testing.T) {
 			t.Errorf("the selector does not match the pods: %s=%s", k, v)
 		}
 	}
-	if e := m.Spec.PodMetricsEndpoints; len(e) != 1 || e[0].Port == nil || *e[0].Port != d.Spec.Template.Spec.InitContainers[0].Ports[0].Name {
+	if e := m.Spec.PodMetricsEndpoints; len(e) != 1 || e[0].Port == nil ||
+		*e[0].Port != d.Spec.Template.Spec.InitContainers[0].Ports[0].Name {
 		t.Errorf("the endpoints: %+v", e)
 	}
 	var r monitoring.PrometheusRule

@@ -47,7 +47,8 @@ func Explain(ctx context.Context, f *fleet.Fleet, sel selector.Selector, limit i
 func explanationOf(e *fleet.Explanation, item *fleet.Explained, ref view.PointRef) status.Explanation {
 	fam := &e.View.Layout.Families[ref.Family]
 	out := status.Explanation{
-		Sample: SampleAt(e.View, ref, item.Value), Family: fam.Name, Type: fam.Type.String(), Help: fam.Help, Contributions: []status.Contribution{},
+		Sample: SampleAt(e.View, ref, item.Value), Family: fam.Name, Type: fam.Type.String(), Help: fam.Help,
+		Contributions: []status.Contribution{},
 	}
 	if view.IsAbsent(e.View.Values[item.Value]) {
 		out.Value, out.Absent = 0, "it was never set, or has not changed for longer than a rule allows"
@@ -86,7 +87,8 @@ func modeSource(mode metric.Mode, byRule bool) string {
 
 func contributionOf(name string, c *pool.Contribution) status.Contribution {
 	out := status.Contribution{
-		Kind: "archive", Pool: name, Worker: c.Worker, Path: c.Path, Gains: c.Gains, Value: status.Number(c.Value), Counts: c.Counts, Why: c.Why,
+		Kind: "archive", Pool: name, Worker: c.Worker, Path: c.Path, Gains: c.Gains, Value: status.Number(c.Value), Counts: c.Counts,
+		Why: c.Why,
 	}
 	if c.File != nil {
 		out.Kind, out.State, out.KnownBy = "file", string(c.File.State), c.File.KnownBy.String()

@@ -184,11 +184,15 @@ func (a *API) answer(ctx context.Context, path string, query url.Values) (any, e
 func (a *API) answerOne(ctx context.Context, all map[string]question, path string, query url.Values) (any, error) {
 	question, ok := all[path]
 	if !ok {
-		return nil, failure{http.StatusNotFound, "not_found", fmt.Sprintf("nothing is known about %q; ask for one of %s", path, strings.Join(namesOf(all), ", "))}
+		return nil, failure{
+			http.StatusNotFound, "not_found",
+			fmt.Sprintf("nothing is known about %q; ask for one of %s", path, strings.Join(namesOf(all), ", ")),
+		}
 	}
 	for name := range query {
 		if !slices.Contains(question.params, name) {
-			return nil, badData("parameter %q is not known here; %s takes %s", name, path, cmp.Or(strings.Join(question.params, ", "), "none"))
+			return nil, badData("parameter %q is not known here; %s takes %s", name, path,
+				cmp.Or(strings.Join(question.params, ", "), "none"))
 		}
 	}
 	if question.values && !a.opts.Fleet.Ready() {
@@ -594,7 +598,8 @@ func (a *API) series(ctx context.Context, q params) (any, error) {
 				return
 			}
 			out.Total++
-			if search != "" && !labelsContain(fam.Metrics[ref.Metric].AllLabels(), search) && !strings.Contains(strings.ToLower(fam.Name), search) {
+			if search != "" && !labelsContain(fam.Metrics[ref.Metric].AllLabels(), search) &&
+				!strings.Contains(strings.ToLower(fam.Name), search) {
 				return
 			}
 			if out.Matching++; out.Matching > offset && len(out.Items) < limit {

@@ -342,7 +342,10 @@ func TestChanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	k := metric.Key{Family: "requests", Help: "Help of requests.", Series: metric.Series{Sample: "requests_total", Labels: []metric.Label{{Name: "path", Value: "/"}}}}
+	k := metric.Key{
+		Family: "requests", Help: "Help of requests.",
+		Series: metric.Series{Sample: "requests_total", Labels: []metric.Label{{Name: "path", Value: "/"}}},
+	}
 	slot, err := w.Slot(store.AppendKey(nil, k))
 	if err != nil {
 		t.Fatal(err)
@@ -370,7 +373,10 @@ func TestShared(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
-			for _, q := range []string{"families", "series?family=requests", "explain?series=requests_total", "status", "workers", "files", "errors"} {
+			for _, q := range []string{
+				"families", "series?family=requests", "explain?series=requests_total", "status", "workers", "files",
+				"errors",
+			} {
 				if code, body := h.ask(q); code != 200 {
 					t.Errorf("%s: %d %s", q, code, body)
 				}
@@ -400,7 +406,10 @@ func TestProblems(t *testing.T) {
 			"The directory /x does not exist.", "Make it before the application starts, or give the right one by --dir.",
 		},
 		"may_not_list": {
-			status.Pool{Error: "list directory /x: permission denied", Archive: status.Archive{State: "closed", Error: "open /x: permission denied"}},
+			status.Pool{
+				Error:   "list directory /x: permission denied",
+				Archive: status.Archive{State: "closed", Error: "open /x: permission denied"},
+			},
 			"The daemon may not list the directory /x.", "Run the daemon as the workers' user.",
 		},
 		"cannot_archive": {
@@ -413,11 +422,13 @@ func TestProblems(t *testing.T) {
 		},
 		"not_the_owner": {
 			status.Pool{Up: true, Liveness: status.Liveness{Reason: "needs CAP_LEASE", Files: map[string]int{"none": 2}}},
-			"Cannot tell whether the workers of 2 files are alive (needs CAP_LEASE). They count as alive.", "Run the daemon as the workers' user, or grant it CAP_LEASE.",
+			"Cannot tell whether the workers of 2 files are alive (needs CAP_LEASE). They count as alive.",
+			"Run the daemon as the workers' user, or grant it CAP_LEASE.",
 		},
 		"overlayfs": {
 			status.Pool{Up: true, Liveness: status.Liveness{Reason: "leases of overlay prove nothing", Files: map[string]int{"none": 1}}},
-			"Cannot tell whether the workers of 1 file are alive (leases of overlay prove nothing). They count as alive.", "Use a tmpfs or a local volume for the directory.",
+			"Cannot tell whether the workers of 1 file are alive (leases of overlay prove nothing). They count as alive.",
+			"Use a tmpfs or a local volume for the directory.",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -542,7 +553,10 @@ func BenchmarkLarge(b *testing.B) {
 	}
 	defer c.Close()
 	tend(c)
-	for _, q := range []string{"status", "workers", "families", "series?family=family_001", "series?match={item=\"7\"}", `explain?series=family_001_total{item="7"}`} {
+	for _, q := range []string{
+		"status", "workers", "families", "series?family=family_001", "series?match={item=\"7\"}",
+		`explain?series=family_001_total{item="7"}`,
+	} {
 		b.Run("workers=64/entries=20000/"+strings.NewReplacer("?", ",", "/", "_").Replace(q), func(b *testing.B) {
 			h := &harness{t: b, API: New(Options{Fleet: c}), collector: c}
 			defer func() { h.forget(); h.drop.Stop() }()
@@ -562,7 +576,8 @@ func TestExplainRelabeled(t *testing.T) {
 	h := newHarness(t, false)
 	p, err := policy.Compile(policy.Spec{MetricRelabelConfigs: []*relabel.Config{
 		{
-			SourceLabels: model.LabelNames{"__name__"}, Separator: ";", Regex: relabel.MustNewRegexp("requests_total"), TargetLabel: "__name__",
+			SourceLabels: model.LabelNames{"__name__"}, Separator: ";", Regex: relabel.MustNewRegexp("requests_total"),
+			TargetLabel: "__name__",
 			Replacement: "hits_total", Action: relabel.Replace, NameValidationScheme: model.UTF8Validation,
 		},
 	}})
@@ -601,13 +616,15 @@ func TestPools(t *testing.T) {
 		c.Close()
 	})
 	tend(c)
-	if o := get[status.Overview](h, "status"); len(o.Pools) != 2 || o.Pools[1].Name != "web" || o.Pools[0].Series != 1 || o.Merge.Entries != 3 {
+	if o := get[status.Overview](h, "status"); len(o.Pools) != 2 || o.Pools[1].Name != "web" || o.Pools[0].Series != 1 ||
+		o.Merge.Entries != 3 {
 		t.Errorf("%+v", o)
 	}
 	if w := get[status.Page[status.Worker]](h, "workers?pool=jobs"); w.Total != 3 || w.Matching != 2 || w.Items[0].Pool != "jobs" {
 		t.Errorf("%+v", w)
 	}
-	if f := get[status.Page[status.File]](h, "files?pool=web&worker=1"); f.Matching != 1 || f.Items[0].Path != filepath.Join(web, "counter_1.db") {
+	if f := get[status.Page[status.File]](h, "files?pool=web&worker=1"); f.Matching != 1 ||
+		f.Items[0].Path != filepath.Join(web, "counter_1.db") {
 		t.Errorf("%+v", f)
 	}
 	e := get[status.Explanations](h, `explain?series=requests_total{pool="jobs"}`)
@@ -682,7 +699,8 @@ func TestDiscovered(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := &harness{t: t, collector: c, API: New(Options{Fleet: c, Discovery: func() (status.Discovery, map[string]Origin) {
-		return status.Discovery{LeftOut: 2, Limit: 3, Problems: []string{"a link leads out"}}, map[string]Origin{"web": {"processes", time.Unix(100, 0), time.Unix(160, 0)}}
+		return status.Discovery{LeftOut: 2, Limit: 3, Problems: []string{"a link leads out"}},
+			map[string]Origin{"web": {"processes", time.Unix(100, 0), time.Unix(160, 0)}}
 	}})}
 	t.Cleanup(func() {
 		h.forget()
@@ -701,7 +719,8 @@ func TestDiscovered(t *testing.T) {
 	if p := found.Items[0]; p.Name != "web" || p.Dir != "/app/metrics" || p.Vanished != 100 || p.Until != 160 {
 		t.Errorf("%+v", p)
 	}
-	if p := get[status.Page[status.Pool]](h, "pools?search=BLUE"); p.Matching != 1 || p.Items[0].Name != "jobs" || p.Items[0].Source != "configuration" {
+	if p := get[status.Page[status.Pool]](h, "pools?search=BLUE"); p.Matching != 1 || p.Items[0].Name != "jobs" ||
+		p.Items[0].Source != "configuration" {
 		t.Errorf("%+v", p)
 	}
 	if p := get[status.Page[status.Pool]](h, "pools?sort=-name&limit=1"); p.Matching != 3 || p.Items[0].Name != "web" {
@@ -712,7 +731,8 @@ func TestDiscovered(t *testing.T) {
 	for _, p := range o.Problems {
 		said = append(said, p.Text)
 	}
-	if text := strings.Join(said, "\n"); !strings.Contains(text, "2 pools were found and not served, because there may be 3.") || !strings.Contains(text, "Discovery: a link leads out.") {
+	if text := strings.Join(said, "\n"); !strings.Contains(text, "2 pools were found and not served, because there may be 3.") ||
+		!strings.Contains(text, "Discovery: a link leads out.") {
 		t.Errorf("problems %q", said)
 	}
 	if f := get[status.Page[status.File]](h, "files?pool=web"); f.Matching != 1 || f.Items[0].Path != "/app/metrics/counter_1.db" {

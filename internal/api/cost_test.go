@@ -46,7 +46,12 @@ func TestCost(t *testing.T) {
 		{"cheaper_by_name", "series", url.Values{"match": {`requests_total{path=~"/b.*"}`}}, t.Context(), 200, ""},
 		{"plain", "explain", url.Values{"series": {`requests_total{path="/"}`}}, t.Context(), 200, ""},
 		{"too_large", "series", url.Values{"match": {`{path=~"(a?){1000}z"}`}}, t.Context(), 400, "too large"},
-		{"long_search", "series", url.Values{"family": {"requests"}, "search": {strings.Repeat("x", maxSearch+1)}}, t.Context(), 400, "search"},
+		{
+			"long_search", "series",
+			url.Values{"family": {"requests"}, "search": {strings.Repeat("x", maxSearch+1)}},
+			t.Context(), 400,
+			"search",
+		},
 		{"long_search_of_a_list", "families", url.Values{"search": {strings.Repeat("x", maxSearch+1)}}, t.Context(), 400, "search"},
 		{"nobody_waits", "series", url.Values{"match": {`{path=~"a+"}`}}, gone, 503, ""},
 	} {
@@ -72,7 +77,8 @@ func TestAnswerIsBounded(t *testing.T) {
 	}
 	write(t, h.dir, "counter_4.db", many...)
 	tend(h.collector)
-	if code, r := h.query(t.Context(), "series", url.Values{"family": {"order"}, "limit": {"5000"}}); code != 400 || !strings.Contains(r.Error, "limit=") {
+	if code, r := h.query(t.Context(), "series", url.Values{"family": {"order"}, "limit": {"5000"}}); code != 400 ||
+		!strings.Contains(r.Error, "limit=") {
 		t.Errorf("%d %s", code, r.Error)
 	}
 	if code, r := h.query(t.Context(), "series", url.Values{"family": {"order"}, "limit": {"100"}}); code != 200 {

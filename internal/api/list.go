@@ -28,7 +28,8 @@ func list[T any](q params, all []T, otherwise int, how listing[T]) (status.Page[
 	key, falling := strings.CutPrefix(q.Get("sort"), "-")
 	compare := how.sorts[key]
 	if key != "" && compare == nil {
-		return page, badData("parameter sort=%q: use one of %s, with a - in front to begin with the greatest", key, strings.Join(slices.Sorted(maps.Keys(how.sorts)), ", "))
+		return page, badData("parameter sort=%q: use one of %s, with a - in front to begin with the greatest", key,
+			strings.Join(slices.Sorted(maps.Keys(how.sorts)), ", "))
 	}
 	search, err := q.search()
 	if err != nil {
@@ -40,7 +41,8 @@ func list[T any](q params, all []T, otherwise int, how listing[T]) (status.Page[
 		if how.keep != nil && !how.keep(item) {
 			continue
 		}
-		if search != "" && !slices.ContainsFunc(how.text(item), func(s string) bool { return strings.Contains(strings.ToLower(s), search) }) {
+		if search != "" && !slices.ContainsFunc(how.text(item),
+			func(s string) bool { return strings.Contains(strings.ToLower(s), search) }) {
 			continue
 		}
 		matching = append(matching, item)

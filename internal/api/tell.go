@@ -31,7 +31,11 @@ func moment(t time.Time) float64 {
 func Overview(f *fleet.Fleet, search *status.Discovery, origins map[string]Origin) status.Overview {
 	o := status.Overview{Ready: f.Ready(), Pools: []status.Pool{}, Problems: []status.Problem{}}
 	if !o.Ready {
-		o.Problems = append(o.Problems, status.Problem{Severity: "warning", Text: "Not all source files have been read yet, so nothing is served.", Action: "Wait a moment; if it lasts, the log says why."})
+		o.Problems = append(o.Problems, status.Problem{
+			Severity: "warning",
+			Text:     "Not all source files have been read yet, so nothing is served.",
+			Action:   "Wait a moment; if it lasts, the log says why.",
+		})
 	}
 	for _, p := range f.Pools() {
 		s := p.State()
@@ -58,10 +62,12 @@ func Overview(f *fleet.Fleet, search *status.Discovery, origins map[string]Origi
 		m.LastSeconds = max(m.LastSeconds, s.LastPassTook.Seconds())
 		m.Passes = max(m.Passes, s.Passes)
 		o.Limits = status.Limits{
-			SeriesPerPool: s.IndexLimits.MaxSeries, SeriesPerFamily: s.IndexLimits.MaxFamilySeries, FamiliesPerPool: s.IndexLimits.MaxFamilies,
-			BytesPerPool: s.IndexLimits.MaxBytes,
-			Labels:       s.IndexLimits.MaxLabels, LabelNameLength: s.IndexLimits.MaxLabelName, LabelValueLength: s.IndexLimits.MaxLabelValue,
-			FileBytes: s.FileLimits.FileBytes, KeyBytes: s.FileLimits.KeyBytes, OpenFiles: s.OpenFiles,
+			SeriesPerPool: s.IndexLimits.MaxSeries, SeriesPerFamily: s.IndexLimits.MaxFamilySeries,
+			FamiliesPerPool: s.IndexLimits.MaxFamilies,
+			BytesPerPool:    s.IndexLimits.MaxBytes,
+			Labels:          s.IndexLimits.MaxLabels, LabelNameLength: s.IndexLimits.MaxLabelName,
+			LabelValueLength: s.IndexLimits.MaxLabelValue,
+			FileBytes:        s.FileLimits.FileBytes, KeyBytes: s.FileLimits.KeyBytes, OpenFiles: s.OpenFiles,
 		}
 		o.Pools = append(o.Pools, told)
 		o.Problems = append(o.Problems, wrong...)
@@ -71,7 +77,11 @@ func Overview(f *fleet.Fleet, search *status.Discovery, origins map[string]Origi
 		o.Problems = append(o.Problems, problemsOf(search)...)
 	}
 	if n := o.Merge.Conflicts; n > 0 {
-		o.Problems = append(o.Problems, status.Problem{Severity: "warning", Text: fmt.Sprintf("Files disagree on the type or mode of %s; the newest file's samples are served.", several(n, "metric")), Action: "It ends when all workers run the same version of the application."})
+		o.Problems = append(o.Problems, status.Problem{
+			Severity: "warning",
+			Text:     fmt.Sprintf("Files disagree on the type or mode of %s; the newest file's samples are served.", several(n, "metric")),
+			Action:   "It ends when all workers run the same version of the application.",
+		})
 	}
 	return o
 }
@@ -84,12 +94,16 @@ func problemsOf(search *status.Discovery) []status.Problem {
 	var all []status.Problem
 	if n := search.LeftOut; n > 0 {
 		all = append(all, status.Problem{
-			Severity: severityError, Text: fmt.Sprintf("%s found and not served, because there may be %d.", several(n, "pool was", "pools were"), search.Limit),
+			Severity: severityError, Text: fmt.Sprintf("%s found and not served, because there may be %d.",
+				several(n, "pool was", "pools were"), search.Limit),
 			Action: "Raise limits.pools.",
 		})
 	}
 	for _, text := range search.Problems {
-		p := status.Problem{Severity: "warning", Text: "Discovery: " + text + ".", Action: "Compare that with the paths and the user of the daemon."}
+		p := status.Problem{
+			Severity: "warning", Text: "Discovery: " + text + ".",
+			Action: "Compare that with the paths and the user of the daemon.",
+		}
 		// The room says what helps behind the last semicolon, where it knows that.
 		if i := strings.LastIndex(text, "; "); i >= 0 {
 			p.Text, p.Action = "Discovery: "+text[:i]+".", strings.ToUpper(text[i+2:i+3])+text[i+3:]+"."
@@ -120,7 +134,8 @@ func shownPath(s pool.Spec, path string) string {
 
 func poolOf(s *pool.State) status.Pool {
 	p := status.Pool{
-		Name: s.Name, Dir: s.Dir(), Source: "configuration", Ready: s.Ready, Up: s.Up, Series: s.Series, Entries: s.Entries, UsedBytes: s.Used, SizeBytes: s.Size,
+		Name: s.Name, Dir: s.Dir(), Source: "configuration", Ready: s.Ready, Up: s.Up, Series: s.Series, Entries: s.Entries,
+		UsedBytes: s.Used, SizeBytes: s.Size,
 		Liveness: status.Liveness{
 			Method: s.Liveness.Method.String(), FileSystem: s.Liveness.FileSystem, Reason: s.Liveness.Reason, Files: map[string]int{},
 		},
@@ -203,7 +218,8 @@ func problems(p *status.Pool) []status.Problem {
 	switch {
 	case p.Up, p.Error == "", p.Vanished > 0: // or it has not been looked at yet, or is known to be gone
 	case strings.Contains(p.Error, syscall.ENOENT.Error()):
-		say(severityError, "Make it before the application starts, or give the right one by --dir.", "The directory %s does not exist.", p.Dir)
+		say(severityError, "Make it before the application starts, or give the right one by --dir.", "The directory %s does not exist.",
+			p.Dir)
 	case strings.Contains(p.Error, syscall.EACCES.Error()):
 		say(severityError, "Run the daemon as the workers' user.", "The daemon may not list the directory %s.", p.Dir)
 	case p.Error == pool.ErrSilent.Error():
@@ -236,7 +252,8 @@ func problems(p *status.Pool) []status.Problem {
 		say(severityError, action, "Files of dead workers are not archived: %s.", p.Archive.Error)
 	}
 	if p.OtherArchiver > 0 {
-		say("warning", "Stop one of the two.", "Another archiver merges the files of dead workers into one of its own, so nothing is archived here.")
+		say("warning", "Stop one of the two.",
+			"Another archiver merges the files of dead workers into one of its own, so nothing is archived here.")
 	}
 	if n := p.Files.Failed; n > 0 {
 		say("warning", "The section Problems of the page and the log say why.", "%s cannot be read.", several(n, "file"))
@@ -246,14 +263,18 @@ func problems(p *status.Pool) []status.Problem {
 		refused += n
 	}
 	if refused > 0 {
-		say("warning", "The log names the first of each file.", "%s left out since the daemon was started.", several(refused, "entry", "entries"))
+		say("warning", "The log names the first of each file.", "%s left out since the daemon was started.",
+			several(refused, "entry", "entries"))
 	}
 	if s := p.FileSystem; s != nil {
 		if s.TotalBytes > 0 && s.FreeBytes < s.TotalBytes/fullPart {
-			say(severityError, "Make room, or give it more.", "The file system of %s has %d of %d bytes free; when it is full, the next value a worker stores kills it.", p.Dir, s.FreeBytes, s.TotalBytes)
+			say(severityError, "Make room, or give it more.",
+				"The file system of %s has %d of %d bytes free; when it is full, the next value a worker stores kills it.", p.Dir,
+				s.FreeBytes, s.TotalBytes)
 		}
 		if s.TotalInodes > 0 && s.FreeInodes < s.TotalInodes/fullPart {
-			say(severityError, "Remove files, or give it more inodes.", "The file system of %s has %d of %d inodes free.", p.Dir, s.FreeInodes, s.TotalInodes)
+			say(severityError, "Remove files, or give it more inodes.", "The file system of %s has %d of %d inodes free.", p.Dir,
+				s.FreeInodes, s.TotalInodes)
 		}
 	}
 	return all
@@ -292,8 +313,9 @@ func Workers(f *fleet.Fleet) []status.Worker {
 	for _, p := range f.Pools() {
 		for _, w := range p.Workers() {
 			all = append(all, status.Worker{
-				Pool: p.Spec().Name, ID: w.ID, Alive: w.Alive, KnownBy: w.KnownBy.String(), Created: moment(w.Created), Changed: moment(w.Changed),
-				Files: w.Files, Failed: w.Failed, Entries: w.Entries, UsedBytes: w.Used, SizeBytes: w.Size,
+				Pool: p.Spec().Name, ID: w.ID, Alive: w.Alive, KnownBy: w.KnownBy.String(), Created: moment(w.Created),
+				Changed: moment(w.Changed),
+				Files:   w.Files, Failed: w.Failed, Entries: w.Entries, UsedBytes: w.Used, SizeBytes: w.Size,
 			})
 		}
 	}
@@ -340,8 +362,10 @@ func Values(f *fleet.Fleet, worker string, keep func(pool string) bool) []status
 
 func fileOf(spec pool.Spec, t *pool.File) status.File {
 	f := status.File{
-		Pool: spec.Name, Worker: t.ID, Path: shownPath(spec, t.Path), Type: t.Type.String(), Mode: t.Mode.String(), State: string(t.State), Reason: string(t.Reason),
-		Dialect: t.Dialect, Entries: t.Entries, UsedBytes: t.Used, SizeBytes: t.Size, Created: moment(t.Created), Changed: moment(t.Changed),
+		Pool: spec.Name, Worker: t.ID, Path: shownPath(spec, t.Path), Type: t.Type.String(), Mode: t.Mode.String(), State: string(t.State),
+		Reason:  string(t.Reason),
+		Dialect: t.Dialect, Entries: t.Entries, UsedBytes: t.Used, SizeBytes: t.Size, Created: moment(t.Created),
+		Changed: moment(t.Changed),
 	}
 	if t.Open {
 		f.KnownBy = t.KnownBy.String()
@@ -364,7 +388,10 @@ func Conflicts(f *fleet.Fleet) []status.Conflict {
 		}
 	}
 	for _, c := range f.Conflicts() {
-		all = append(all, status.Conflict{Family: c.Loser.Family, Pool: c.Loser.Part, Served: c.Winner.String(), LeftOut: c.Loser.String(), Series: c.Series})
+		all = append(all, status.Conflict{
+			Family: c.Loser.Family, Pool: c.Loser.Part, Served: c.Winner.String(), LeftOut: c.Loser.String(),
+			Series: c.Series,
+		})
 	}
 	return all
 }

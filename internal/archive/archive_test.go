@@ -23,7 +23,8 @@ func TestCommitAndReopen(t *testing.T) {
 	dir := t.TempDir()
 	a := mustOpen(t, dir)
 	if !a.Attached() || !a.InPlace() || a.Path() != archivePath(dir) || a.Pending() || !a.Totals().Empty() || a.SizeBytes() == 0 {
-		t.Errorf("a new archive: attached %v, in place %v, path %q, pending %v, %d bytes", a.Attached(), a.InPlace(), a.Path(), a.Pending(), a.SizeBytes())
+		t.Errorf("a new archive: attached %v, in place %v, path %q, pending %v, %d bytes", a.Attached(), a.InPlace(), a.Path(), a.Pending(),
+			a.SizeBytes())
 	}
 	for n := range 40 { // enough keys for several pages
 		mustCommit(t, a, mixed(n))
@@ -44,7 +45,8 @@ func TestCommitAndReopen(t *testing.T) {
 	if v := table.Values()[0]; v != 40 || table.Key(0) != `["hits", "hits_total", {}, ""]` || table.Len() != 41 {
 		t.Errorf("%d keys, the first is %q = %v", table.Len(), table.Key(0), v)
 	}
-	if st := a.Stats(); st.Folds != 40 || st.Files != 200 || st.Bytes != 200*4096 || !st.LastFold.Equal(at(39)) || time.Since(st.Created) > time.Minute {
+	if st := a.Stats(); st.Folds != 40 || st.Files != 200 || st.Bytes != 200*4096 || !st.LastFold.Equal(at(39)) ||
+		time.Since(st.Created) > time.Minute {
 		t.Errorf("%+v", st)
 	}
 	if list := a.Records(); len(list) != 80 || !slices.IsSorted(list) {
@@ -457,7 +459,8 @@ func TestNewer(t *testing.T) {
 	})
 	before, err := os.ReadFile(archivePath(dir))
 	mustDo(t, err)
-	if _, err := Open(dir); !errors.Is(err, ErrNewer) || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), fmt.Sprintf("format is %d, this program knows %d", Format+1, Format)) {
+	if _, err := Open(dir); !errors.Is(err, ErrNewer) || errors.Is(err, ErrDamaged) ||
+		!strings.Contains(err.Error(), fmt.Sprintf("format is %d, this program knows %d", Format+1, Format)) {
 		t.Errorf("open: %v", err)
 	}
 	if _, err := Read(dir); !errors.Is(err, ErrNewer) {
@@ -602,7 +605,10 @@ func TestSetAside(t *testing.T) {
 		mustDo(t, err)
 		kept = append(kept, filepath.Base(name))
 	}
-	want := []string{FileName + ".damaged-20231114T221320Z", FileName + ".damaged-20231114T221320Z-1", FileName + ".damaged-20231114T221320Z-2"}
+	want := []string{
+		FileName + ".damaged-20231114T221320Z", FileName + ".damaged-20231114T221320Z-1",
+		FileName + ".damaged-20231114T221320Z-2",
+	}
 	if !slices.Equal(kept, want) || !slices.Equal(names(t, dir), want) {
 		t.Errorf("%q, %q", kept, names(t, dir))
 	}
@@ -640,7 +646,8 @@ func TestReset(t *testing.T) {
 	// The new one has nothing but that a file still there was folded.
 	fresh := mustOpen(t, dir)
 	baseline, ok := fresh.Baseline("counter_2.db.run-2")
-	if !ok || !slices.Equal(baseline, []float64{1, 0.2}) || len(fresh.Records()) != 1 || !fresh.Totals().Empty() || fresh.Stats().Folds != 0 {
+	if !ok || !slices.Equal(baseline, []float64{1, 0.2}) || len(fresh.Records()) != 1 || !fresh.Totals().Empty() ||
+		fresh.Stats().Folds != 0 {
 		t.Error(contentsOf(fresh))
 	}
 	// The old one is whole.

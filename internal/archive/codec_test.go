@@ -188,7 +188,8 @@ func FuzzChunk(f *testing.F) {
 			return
 		}
 		hiAgain, secondAgain := make([]float64, n), make([]float64, n)
-		if err := readChunk(appendChunk(nil, hi, second), hiAgain, secondAgain); err != nil || !sameBits(hi, hiAgain) || !sameBits(second, secondAgain) {
+		if err := readChunk(appendChunk(nil, hi, second), hiAgain, secondAgain); err != nil || !sameBits(hi, hiAgain) ||
+			!sameBits(second, secondAgain) {
 			t.Errorf("%v, %v became %v, %v, %v", hi, second, hiAgain, secondAgain, err)
 		}
 	})

@@ -409,7 +409,8 @@ func TestLayoutOf(t *testing.T) {
 	mustDo(t, err)
 	_, rest, ok := strings.Cut(string(data), "go.etcd.io/bbolt ")
 	if version, _, _ := strings.Cut(rest, "\n"); !ok || strings.TrimSpace(version) != layoutOf {
-		t.Errorf("go.mod has bbolt %s, pages.go knows the layout of %s: compare internal/common of the two, then change layoutOf", version, layoutOf)
+		t.Errorf("go.mod has bbolt %s, pages.go knows the layout of %s: compare internal/common of the two, then change layoutOf", version,
+			layoutOf)
 	}
 }
 

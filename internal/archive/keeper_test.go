@@ -176,7 +176,8 @@ func TestKeeperTries(t *testing.T) {
 		wantContents(t, k.Archive(), want)
 		waits = append(waits, k.Due().Sub(now))
 	}
-	if want := []time.Duration{10, 20, 40, 60, 60, 60}; !slices.EqualFunc(waits, want, func(a, b time.Duration) bool { return a == b*time.Second }) {
+	if want := []time.Duration{10, 20, 40, 60, 60, 60}; !slices.EqualFunc(waits, want,
+		func(a, b time.Duration) bool { return a == b*time.Second }) {
 		t.Errorf("it waited %v", waits)
 	}
 	if k.Archive().Generation() == generation || k.CanWrite(now) {

@@ -258,7 +258,8 @@ func mixed(n int) *Batch {
 	fold(b, counters, fmt.Sprintf("counter_%d.db.run-%d", n, n), nil,
 		entry{`["hits", "hits_total", {}, ""]`, 1, 0}, entry{`["hits", "hits_total", {"n": "` + fmt.Sprint(n) + `"}, ""]`, 0.1 * v, 0})
 	fold(b, summaries, "", nil, entry{`["size", "size_sum", {}, ""]`, 1e16 / (v + 1), 0}, entry{`["size", "size_count", {}, ""]`, 1, 0})
-	fold(b, newest, fmt.Sprintf("gauge_mostrecent_%d.db.run-%d", n, n), nil, entry{`["rate", "rate", {}, ""]`, v, 100 - v}, entry{`["never", "never", {}, ""]`, 0, 0})
+	fold(b, newest, fmt.Sprintf("gauge_mostrecent_%d.db.run-%d", n, n), nil, entry{`["rate", "rate", {}, ""]`, v, 100 - v},
+		entry{`["never", "never", {}, ""]`, 0, 0})
 	fold(b, peaks, "", nil, entry{`["peak", "peak", {}, ""]`, v, 0})
 	fold(b, worker(fmt.Sprint(n)), "", nil, entry{`["temp", "temp", {}, ""]`, -v, 0})
 	return b

@@ -46,7 +46,10 @@ func TestHiddenPlace(t *testing.T) {
 	mustDo(t, err)
 	aside, err := p.SetAside(at(1))
 	mustDo(t, err)
-	wanted := []string{".aggregatord.archive.damaged-20231114T221321Z", ".aggregatord.archive.reset-20231114T221320Z", ".aggregatord.ballast", ".aggregatord.owner"}
+	wanted := []string{
+		".aggregatord.archive.damaged-20231114T221321Z", ".aggregatord.archive.reset-20231114T221320Z",
+		".aggregatord.ballast", ".aggregatord.owner",
+	}
 	if got := sortedNames(t, dir); !slices.Equal(got, wanted) || filepath.Base(aside) != wanted[0] || filepath.Base(kept) != wanted[1] {
 		t.Errorf("%q, %q, %q", got, aside, kept)
 	}
@@ -83,7 +86,8 @@ func TestPlaceStaysWhatItIs(t *testing.T) {
 		t.Errorf("compact: %v", err)
 	}
 	mustDetach(t, a)
-	if got := sortedNames(t, dir+".away"); !slices.Equal(got, []string{".aggregatord.archive", ".aggregatord.ballast", ".aggregatord.owner"}) {
+	if got := sortedNames(t, dir+".away"); !slices.Equal(got,
+		[]string{".aggregatord.archive", ".aggregatord.ballast", ".aggregatord.owner"}) {
 		t.Errorf("%q", got)
 	}
 }
@@ -117,7 +121,8 @@ func TestUnsafeFiles(t *testing.T) {
 			}
 			p.WriteOwner()
 			a := New()
-			if err := a.AttachTo(p, nil); err == nil || a.Attached() || what != "huge" && what != "hard_link" && errors.Is(err, ErrDamaged) {
+			if err := a.AttachTo(p, nil); err == nil || a.Attached() || what != "huge" && what != "hard_link" &&
+				errors.Is(err, ErrDamaged) {
 				t.Errorf("attach: %v", err)
 			}
 			if data, err := os.ReadFile(target); err != nil || string(data) != "precious" {
@@ -203,7 +208,10 @@ func TestTakeOver(t *testing.T) {
 	if got.Archive || got.Left || len(got.SetAside) > 0 {
 		t.Errorf("%+v", got)
 	}
-	if got := sortedNames(t, dir); !slices.Equal(got, []string{".aggregatord.archive", ".aggregatord.archive.damaged-20231114T221320Z", ".aggregatord.owner"}) {
+	if got := sortedNames(t, dir); !slices.Equal(got, []string{
+		".aggregatord.archive", ".aggregatord.archive.damaged-20231114T221320Z",
+		".aggregatord.owner",
+	}) {
 		t.Errorf("%q", got)
 	}
 	if got, err := p.TakeOver(at(0)); err != nil || got.Archive {

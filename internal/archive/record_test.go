@@ -302,11 +302,15 @@ func TestInDoubt(t *testing.T) {
 			fold(b, worker("new"), "", nil, entry{"g", 1, 0})
 			return b
 		}()}, nil, mixed(6)},
-		"twice":            {[]*Batch{big(1, 0, 3000, "f"), big(1, 2000, 6000, "g")}, nil, big(1, 0, 10, "h")},
-		"a_dropped_table":  {[]*Batch{mixed(1)}, func(a *Archive) { a.Drop(worker("1")) }, NewBatch(at(6))},
-		"a_forgotten_one":  {[]*Batch{mixed(5)}, func(a *Archive) { a.Forget("counter_1.db.run-1") }, NewBatch(at(6))},
-		"an_absorbed_one":  {[]*Batch{mixed(5)}, func(a *Archive) { b := big(2, 0, 100, ""); b.records = nil; a.Absorb(b) }, mixed(6)},
-		"a_large_record":   {[]*Batch{func() *Batch { b := NewBatch(at(1)); fold(b, counters, "l", nil, large...); return b }()}, nil, NewBatch(at(6))},
+		"twice":           {[]*Batch{big(1, 0, 3000, "f"), big(1, 2000, 6000, "g")}, nil, big(1, 0, 10, "h")},
+		"a_dropped_table": {[]*Batch{mixed(1)}, func(a *Archive) { a.Drop(worker("1")) }, NewBatch(at(6))},
+		"a_forgotten_one": {[]*Batch{mixed(5)}, func(a *Archive) { a.Forget("counter_1.db.run-1") }, NewBatch(at(6))},
+		"an_absorbed_one": {[]*Batch{mixed(5)}, func(a *Archive) { b := big(2, 0, 100, ""); b.records = nil; a.Absorb(b) }, mixed(6)},
+		"a_large_record": {
+			[]*Batch{func() *Batch { b := NewBatch(at(1)); fold(b, counters, "l", nil, large...); return b }()},
+			nil,
+			NewBatch(at(6)),
+		},
 		"a_record_rewrote": {[]*Batch{func() *Batch { b := NewBatch(at(1)); fold(b, counters, "counter_1.db.run-1", nil, large...); return b }()}, nil, NewBatch(at(6))},
 	} {
 		t.Run(name, func(t *testing.T) {

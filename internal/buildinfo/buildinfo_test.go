@@ -11,7 +11,8 @@ import (
 
 func TestGet(t *testing.T) {
 	got := Get()
-	if got.Version != Version || got.GoVersion != runtime.Version() || got.Platform != runtime.GOOS+"/"+runtime.GOARCH || got.Revision == "" {
+	if got.Version != Version || got.GoVersion != runtime.Version() || got.Platform != runtime.GOOS+"/"+runtime.GOARCH ||
+		got.Revision == "" {
 		t.Errorf("%+v", got)
 	}
 }
@@ -37,7 +38,8 @@ func TestRevision(t *testing.T) {
 // TestLinked builds a program with the flag that the comment of Version gives.
 func TestLinked(t *testing.T) {
 	bin := filepath.Join(t.TempDir(), "aggregatord")
-	build := exec.Command("go", "build", "-ldflags", "-X aggregatord/internal/buildinfo.Version=1.2.3-test", "-o", bin, "../../cmd/aggregatord")
+	build := exec.Command("go", "build", "-ldflags", "-X aggregatord/internal/buildinfo.Version=1.2.3-test", "-o", bin,
+		"../../cmd/aggregatord")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

@@ -390,7 +390,8 @@ func (c *Config) check(d *decoder) {
 		case in.Kubelet != nil && in.Kubelet.Root == "":
 			fail(key+".kubelet", "has no root; name the kubelet's directory, such as /var/lib/kubelet")
 		case in.Kubelet != nil && in.Kubelet.Settings != "" && !discover.IsSettingsName(in.Kubelet.Settings):
-			fail(key+".kubelet.settings", "%q cannot be the name of a file of settings; use one like metrics.yml, without a path", in.Kubelet.Settings)
+			fail(key+".kubelet.settings", "%q cannot be the name of a file of settings; use one like metrics.yml, without a path",
+				in.Kubelet.Settings)
 		}
 	}
 	namespaces := map[string]bool{}
@@ -419,10 +420,12 @@ func (c *Config) check(d *decoder) {
 		fail("archive.dir", "is empty; name a directory, or leave the key out")
 	}
 	for key, limit := range map[string]int64{
-		"pools": orOne(c.Limits.Pools), "series_per_pool": orOne(c.Limits.SeriesPerPool), "series_per_family": orOne(c.Limits.SeriesPerFamily),
+		"pools": orOne(c.Limits.Pools), "series_per_pool": orOne(c.Limits.SeriesPerPool),
+		"series_per_family": orOne(c.Limits.SeriesPerFamily),
 		"families_per_pool": orOne(c.Limits.FamiliesPerPool), "bytes_per_pool": orOne(c.Limits.BytesPerPool),
 		"labels_per_series": orOne(c.Limits.LabelsPerSeries), "label_name_length": orOne(c.Limits.LabelNameLength),
-		"label_value_length": orOne(c.Limits.LabelValueLength), "file_size": orOne(c.Limits.FileSize), "key_length": orOne(c.Limits.KeyLength),
+		"label_value_length": orOne(c.Limits.LabelValueLength), "file_size": orOne(c.Limits.FileSize),
+		"key_length": orOne(c.Limits.KeyLength),
 	} {
 		if limit <= 0 {
 			fail("limits."+key, "%d would let nothing in; use a number above 0, or leave the key out for the default", limit)
@@ -444,7 +447,8 @@ func checkRules(d *decoder, key string, rules []Rule) {
 		r, at := &rules[i], fmt.Sprintf("%s[%d]", key, i)
 		for name, nothing := range map[string]bool{
 			"help": r.Help != nil && *r.Help == "", "unit": r.Unit != nil && *r.Unit == "",
-			"drop_labels": d.has(at+".drop_labels") && len(r.DropLabels) == 0, "keep_labels": d.has(at+".keep_labels") && len(r.KeepLabels) == 0,
+			"drop_labels": d.has(at+".drop_labels") && len(r.DropLabels) == 0, "keep_labels": d.has(at+".keep_labels") &&
+				len(r.KeepLabels) == 0,
 			"rename_label": d.has(at+".rename_label") && len(r.RenameLabel) == 0,
 			"retention":    r.Retention != nil && *r.Retention == 0, "expire_after": r.ExpireAfter != nil && *r.ExpireAfter == 0,
 		} {
@@ -524,7 +528,8 @@ func (c *Config) spec(d *decoder) policy.Spec {
 		spec.Info = append(spec.Info, policy.InfoSeries{Name: i.Name, Help: i.Help, Labels: i.Labels})
 	}
 	for i := range c.MetricRelabelConfigs {
-		spec.MetricRelabelConfigs = append(spec.MetricRelabelConfigs, c.MetricRelabelConfigs[i].config(d, fmt.Sprintf("metric_relabel_configs[%d]", i)))
+		spec.MetricRelabelConfigs = append(spec.MetricRelabelConfigs,
+			c.MetricRelabelConfigs[i].config(d, fmt.Sprintf("metric_relabel_configs[%d]", i)))
 	}
 	return spec
 }
@@ -541,8 +546,9 @@ func rulesOf(in []Rule) []policy.Rule {
 	for i := range in {
 		r := &in[i]
 		out = append(out, policy.Rule{
-			Match: r.Match, MatchRE: r.MatchRE, GaugeMode: metric.Mode(orZero(r.GaugeMode)), Help: orZero(r.Help), Unit: orZero(r.Unit), Shape: view.Shape(orZero(r.Type)),
-			Drop: r.Drop, DropLabels: r.DropLabels, KeepLabels: r.KeepLabels, RenameLabels: r.RenameLabel,
+			Match: r.Match, MatchRE: r.MatchRE, GaugeMode: metric.Mode(orZero(r.GaugeMode)), Help: orZero(r.Help), Unit: orZero(r.Unit),
+			Shape: view.Shape(orZero(r.Type)),
+			Drop:  r.Drop, DropLabels: r.DropLabels, KeepLabels: r.KeepLabels, RenameLabels: r.RenameLabel,
 			Retention: time.Duration(orZero(r.Retention)), ExpireAfter: time.Duration(orZero(r.ExpireAfter)),
 			DropZeroAll: r.DropZeroAll,
 		})

@@ -145,8 +145,9 @@ func TestParse(t *testing.T) {
 		Rules: []policy.Rule{
 			{Match: "inprogress_requests", GaugeMode: metric.LiveSum, Help: "Requests in progress."},
 			{
-				MatchRE: ".*_seconds", Unit: "seconds", DropLabels: []string{"user_id"}, RenameLabels: map[string]string{"host": "instance_name"},
-				Retention: 7 * 24 * time.Hour, ExpireAfter: 90 * time.Minute,
+				MatchRE: ".*_seconds", Unit: "seconds", DropLabels: []string{"user_id"},
+				RenameLabels: map[string]string{"host": "instance_name"},
+				Retention:    7 * 24 * time.Hour, ExpireAfter: 90 * time.Minute,
 			},
 			{Match: "noise", Drop: true},
 			{Match: "chatty", KeepLabels: []string{"path"}, DropZeroAll: true},
@@ -155,18 +156,31 @@ func TestParse(t *testing.T) {
 		Pools: map[string]policy.PoolSpec{
 			"other":               {},
 			"/run/apps/*/metrics": {Pattern: true},
-			"web":                 {Labels: map[string]string{"team": "shop"}, Rules: []policy.Rule{{Match: "level", GaugeMode: metric.MostRecent}}},
-			"jobs":                {},
+			"web": {
+				Labels: map[string]string{"team": "shop"},
+				Rules:  []policy.Rule{{Match: "level", GaugeMode: metric.MostRecent}},
+			},
+			"jobs": {},
 		},
 		ExternalLabels: map[string]string{"region": "eu"},
-		Info:           []policy.InfoSeries{{Name: "shop_build_info", Help: "Which build this is.", Labels: map[string]string{"version": "1.10"}}},
+		Info: []policy.InfoSeries{{
+			Name: "shop_build_info", Help: "Which build this is.",
+			Labels: map[string]string{"version": "1.10"},
+		}},
 		Limits: policy.Limits{
-			SeriesPerPool: 1000, SeriesPerFamily: 100, FamiliesPerPool: 50, BytesPerPool: 32 << 20, Labels: 10, LabelNameLength: 64, LabelValueLength: 256,
-			FileSize: 64 << 20, KeyLength: 4096,
+			SeriesPerPool: 1000, SeriesPerFamily: 100, FamiliesPerPool: 50, BytesPerPool: 32 << 20, Labels: 10, LabelNameLength: 64,
+			LabelValueLength: 256,
+			FileSize:         64 << 20, KeyLength: 4096,
 		},
 		MetricRelabelConfigs: []*relabel.Config{
-			{SourceLabels: model.LabelNames{"__name__", "path"}, Separator: "@", Regex: relabel.MustNewRegexp("a@(.*)"), TargetLabel: "short", Replacement: "$1", Action: relabel.Replace},
-			{SourceLabels: model.LabelNames{"path"}, Separator: ";", Regex: relabel.DefaultRelabelConfig.Regex, Modulus: 8, TargetLabel: "shard", Replacement: "$1", Action: relabel.HashMod},
+			{
+				SourceLabels: model.LabelNames{"__name__", "path"}, Separator: "@", Regex: relabel.MustNewRegexp("a@(.*)"),
+				TargetLabel: "short", Replacement: "$1", Action: relabel.Replace,
+			},
+			{
+				SourceLabels: model.LabelNames{"path"}, Separator: ";", Regex: relabel.DefaultRelabelConfig.Regex, Modulus: 8,
+				TargetLabel: "shard", Replacement: "$1", Action: relabel.HashMod,
+			},
 		},
 	}
 	for _, name := range []string{"django", "flask"} {
@@ -177,7 +191,8 @@ func TestParse(t *testing.T) {
 		t.Errorf("got\n%+v\nwant\n%+v", got, want)
 	}
 	a := c.Archive
-	if *a.Dir != "/var/lib/aggregatord" || !*a.Disable || *a.GaugeRetention != 0 || *a.GaugeWorkers != 5 || *a.Mirror != "only" || time.Duration(*a.MirrorWait) != 30*time.Second || *a.MirrorFiles != 100 {
+	if *a.Dir != "/var/lib/aggregatord" || !*a.Disable || *a.GaugeRetention != 0 || *a.GaugeWorkers != 5 || *a.Mirror != "only" ||
+		time.Duration(*a.MirrorWait) != 30*time.Second || *a.MirrorFiles != 100 {
 		t.Errorf("archive %+v", a)
 	}
 	if c.Policy() == nil || c.File() != "a.yml" || len(c.Hash()) != 64 {
@@ -199,14 +214,18 @@ func TestParse(t *testing.T) {
 // TestNothing: an empty file, and one of comments only, say nothing, and so do lists
 // whose items are all comments.
 func TestNothing(t *testing.T) {
-	for _, content := range []string{"", "\n\n", "# nothing\n", "---\n", "{}\n", "metrics:\npools:\n  # - dir: /x\nlimits:\nexternal_labels:\n"} {
+	for _, content := range []string{
+		"", "\n\n", "# nothing\n", "---\n", "{}\n",
+		"metrics:\npools:\n  # - dir: /x\nlimits:\nexternal_labels:\n",
+	} {
 		c, err := Parse("a.yml", []byte(content))
 		if err != nil {
 			t.Errorf("%q: %v", content, err)
 			continue
 		}
 		spec := c.spec(&decoder{pos: map[string]Pos{}})
-		if len(spec.Rules) != 0 || len(spec.Pools) != 0 || len(spec.ExternalLabels) != 0 || spec.Limits != (policy.Limits{}) || c.Archive != (Archive{}) {
+		if len(spec.Rules) != 0 || len(spec.Pools) != 0 || len(spec.ExternalLabels) != 0 || spec.Limits != (policy.Limits{}) ||
+			c.Archive != (Archive{}) {
 			t.Errorf("%q: %+v", content, spec)
 		}
 	}
@@ -218,66 +237,180 @@ func TestErrors(t *testing.T) {
 		content string
 		want    []string
 	}{
-		"unknown_key":         {"metrik: []\n", []string{"a.yml:1:1: metrik: is not a key; did you mean metrics?"}},
-		"unknown_key_far":     {"zzzzzzzz: 1\n", []string{"a.yml:1:1: zzzzzzzz: is not a key; use one of presets, metrics, metric_relabel_configs, pools, external_labels, info, limits, archive"}},
-		"unknown_key_deep":    {"metrics:\n  - match: a\n    gauge_mod: sum\n", []string{"a.yml:3:5: metrics[0].gauge_mod: is not a key; did you mean gauge_mode?"}},
-		"unknown_key_in_pool": {"pools:\n  - dir: /x\n    metrics:\n      - match: a\n        drop_label: [b]\n", []string{"a.yml:5:9: pools[0].metrics[0].drop_label: is not a key; did you mean drop_labels?"}},
-		"key_twice":           {"limits: {file_size: 1MiB}\nlimits: {}\n", []string{"a.yml:2:1: limits: is given twice, first in line 1; leave one of them out"}},
-		"label_twice":         {"external_labels:\n  a: b\n  a: c\n", []string{"a.yml:3:3: external_labels.a: is given twice, first in line 2; leave one of them out"}},
-		"merge_key":           {"limits:\n  <<: {}\n", []string{"a.yml:2:3: limits.<<: merge keys are not known here; write the keys out"}},
-		"list_for_keys":       {"limits: [1]\n", []string{"a.yml:1:9: limits: wants keys with values (pools, series_per_pool, series_per_family, families_per_pool, bytes_per_pool, labels_per_series, label_name_length, label_value_length, file_size, key_length), not a list"}},
-		"keys_for_list":       {"metrics: {match: a}\n", []string{"a.yml:1:10: metrics: wants a list, not keys with values"}},
-		"text_for_list":       {"metrics:\n  - match: a\n    drop_labels: user\n", []string{`a.yml:3:18: metrics[0].drop_labels: wants a list, not "user"`}},
-		"text_for_labels":     {"external_labels: eu\n", []string{`a.yml:1:18: external_labels: wants names with values, not "eu"`}},
-		"list_for_text":       {"metrics:\n  - match: [a]\n", []string{"a.yml:2:12: metrics[0].match: wants text, not a list"}},
-		"nothing_for_text":    {"metrics:\n  - match:\n", []string{"metrics[0].match: wants text, not nothing"}},
-		"text_for_bool":       {"metrics:\n  - {match: a, drop: maybe}\n", []string{`a.yml:2:22: metrics[0].drop: "maybe" is neither true nor false`}},
-		"yes_for_bool":        {"archive: {disable: yes}\n", []string{`archive.disable: "yes" is neither true nor false`}},
-		"text_for_int":        {"limits:\n  series_per_pool: many\n", []string{`a.yml:2:20: limits.series_per_pool: "many" is not a whole number`}},
-		"half_an_int":         {"limits: {series_per_pool: 1.5}\n", []string{`limits.series_per_pool: "1.5" is not a whole number`}},
-		"large_int":           {"limits: {series_per_pool: 99999999999999999999}\n", []string{"is not a whole number"}},
-		"negative_limit":      {"limits: {labels_per_series: -1}\n", []string{"a.yml:1:10: limits.labels_per_series: -1 would let nothing in; use a number above 0, or leave the key out for the default"}},
-		"zero_limit":          {"limits: {file_size: 0}\n", []string{"limits.file_size: 0 would let nothing in"}},
-		"bad_size":            {"limits: {file_size: 10MB}\n", []string{`a.yml:1:21: limits.file_size: "10MB" is not a size; write bytes as in 65536, 64KiB or 1GiB`}},
-		"huge_size":           {"limits: {file_size: 99999999999GiB}\n", []string{"is not a size"}},
-		"bad_duration":        {"metrics:\n  - {match: a, expire_after: soon}\n", []string{`a.yml:2:30: metrics[0].expire_after: "soon" is not a duration; write it as in 30s, 5m, 1h30m or 7d`}},
-		"no_unit":             {"metrics:\n  - {match: a, retention: 30}\n", []string{`metrics[0].retention: "30" has no unit; write 30s for seconds, 30m for minutes, …`}},
-		"negative_duration":   {"metrics:\n  - {match: a, retention: -5m}\n", []string{`metrics[0].retention: "-5m" is negative; use 0 or more`}},
-		"zero_duration":       {"metrics:\n  - {match: a, retention: 0}\n", []string{"metrics[0].retention: says nothing; write a value, or leave the key out"}},
-		"empty_drop_labels":   {"metrics:\n  - {match: a, drop_labels: []}\n", []string{"a.yml:2:16: metrics[0].drop_labels: says nothing"}},
-		"empty_keep_labels":   {"metrics:\n  - {match: a, keep_labels: }\n", []string{"a.yml:2:16: metrics[0].keep_labels: says nothing"}},
-		"empty_rename_label":  {"metrics:\n  - {match: a, rename_label: {}}\n", []string{"a.yml:2:16: metrics[0].rename_label: says nothing"}},
-		"empty_help":          {"metrics:\n  - {match: a, help: ''}\n", []string{"metrics[0].help: says nothing"}},
-		"bad_mode":            {"metrics:\n  - match: a\n    gauge_mode: lifesum\n", []string{`a.yml:3:17: metrics[0].gauge_mode: "lifesum" is not a gauge mode; did you mean livesum?`}},
-		"bad_type":            {"metrics:\n  - match: a\n    type: statset\n", []string{`a.yml:3:11: metrics[0].type: "statset" is not a type that a rule can give a gauge; did you mean stateset?`}},
-		"bad_regex":           {"metrics:\n  - match_re: 'a('\n", []string{"a.yml:2:5: metrics[0].match_re: error parsing regexp: missing closing ): `a(`"}},
-		"no_match":            {"metrics:\n  - gauge_mode: sum\n", []string{"a.yml:2:5: metrics[0]: it matches nothing; write match"}},
-		"two_matches":         {"metrics:\n  - {match: a, match_re: b}\n", []string{"a.yml:2:5: metrics[0]: it has match and match_re; write one of them"}},
-		"drop_and_more":       {"metrics:\n  - {match: a, drop: true, help: b}\n", []string{"a.yml:2:16: metrics[0].drop: true leaves nothing for the other settings to change"}},
-		"pool_rule":           {"pools:\n  - {name: a.b, dir: /x}\n  - name: c\n    dir: /y\n    metrics:\n      - {gauge_mode: sum}\n", []string{"a.yml:6:9: pools[1].metrics[0]: it matches nothing"}},
-		"pool_with_dot":       {"pools:\n  - name: a.b\n    dir: /x\n    metrics: [{match: q, match_re: w}]\n", []string{"a.yml:4:15: pools[0].metrics[0]: it has match and match_re"}},
-		"pool_without_dir":    {"pools:\n  - name: a\n", []string{"a.yml:2:5: pools[0]: has no dir; name the directory with the source files"}},
-		"pool_without_name":   {"pools:\n  - dir: /a\n  - {name: b, dir: /b}\n", []string{"a.yml:2:5: pools[0]: has no name; with several pools each needs one"}},
-		"pool_twice":          {"pools:\n  - {name: b, dir: /a}\n  - {name: b, dir: /b}\n", []string{`a.yml:3:6: pools[1].name: "b" is the name of an earlier pool; give each its own`}},
-		"pool_with_slash":     {"pools:\n  - {name: a/b, dir: /a}\n", []string{`pools[0].name: "a/b" cannot be the name of a directory`}},
-		"bad_label":           {"external_labels: {__a: b}\n", []string{"a.yml:1:1: external_labels", "__"}},
-		"empty_label":         {"pools:\n  - dir: /a\n    labels: {a: ''}\n", []string{"a.yml:3:5: pools[0].labels", "empty"}},
-		"info_without_name":   {"info:\n  - help: a\n", []string{"a.yml:2:5: info[0]"}},
-		"own_name":            {"info:\n  - name: aggregatord_x\n", []string{`a.yml:2:5: info[0].name: "aggregatord_x": names that begin with aggregatord_`}},
-		"bad_preset":          {"presets: [flask, djagno]\n", []string{`a.yml:1:18: presets[1]: "djagno" is not a preset; did you mean django?`}},
-		"preset_twice":        {"presets: [flask, flask]\n", []string{`a.yml:1:18: presets[1]: "flask" is given twice; leave one out`}},
-		"bad_action":          {"metric_relabel_configs:\n  - action: repalce\n", []string{`a.yml:2:13: metric_relabel_configs[0].action: "repalce" is not a relabel action; did you mean replace?`}},
-		"relabel_regex":       {"metric_relabel_configs:\n  - {regex: '(', action: drop}\n", []string{"a.yml:2:6: metric_relabel_configs[0].regex: error parsing regexp: missing closing ): `(`"}},
-		"relabel_modulus":     {"metric_relabel_configs:\n  - {modulus: 0, action: hashmod, target_label: a}\n", []string{"metric_relabel_configs[0].modulus: 0 is not above 0"}},
-		"relabel_no_target":   {"metric_relabel_configs:\n  - {source_labels: [a]}\n", []string{"a.yml:2:5: metric_relabel_configs[0]: relabel configuration for replace action requires 'target_label' value"}},
-		"relabel_empty":       {"metric_relabel_configs:\n  -\n", []string{"metric_relabel_configs[0]: relabel configuration for replace action requires"}},
-		"archive_dir":         {"archive: {dir: ''}\n", []string{"a.yml:1:11: archive.dir: is empty; name a directory, or leave the key out"}},
-		"process_namespace":   {"process: [{namespace: 1x, pid_file: /p}]\n", []string{`process[0].namespace: "1x" cannot begin the name of a metric`}},
-		"process_twice":       {"process: [{namespace: x, pid_file: /p}, {namespace: x, pid_file: /q}]\n", []string{`process[1].namespace: "x" is that of an earlier process`}},
-		"process_no_file":     {"process: [{namespace: x}]\n", []string{"process[0]: has no pid_file"}},
-		"archive_mirror":      {"archive: {mirror: on}\n", []string{`a.yml:1:11: archive.mirror: "on" is none of auto, off and only`}},
-		"archive_mirrored":    {"archive: {mirror: off, mirror_files: -1}\n", []string{"a.yml:1:24: archive.mirror_files: -1 is negative; use 0 for any number"}},
-		"archive_workers":     {"archive: {gauge_workers: -1}\n", []string{"a.yml:1:11: archive.gauge_workers: -1 is negative; use 0 for any number"}},
+		"unknown_key": {"metrik: []\n", []string{"a.yml:1:1: metrik: is not a key; did you mean metrics?"}},
+		"unknown_key_far": {
+			"zzzzzzzz: 1\n",
+			[]string{"a.yml:1:1: zzzzzzzz: is not a key; use one of presets, metrics, metric_relabel_configs, pools, external_labels, info, limits, archive"},
+		},
+		"unknown_key_deep": {
+			"metrics:\n  - match: a\n    gauge_mod: sum\n",
+			[]string{"a.yml:3:5: metrics[0].gauge_mod: is not a key; did you mean gauge_mode?"},
+		},
+		"unknown_key_in_pool": {
+			"pools:\n  - dir: /x\n    metrics:\n      - match: a\n        drop_label: [b]\n",
+			[]string{"a.yml:5:9: pools[0].metrics[0].drop_label: is not a key; did you mean drop_labels?"},
+		},
+		"key_twice": {
+			"limits: {file_size: 1MiB}\nlimits: {}\n",
+			[]string{"a.yml:2:1: limits: is given twice, first in line 1; leave one of them out"},
+		},
+		"label_twice": {
+			"external_labels:\n  a: b\n  a: c\n",
+			[]string{"a.yml:3:3: external_labels.a: is given twice, first in line 2; leave one of them out"},
+		},
+		"merge_key": {"limits:\n  <<: {}\n", []string{"a.yml:2:3: limits.<<: merge keys are not known here; write the keys out"}},
+		"list_for_keys": {
+			"limits: [1]\n",
+			[]string{"a.yml:1:9: limits: wants keys with values (pools, series_per_pool, series_per_family, families_per_pool, bytes_per_pool, labels_per_series, label_name_length, label_value_length, file_size, key_length), not a list"},
+		},
+		"keys_for_list": {"metrics: {match: a}\n", []string{"a.yml:1:10: metrics: wants a list, not keys with values"}},
+		"text_for_list": {
+			"metrics:\n  - match: a\n    drop_labels: user\n",
+			[]string{`a.yml:3:18: metrics[0].drop_labels: wants a list, not "user"`},
+		},
+		"text_for_labels":  {"external_labels: eu\n", []string{`a.yml:1:18: external_labels: wants names with values, not "eu"`}},
+		"list_for_text":    {"metrics:\n  - match: [a]\n", []string{"a.yml:2:12: metrics[0].match: wants text, not a list"}},
+		"nothing_for_text": {"metrics:\n  - match:\n", []string{"metrics[0].match: wants text, not nothing"}},
+		"text_for_bool": {
+			"metrics:\n  - {match: a, drop: maybe}\n",
+			[]string{`a.yml:2:22: metrics[0].drop: "maybe" is neither true nor false`},
+		},
+		"yes_for_bool": {"archive: {disable: yes}\n", []string{`archive.disable: "yes" is neither true nor false`}},
+		"text_for_int": {
+			"limits:\n  series_per_pool: many\n",
+			[]string{`a.yml:2:20: limits.series_per_pool: "many" is not a whole number`},
+		},
+		"half_an_int": {"limits: {series_per_pool: 1.5}\n", []string{`limits.series_per_pool: "1.5" is not a whole number`}},
+		"large_int":   {"limits: {series_per_pool: 99999999999999999999}\n", []string{"is not a whole number"}},
+		"negative_limit": {
+			"limits: {labels_per_series: -1}\n",
+			[]string{"a.yml:1:10: limits.labels_per_series: -1 would let nothing in; use a number above 0, or leave the key out for the default"},
+		},
+		"zero_limit": {"limits: {file_size: 0}\n", []string{"limits.file_size: 0 would let nothing in"}},
+		"bad_size": {
+			"limits: {file_size: 10MB}\n",
+			[]string{`a.yml:1:21: limits.file_size: "10MB" is not a size; write bytes as in 65536, 64KiB or 1GiB`},
+		},
+		"huge_size": {"limits: {file_size: 99999999999GiB}\n", []string{"is not a size"}},
+		"bad_duration": {
+			"metrics:\n  - {match: a, expire_after: soon}\n",
+			[]string{`a.yml:2:30: metrics[0].expire_after: "soon" is not a duration; write it as in 30s, 5m, 1h30m or 7d`},
+		},
+		"no_unit": {
+			"metrics:\n  - {match: a, retention: 30}\n",
+			[]string{`metrics[0].retention: "30" has no unit; write 30s for seconds, 30m for minutes, …`},
+		},
+		"negative_duration": {
+			"metrics:\n  - {match: a, retention: -5m}\n",
+			[]string{`metrics[0].retention: "-5m" is negative; use 0 or more`},
+		},
+		"zero_duration": {
+			"metrics:\n  - {match: a, retention: 0}\n",
+			[]string{"metrics[0].retention: says nothing; write a value, or leave the key out"},
+		},
+		"empty_drop_labels": {"metrics:\n  - {match: a, drop_labels: []}\n", []string{"a.yml:2:16: metrics[0].drop_labels: says nothing"}},
+		"empty_keep_labels": {"metrics:\n  - {match: a, keep_labels: }\n", []string{"a.yml:2:16: metrics[0].keep_labels: says nothing"}},
+		"empty_rename_label": {
+			"metrics:\n  - {match: a, rename_label: {}}\n",
+			[]string{"a.yml:2:16: metrics[0].rename_label: says nothing"},
+		},
+		"empty_help": {"metrics:\n  - {match: a, help: ''}\n", []string{"metrics[0].help: says nothing"}},
+		"bad_mode": {
+			"metrics:\n  - match: a\n    gauge_mode: lifesum\n",
+			[]string{`a.yml:3:17: metrics[0].gauge_mode: "lifesum" is not a gauge mode; did you mean livesum?`},
+		},
+		"bad_type": {
+			"metrics:\n  - match: a\n    type: statset\n",
+			[]string{`a.yml:3:11: metrics[0].type: "statset" is not a type that a rule can give a gauge; did you mean stateset?`},
+		},
+		"bad_regex": {
+			"metrics:\n  - match_re: 'a('\n",
+			[]string{"a.yml:2:5: metrics[0].match_re: error parsing regexp: missing closing ): `a(`"},
+		},
+		"no_match": {"metrics:\n  - gauge_mode: sum\n", []string{"a.yml:2:5: metrics[0]: it matches nothing; write match"}},
+		"two_matches": {
+			"metrics:\n  - {match: a, match_re: b}\n",
+			[]string{"a.yml:2:5: metrics[0]: it has match and match_re; write one of them"},
+		},
+		"drop_and_more": {
+			"metrics:\n  - {match: a, drop: true, help: b}\n",
+			[]string{"a.yml:2:16: metrics[0].drop: true leaves nothing for the other settings to change"},
+		},
+		"pool_rule": {
+			"pools:\n  - {name: a.b, dir: /x}\n  - name: c\n    dir: /y\n    metrics:\n      - {gauge_mode: sum}\n",
+			[]string{"a.yml:6:9: pools[1].metrics[0]: it matches nothing"},
+		},
+		"pool_with_dot": {
+			"pools:\n  - name: a.b\n    dir: /x\n    metrics: [{match: q, match_re: w}]\n",
+			[]string{"a.yml:4:15: pools[0].metrics[0]: it has match and match_re"},
+		},
+		"pool_without_dir": {
+			"pools:\n  - name: a\n",
+			[]string{"a.yml:2:5: pools[0]: has no dir; name the directory with the source files"},
+		},
+		"pool_without_name": {
+			"pools:\n  - dir: /a\n  - {name: b, dir: /b}\n",
+			[]string{"a.yml:2:5: pools[0]: has no name; with several pools each needs one"},
+		},
+		"pool_twice": {
+			"pools:\n  - {name: b, dir: /a}\n  - {name: b, dir: /b}\n",
+			[]string{`a.yml:3:6: pools[1].name: "b" is the name of an earlier pool; give each its own`},
+		},
+		"pool_with_slash":   {"pools:\n  - {name: a/b, dir: /a}\n", []string{`pools[0].name: "a/b" cannot be the name of a directory`}},
+		"bad_label":         {"external_labels: {__a: b}\n", []string{"a.yml:1:1: external_labels", "__"}},
+		"empty_label":       {"pools:\n  - dir: /a\n    labels: {a: ''}\n", []string{"a.yml:3:5: pools[0].labels", "empty"}},
+		"info_without_name": {"info:\n  - help: a\n", []string{"a.yml:2:5: info[0]"}},
+		"own_name": {
+			"info:\n  - name: aggregatord_x\n",
+			[]string{`a.yml:2:5: info[0].name: "aggregatord_x": names that begin with aggregatord_`},
+		},
+		"bad_preset": {
+			"presets: [flask, djagno]\n",
+			[]string{`a.yml:1:18: presets[1]: "djagno" is not a preset; did you mean django?`},
+		},
+		"preset_twice": {"presets: [flask, flask]\n", []string{`a.yml:1:18: presets[1]: "flask" is given twice; leave one out`}},
+		"bad_action": {
+			"metric_relabel_configs:\n  - action: repalce\n",
+			[]string{`a.yml:2:13: metric_relabel_configs[0].action: "repalce" is not a relabel action; did you mean replace?`},
+		},
+		"relabel_regex": {
+			"metric_relabel_configs:\n  - {regex: '(', action: drop}\n",
+			[]string{"a.yml:2:6: metric_relabel_configs[0].regex: error parsing regexp: missing closing ): `(`"},
+		},
+		"relabel_modulus": {
+			"metric_relabel_configs:\n  - {modulus: 0, action: hashmod, target_label: a}\n",
+			[]string{"metric_relabel_configs[0].modulus: 0 is not above 0"},
+		},
+		"relabel_no_target": {
+			"metric_relabel_configs:\n  - {source_labels: [a]}\n",
+			[]string{"a.yml:2:5: metric_relabel_configs[0]: relabel configuration for replace action requires 'target_label' value"},
+		},
+		"relabel_empty": {
+			"metric_relabel_configs:\n  -\n",
+			[]string{"metric_relabel_configs[0]: relabel configuration for replace action requires"},
+		},
+		"archive_dir": {
+			"archive: {dir: ''}\n",
+			[]string{"a.yml:1:11: archive.dir: is empty; name a directory, or leave the key out"},
+		},
+		"process_namespace": {
+			"process: [{namespace: 1x, pid_file: /p}]\n",
+			[]string{`process[0].namespace: "1x" cannot begin the name of a metric`},
+		},
+		"process_twice": {
+			"process: [{namespace: x, pid_file: /p}, {namespace: x, pid_file: /q}]\n",
+			[]string{`process[1].namespace: "x" is that of an earlier process`},
+		},
+		"process_no_file": {"process: [{namespace: x}]\n", []string{"process[0]: has no pid_file"}},
+		"archive_mirror":  {"archive: {mirror: on}\n", []string{`a.yml:1:11: archive.mirror: "on" is none of auto, off and only`}},
+		"archive_mirrored": {
+			"archive: {mirror: off, mirror_files: -1}\n",
+			[]string{"a.yml:1:24: archive.mirror_files: -1 is negative; use 0 for any number"},
+		},
+		"archive_workers": {
+			"archive: {gauge_workers: -1}\n",
+			[]string{"a.yml:1:11: archive.gauge_workers: -1 is negative; use 0 for any number"},
+		},
 
 		"not_yaml":      {"metrics: [\nlimits: {}\n", []string{"a.yml:3:1: is not YAML: while parsing a flow sequence"}},
 		"tab":           {"limits:\n\tfile_size: 1\n", []string{"a.yml:2:", "has a tab"}},
@@ -515,7 +648,8 @@ func FuzzLoad(f *testing.F) {
 			if !errors.As(err, &all) || len(all) == 0 {
 				t.Fatalf("not Errors: %v", err)
 			}
-			lines := strings.Count(strings.NewReplacer("\r\n", "\n", "\r", "\n", "\u0085", "\n", "\u2028", "\n", "\u2029", "\n").Replace(content), "\n") + 1
+			lines := strings.Count(strings.NewReplacer("\r\n", "\n", "\r", "\n", "\u0085", "\n", "\u2028", "\n", "\u2029",
+				"\n").Replace(content), "\n") + 1
 			for _, e := range all {
 				if e.Problem == "" || e.Pos.Line < 0 || e.Pos.Line > lines+1 {
 					t.Errorf("of %d lines: %#v", lines, e)

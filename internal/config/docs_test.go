@@ -32,7 +32,8 @@ func read(t *testing.T, path string) string {
 // TestDocumented: the pages have a row for each key, and for no other.
 func TestDocumented(t *testing.T) {
 	documented := map[string]bool{}
-	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z_.\\[\\]]+)` \\|").FindAllStringSubmatch(read(t, docsPath)+read(t, outputsPath), -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z_.\\[\\]]+)` \\|").FindAllStringSubmatch(read(t, docsPath)+read(t, outputsPath),
+		-1) {
 		documented[row[1]] = !strings.HasPrefix(row[1], "aggregatord_") // those are metrics
 	}
 	exist := map[string]bool{}
@@ -77,7 +78,8 @@ func TestExample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Presets) != len(presets) || len(c.Metrics) != 1 || len(c.Pools) != 0 || len(c.MetricRelabelConfigs) != 0 || c.Limits != (Limits{}) {
+	if len(c.Presets) != len(presets) || len(c.Metrics) != 1 || len(c.Pools) != 0 || len(c.MetricRelabelConfigs) != 0 ||
+		c.Limits != (Limits{}) {
 		t.Errorf("as it is it says\n%s", c.YAML())
 	}
 	uncomment := regexp.MustCompile(`(?m)^#((?:  )*(?:- )?[a-z_]+:.*)$`)

@@ -264,7 +264,10 @@ func (o *Output) spec(d *decoder, key string) output.Spec {
 		}
 	}
 	if t := o.OTLP; t != nil {
-		s.OTLP = &output.OTLPSpec{URL: string(t.URL), Headers: revealed(t.Headers), Resource: t.ResourceAttributes, Names: output.Names(t.Names)}
+		s.OTLP = &output.OTLPSpec{
+			URL: string(t.URL), Headers: revealed(t.Headers), Resource: t.ResourceAttributes,
+			Names: output.Names(t.Names),
+		}
 	}
 	return s
 }

@@ -23,24 +23,29 @@ func TestOutputs(t *testing.T) {
 	for _, s := range specs {
 		kinds = append(kinds, s.Name+"="+s.Kind())
 	}
-	if got, want := strings.Join(kinds, " "), "node=textfile gateway=pushgateway carbon=graphite mimir=remote_write collector=otlp"; got != want {
+	if got, want := strings.Join(kinds, " "),
+		"node=textfile gateway=pushgateway carbon=graphite mimir=remote_write collector=otlp"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 	node, gateway, mimir, collector := specs[0], specs[1], specs[3], specs[4]
-	if node.Interval != 30*time.Second || node.Timeout != 5*time.Second || !node.SkipOnExit || node.Processes != output.ProcessesNone || !node.OwnMetrics || !node.Textfile.RemoveOnExit || len(node.Relabel) != 1 {
+	if node.Interval != 30*time.Second || node.Timeout != 5*time.Second || !node.SkipOnExit || node.Processes != output.ProcessesNone ||
+		!node.OwnMetrics || !node.Textfile.RemoveOnExit || len(node.Relabel) != 1 {
 		t.Errorf("node: %+v", node)
 	}
 	// Paths begin where the file is, as in Prometheus.
 	if got := gateway.HTTP.TLSConfig.CAFile; got != "/etc/agg/ca.pem" {
 		t.Errorf("ca_file: %q", got)
 	}
-	if !gateway.HTTP.FollowRedirects || string(gateway.HTTP.BasicAuth.Password) != "hidden" || gateway.SkipOnExit || gateway.Processes != "" {
+	if !gateway.HTTP.FollowRedirects || string(gateway.HTTP.BasicAuth.Password) != "hidden" || gateway.SkipOnExit ||
+		gateway.Processes != "" {
 		t.Errorf("gateway: %+v", gateway.HTTP)
 	}
-	if g := gateway.Pushgateway; g.URL != "http://me:hidden@gateway:9091" || g.DeleteAfter != 30*time.Second || !g.DeleteOnExit || !g.InstanceIP {
+	if g := gateway.Pushgateway; g.URL != "http://me:hidden@gateway:9091" || g.DeleteAfter != 30*time.Second || !g.DeleteOnExit ||
+		!g.InstanceIP {
 		t.Errorf("gateway: %+v", g)
 	}
-	if r := mimir.RemoteWrite; r.Headers["X-Scope-OrgID"] != "hidden" || r.Protocol != output.Protocol1 || !r.KeepOnExit || r.SamplesPerSend != 500 {
+	if r := mimir.RemoteWrite; r.Headers["X-Scope-OrgID"] != "hidden" || r.Protocol != output.Protocol1 || !r.KeepOnExit ||
+		r.SamplesPerSend != 500 {
 		t.Errorf("mimir: %+v", r)
 	}
 	if o := collector.OTLP; o.Names != output.NamesOTel || o.Resource["service.name"] != "shop" {
@@ -214,7 +219,8 @@ outputs:
 	for i := range 8 {
 		bomb += fmt.Sprintf("      a%d: &a%d [%s]\n", i+1, i+1, strings.Repeat(fmt.Sprintf("*a%d, ", i), 10))
 	}
-	if _, err := Parse("a.yml", []byte(bomb)); err == nil || !strings.Contains(err.Error(), "outputs[0].http_config: aliases make it too large") {
+	if _, err := Parse("a.yml", []byte(bomb)); err == nil ||
+		!strings.Contains(err.Error(), "outputs[0].http_config: aliases make it too large") {
 		t.Errorf("%.300v", err)
 	}
 }

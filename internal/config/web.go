@@ -73,7 +73,8 @@ func (d *decoder) webSections(root *yaml.Node) {
 			full := name.Value + "." + key.Value
 			switch {
 			case keys == nil && !bcryptHash.MatchString(value.Value):
-				d.fail(posOf(value), full, "is not a bcrypt hash of a password; write what htpasswd -nBC 10 %s prints after the colon", key.Value)
+				d.fail(posOf(value), full, "is not a bcrypt hash of a password; write what htpasswd -nBC 10 %s prints after the colon",
+					key.Value)
 			case keys != nil && !slices.Contains(keys, key.Value):
 				d.fail(posOf(key), full, "is not a key%s", didYouMean(key.Value, keys))
 			}

@@ -20,17 +20,26 @@ func TestExplainWeb(t *testing.T) {
 		text string
 		want []string // begin with ":LINE:COLUMN: "; none: the cause
 	}{
-		"sound":          {"basic_auth_users:\n  prometheus: " + hash + "\n", nil},
-		"plain_password": {"basic_auth_users:\n  prometheus: secret\n", []string{":2:15: basic_auth_users.prometheus: is not a bcrypt hash of a password; write what htpasswd -nBC 10 prometheus prints after the colon"}},
-		"cut_hash":       {"basic_auth_users: {me: $2y$10$abc}\n", []string{":1:24: basic_auth_users.me: is not a bcrypt hash"}},
-		"tab":            {"basic_auth_users:\n\tme: " + hash + "\n", []string{":2:1: has a tab; indent with spaces"}},
-		"mistyped_key":   {"tls_server_config:\n  cert_fil: a\n", []string{":2:3: tls_server_config.cert_fil: is not a key; did you mean cert_file?"}},
-		"mistyped_part":  {"tls_config: {}\n", []string{":1:1: tls_config: is not a key"}},
-		"two_mistakes":   {"rate_limits: {}\nbasic_auth_users: {me: x}\n", []string{":1:1: rate_limits: is not a key; did you mean rate_limit?", ":2:24: basic_auth_users.me: is not a bcrypt"}},
-		"no_keys":        {"- a\n", []string{":1:1: has no keys"}},
-		"no_keys_below":  {"basic_auth_users: 7\n", []string{":1:19: basic_auth_users: has no keys below it"}},
-		"nothing_below":  {"basic_auth_users:\n", nil},
-		"other":          {"tls_server_config: {cert_file: /none}\n", nil},
+		"sound": {"basic_auth_users:\n  prometheus: " + hash + "\n", nil},
+		"plain_password": {
+			"basic_auth_users:\n  prometheus: secret\n",
+			[]string{":2:15: basic_auth_users.prometheus: is not a bcrypt hash of a password; write what htpasswd -nBC 10 prometheus prints after the colon"},
+		},
+		"cut_hash": {"basic_auth_users: {me: $2y$10$abc}\n", []string{":1:24: basic_auth_users.me: is not a bcrypt hash"}},
+		"tab":      {"basic_auth_users:\n\tme: " + hash + "\n", []string{":2:1: has a tab; indent with spaces"}},
+		"mistyped_key": {
+			"tls_server_config:\n  cert_fil: a\n",
+			[]string{":2:3: tls_server_config.cert_fil: is not a key; did you mean cert_file?"},
+		},
+		"mistyped_part": {"tls_config: {}\n", []string{":1:1: tls_config: is not a key"}},
+		"two_mistakes": {
+			"rate_limits: {}\nbasic_auth_users: {me: x}\n",
+			[]string{":1:1: rate_limits: is not a key; did you mean rate_limit?", ":2:24: basic_auth_users.me: is not a bcrypt"},
+		},
+		"no_keys":       {"- a\n", []string{":1:1: has no keys"}},
+		"no_keys_below": {"basic_auth_users: 7\n", []string{":1:19: basic_auth_users: has no keys below it"}},
+		"nothing_below": {"basic_auth_users:\n", nil},
+		"other":         {"tls_server_config: {cert_file: /none}\n", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "web.yml")

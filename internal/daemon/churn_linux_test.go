@@ -50,9 +50,15 @@ func TestChurn(t *testing.T) {
 	const pools = 100
 	root, spare := sourceDir(t), sourceDir(t)
 	d := startReady(t, Options{
-		Fleet: fleet.Options{TendInterval: 200 * time.Millisecond, RescanInterval: time.Second, Pool: pool.Options{Archive: &pool.ArchiveOptions{Rest: -1}}},
+		Fleet: fleet.Options{
+			TendInterval: 200 * time.Millisecond, RescanInterval: time.Second,
+			Pool: pool.Options{Archive: &pool.ArchiveOptions{Rest: -1}},
+		},
 		Discovery: &discover.Options{
-			Sources:  []discover.Source{discover.NewPattern(discover.Pattern{Glob: root + "/*/metrics", Name: "app-$1", Labels: map[string]string{"app": "$1"}})},
+			Sources: []discover.Source{discover.NewPattern(discover.Pattern{
+				Glob: root + "/*/metrics", Name: "app-$1",
+				Labels: map[string]string{"app": "$1"},
+			})},
 			Interval: 50 * time.Millisecond, Retention: 300 * time.Millisecond,
 		},
 	})
@@ -186,7 +192,8 @@ func TestChurn(t *testing.T) {
 	if err := json.Unmarshal([]byte(d.get("/api/v1/pools?search=app-10&limit=3").body), &listing); err != nil {
 		t.Fatal(err)
 	}
-	if p := listing.Data; p.Total != len(ledger) || p.Matching < 11 || len(p.Items) != 3 || p.Items[0].Source != discover.FromPattern || p.Items[0].Labels["app"] == "" {
+	if p := listing.Data; p.Total != len(ledger) || p.Matching < 11 || len(p.Items) != 3 || p.Items[0].Source != discover.FromPattern ||
+		p.Items[0].Labels["app"] == "" {
 		t.Errorf("the list: %+v", p)
 	}
 

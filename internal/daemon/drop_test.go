@@ -89,7 +89,8 @@ func TestDropArchived(t *testing.T) {
 	opts.EnableLifecycle = false
 	d = startReady(t, opts)
 	check(d)
-	if code, body := d.postForm(path, url.Values{"name": {"right_total"}}); code != http.StatusForbidden || !strings.Contains(body, "--web.enable-lifecycle") {
+	if code, body := d.postForm(path, url.Values{"name": {"right_total"}}); code != http.StatusForbidden ||
+		!strings.Contains(body, "--web.enable-lifecycle") {
 		t.Errorf("not enabled: %d %s", code, body)
 	}
 	check(d)

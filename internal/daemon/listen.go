@@ -46,7 +46,8 @@ func listenAll(opts Options) (listeners []net.Listener, err error) {
 			}
 		}
 		if len(listeners) == 0 {
-			return nil, errors.New("take the sockets of systemd: it passed none; start this from a .socket unit, or leave --web.systemd-socket out")
+			return nil,
+				errors.New("take the sockets of systemd: it passed none; start this from a .socket unit, or leave --web.systemd-socket out")
 		}
 		return listeners, nil
 	}

@@ -84,13 +84,15 @@ func limitMemory(group int64, log *zap.Logger, set *telemetry.Set) (poolBytes in
 			debug.SetMemoryLimit(soft)
 		}
 	}
-	gauge := set.Gauge("aggregatord_memory_soft_limit_bytes", "Soft limit of the memory of the Go runtime, by GOMEMLIMIT or the control group; 0: none.")
+	gauge := set.Gauge("aggregatord_memory_soft_limit_bytes",
+		"Soft limit of the memory of the Go runtime, by GOMEMLIMIT or the control group; 0: none.")
 	if soft == math.MaxInt64 {
 		return merge.DefaultMaxBytes
 	}
 	gauge.Set(float64(soft))
 	poolBytes = min(merge.DefaultMaxBytes, cmp.Or(soft/inputShare, 1))
-	log.Info("memory is limited; near the limit, garbage is collected more often", zap.Int64("soft_limit_bytes", soft), zap.String("source", source),
+	log.Info("memory is limited; near the limit, garbage is collected more often", zap.Int64("soft_limit_bytes", soft),
+		zap.String("source", source),
 		zap.Int64("group_bytes", group), zap.Int64("default_bytes_per_pool", poolBytes))
 	return poolBytes
 }

@@ -28,10 +28,14 @@ func TestGroupMemory(t *testing.T) {
 		"least":               {"0::/a/b\n", map[string]string{"a/b/memory.max": "2097152\n", "a/memory.max": "1048576\n"}, 1 << 20},
 		"container":           {"0::/\n", map[string]string{"memory.max": "1048576\n"}, 1 << 20},
 		"container_not_shown": {"4:memory:/docker/x\n", map[string]string{"memory/memory.limit_in_bytes": "1048576\n"}, 1 << 20},
-		"version_1":           {"5:cpu,cpuacct:/c\n4:memory:/a\n", map[string]string{"memory/a/memory.limit_in_bytes": "1048576\n", "memory.max": "7"}, 1 << 20},
-		"version_1_max":       {"4:memory:/a\n", map[string]string{"memory/a/memory.limit_in_bytes": "9223372036854771712\n"}, 0},
-		"both":                {"4:memory:/a\n0::/u\n", map[string]string{"memory/a/memory.limit_in_bytes": "1048576\n"}, 1 << 20},
-		"nonsense":            {"x\n0::/../../a\n::\n", map[string]string{"a/memory.max": "-5\n"}, 0},
+		"version_1": {
+			"5:cpu,cpuacct:/c\n4:memory:/a\n",
+			map[string]string{"memory/a/memory.limit_in_bytes": "1048576\n", "memory.max": "7"},
+			1 << 20,
+		},
+		"version_1_max": {"4:memory:/a\n", map[string]string{"memory/a/memory.limit_in_bytes": "9223372036854771712\n"}, 0},
+		"both":          {"4:memory:/a\n0::/u\n", map[string]string{"memory/a/memory.limit_in_bytes": "1048576\n"}, 1 << 20},
+		"nonsense":      {"x\n0::/../../a\n::\n", map[string]string{"a/memory.max": "-5\n"}, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

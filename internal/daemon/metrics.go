@@ -69,8 +69,10 @@ const archiveSeconds = "aggregatord_archive_fold_duration_seconds"
 // addOptional adds what options ask for.
 func (m *metrics) addOptional(set *telemetry.Set, opts Options) {
 	if opts.LogStats != nil {
-		dropped := set.Counter("aggregatord_log_dropped_lines_total", "Lines of the log that were dropped because whoever reads it was too slow or gone.")
-		leftOut := set.Counter("aggregatord_log_left_out_lines_total", "Lines of the log that were left out because there were many of their kind; the next one of the kind tells how many.")
+		dropped := set.Counter("aggregatord_log_dropped_lines_total",
+			"Lines of the log that were dropped because whoever reads it was too slow or gone.")
+		leftOut := set.Counter("aggregatord_log_left_out_lines_total",
+			"Lines of the log that were left out because there were many of their kind; the next one of the kind tells how many.")
 		set.OnSnapshot(func() {
 			d, l := opts.LogStats()
 			dropped.Set(float64(d))
@@ -111,27 +113,41 @@ type metrics struct {
 
 func newMetrics(set *telemetry.Set) *metrics {
 	m := &metrics{
-		scrapes:   set.CounterVec("aggregatord_scrapes_total", "Requests for metrics, by outcome.", "outcome"),
-		formats:   set.CounterVec("aggregatord_scrape_formats_total", "Scrapes answered, by format and content encoding.", "format", "encoding"),
-		refused:   set.CounterVec("aggregatord_requests_refused_total", "Requests that the web configuration kept from being served: no or a wrong password, too many passwords to check, too high a rate, or a file that became unreadable.", "reason"),
-		questions: set.CounterVec("aggregatord_api_requests_total", "Requests to the API, by status code; 503: it was not ready, or too many were under way; 0: the client had gone.", "code"),
-		seconds: set.Histogram("aggregatord_scrape_duration_seconds", "Time from the request to the response handed to the kernel, for scrapes answered.",
+		scrapes: set.CounterVec("aggregatord_scrapes_total", "Requests for metrics, by outcome.", "outcome"),
+		formats: set.CounterVec("aggregatord_scrape_formats_total", "Scrapes answered, by format and content encoding.", "format",
+			"encoding"),
+		refused: set.CounterVec("aggregatord_requests_refused_total",
+			"Requests that the web configuration kept from being served: no or a wrong password, too many passwords to check, too high a rate, or a file that became unreadable.", "reason"),
+		questions: set.CounterVec("aggregatord_api_requests_total",
+			"Requests to the API, by status code; 503: it was not ready, or too many were under way; 0: the client had gone.", "code"),
+		seconds: set.Histogram("aggregatord_scrape_duration_seconds",
+			"Time from the request to the response handed to the kernel, for scrapes answered.",
 			[]float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}),
-		size:        set.GaugeVec("aggregatord_scrape_size_bytes", "Size of the body of the last scrape answered: plain as encoded, and as sent with each content encoding.", "encoding"),
-		sentBytes:   set.CounterVec("aggregatord_scrape_sent_bytes_total", "Bytes of response bodies sent.", "encoding"),
-		omitted:     set.GaugeVec("aggregatord_omissions", "Families, and parts of families, left out of a format because the exposition would be invalid with them; the log names them.", "format"),
-		losses:      set.GaugeVec("aggregatord_format_losses", "Families, and parts of families, that a format cannot carry, by reason: it leaves them out, or serves them without their type. The label served is the format that clients get instead if they accept both.", "format", "served", "reason"),
-		events:      set.CounterVec("aggregatord_watch_events_total", "File system events that said the directory may have changed.", "pool"),
-		overflows:   set.CounterVec("aggregatord_watch_overflows_total", "Times file system events were lost; a rescan makes up for it.", "pool"),
-		eventsUp:    set.GaugeVec("aggregatord_watch_up", "1 if the directory's file system events arrive; 0: the directory is listed every second.", "pool"),
-		closed:      set.CounterVec("aggregatord_connections_closed_total", "Connections closed to make room: idle or busy ones when there were too many, slow ones when responses on their way took too much memory.", "reason"),
+		size: set.GaugeVec("aggregatord_scrape_size_bytes",
+			"Size of the body of the last scrape answered: plain as encoded, and as sent with each content encoding.", "encoding"),
+		sentBytes: set.CounterVec("aggregatord_scrape_sent_bytes_total", "Bytes of response bodies sent.", "encoding"),
+		omitted: set.GaugeVec("aggregatord_omissions",
+			"Families, and parts of families, left out of a format because the exposition would be invalid with them; the log names them.",
+			"format"),
+		losses: set.GaugeVec("aggregatord_format_losses",
+			"Families, and parts of families, that a format cannot carry, by reason: it leaves them out, or serves them without their type. The label served is the format that clients get instead if they accept both.", "format", "served", "reason"),
+		events: set.CounterVec("aggregatord_watch_events_total", "File system events that said the directory may have changed.",
+			"pool"),
+		overflows: set.CounterVec("aggregatord_watch_overflows_total", "Times file system events were lost; a rescan makes up for it.",
+			"pool"),
+		eventsUp: set.GaugeVec("aggregatord_watch_up",
+			"1 if the directory's file system events arrive; 0: the directory is listed every second.", "pool"),
+		closed: set.CounterVec("aggregatord_connections_closed_total",
+			"Connections closed to make room: idle or busy ones when there were too many, slow ones when responses on their way took too much memory.", "reason"),
 		connections: set.Gauge("aggregatord_connections", "Clients that are connected."),
-		resident:    set.Gauge("aggregatord_resident_anonymous_bytes", "Anonymous resident memory of the daemon (RssAnon), without the mapped source files; 0 where it cannot be known."),
-		cpu:         set.Counter("aggregatord_cpu_seconds_total", "CPU time the daemon has used."),
-		goroutines:  set.Gauge("aggregatord_goroutines", "Goroutines of the daemon."),
+		resident: set.Gauge("aggregatord_resident_anonymous_bytes",
+			"Anonymous resident memory of the daemon (RssAnon), without the mapped source files; 0 where it cannot be known."),
+		cpu:        set.Counter("aggregatord_cpu_seconds_total", "CPU time the daemon has used."),
+		goroutines: set.Gauge("aggregatord_goroutines", "Goroutines of the daemon."),
 	}
 	info := buildinfo.Get()
-	set.GaugeVec("aggregatord_build_info", "Which build this is.", "version", "revision", "goversion").With(info.Version, info.Revision, info.GoVersion).Set(1)
+	set.GaugeVec("aggregatord_build_info", "Which build this is.", "version", "revision", "goversion").With(info.Version, info.Revision,
+		info.GoVersion).Set(1)
 	set.Gauge("aggregatord_start_time_seconds", "When the daemon started, in Unix seconds.").Set(float64(time.Now().UnixMilli()) / 1000)
 	set.MarkEssential(essential...)
 	for _, r := range serve.ClosedReasons() {
@@ -183,7 +199,8 @@ func (m *metrics) reporter(log *zap.Logger) func(exposition.Report) {
 			switch what := zap.Stringer("what", o); {
 			case known[k][o]:
 			case r.Avoided():
-				log.Info("a format does not carry everything, another is served to those who accept it", zap.String("format", k.format), zap.String("served", k.served), what)
+				log.Info("a format does not carry everything, another is served to those who accept it", zap.String("format", k.format),
+					zap.String("served", k.served), what)
 			case o.Untyped:
 				log.Info("served without its type, which the format cannot say beside the rest", zap.String("format", k.format), what)
 			default:

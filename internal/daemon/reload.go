@@ -55,10 +55,13 @@ const configPoll = 5 * time.Second
 func newReloader(opts Options, set *telemetry.Set, apply func(*policy.Policy) error) *reloader {
 	r := &reloader{
 		opts: opts, apply: apply, logger: opts.Logger, settle: 200 * time.Millisecond, inForce: opts.Config,
-		ok:      set.Gauge("aggregatord_config_last_reload_successful", "1 if the configuration file could be loaded the last time it was tried; 0: an earlier one is in force."),
-		okTime:  set.Gauge("aggregatord_config_last_reload_success_timestamp_seconds", "When the configuration was loaded last, in Unix seconds."),
-		hash:    set.Gauge("aggregatord_config_hash", "Hash of the configuration file in force; 0 without a file."),
-		pending: set.Gauge("aggregatord_config_restart_pending_keys", "Keys of the configuration in force that were changed and need a restart; the log names them."),
+		ok: set.Gauge("aggregatord_config_last_reload_successful",
+			"1 if the configuration file could be loaded the last time it was tried; 0: an earlier one is in force."),
+		okTime: set.Gauge("aggregatord_config_last_reload_success_timestamp_seconds",
+			"When the configuration was loaded last, in Unix seconds."),
+		hash: set.Gauge("aggregatord_config_hash", "Hash of the configuration file in force; 0 without a file."),
+		pending: set.Gauge("aggregatord_config_restart_pending_keys",
+			"Keys of the configuration in force that were changed and need a restart; the log names them."),
 		reloads: set.CounterVec("aggregatord_config_reloads_total", "Reloads of the configuration, by outcome.", "outcome"),
 	}
 	for _, outcome := range []string{"success", "failure"} {
@@ -87,7 +90,8 @@ func (r *reloader) loaded(c *config.Config) {
 	}
 	for _, p := range c.Pools {
 		if !served[p.Name] && p.Glob == "" {
-			r.logger.Warn("the configuration has rules for a pool that is not served", zap.String("config", c.File()), zap.String("pool", p.Name))
+			r.logger.Warn("the configuration has rules for a pool that is not served", zap.String("config", c.File()),
+				zap.String("pool", p.Name))
 		}
 	}
 	for _, sentence := range c.Policy().Idle() {
@@ -148,7 +152,8 @@ func (r *reloader) run(ctx context.Context) {
 	if path := r.opts.Config.File(); path != "" {
 		// Its directory may be one where much else happens.
 		n := watch.NewNotifier(watch.NotifierOptions{Quiet: 100 * time.Millisecond, OnFallback: func(err error) {
-			r.logger.Warn("inotify is unavailable; looking at the configuration file every second", zap.String("config", path), zap.Error(err))
+			r.logger.Warn("inotify is unavailable; looking at the configuration file every second", zap.String("config", path),
+				zap.Error(err))
 		}})
 		// Ends when ctx is done.
 		notifying.Go(func() {

@@ -141,7 +141,8 @@ func TestReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := d.await(notReloaded)
-	if got := fmt.Sprint(e.ContextMap()["error"]); !strings.Contains(got, path+":1:1: external_label: is not a key; did you mean external_labels?") {
+	if got := fmt.Sprint(e.ContextMap()["error"]); !strings.Contains(got,
+		path+":1:1: external_label: is not a key; did you mean external_labels?") {
 		t.Errorf("logged %s", got)
 	}
 	if got := d.ownMetric("aggregatord_config_last_reload_successful"); got != "0" {
@@ -166,7 +167,8 @@ func TestReload(t *testing.T) {
 	if got := d.ownMetric("aggregatord_config_last_reload_successful"); got != "1" {
 		t.Errorf("in the end it is %s", got)
 	}
-	if ok, failed := d.ownMetric(`aggregatord_config_reloads_total{outcome="success"}`), d.ownMetric(`aggregatord_config_reloads_total{outcome="failure"}`); ok != "4" || failed != "3" {
+	if ok, failed := d.ownMetric(`aggregatord_config_reloads_total{outcome="success"}`),
+		d.ownMetric(`aggregatord_config_reloads_total{outcome="failure"}`); ok != "4" || failed != "3" {
 		t.Errorf("%s times loaded, %s times not", ok, failed)
 	}
 	if err := d.end(); err != nil {
@@ -228,7 +230,8 @@ func TestReloadWithoutFile(t *testing.T) {
 	hangup <- syscall.SIGHUP
 	d.await("no configuration file to reload; start with --config.file")
 	for series, want := range map[string]string{
-		"aggregatord_config_last_reload_successful": "1", "aggregatord_config_hash": "0", `aggregatord_config_reloads_total{outcome="failure"}`: "0",
+		"aggregatord_config_last_reload_successful": "1", "aggregatord_config_hash": "0",
+		`aggregatord_config_reloads_total{outcome="failure"}`: "0",
 	} {
 		if got := d.ownMetric(series); got != want {
 			t.Errorf("%s is %s, want %s", series, got, want)
@@ -339,10 +342,12 @@ func TestReloadNeedsRestart(t *testing.T) {
 // TestStepWithoutEffect: a step that can match nothing is taken, and told of.
 func TestStepWithoutEffect(t *testing.T) {
 	opts := Options{Fleet: only(sourceDir(t))}
-	opts.Config = loadConfig(t, filepath.Join(t.TempDir(), "a.yml"), "metric_relabel_configs: [{source_labels: [__name__], regex: 'aggregatord_.*', action: drop}]\n")
+	opts.Config = loadConfig(t, filepath.Join(t.TempDir(), "a.yml"),
+		"metric_relabel_configs: [{source_labels: [__name__], regex: 'aggregatord_.*', action: drop}]\n")
 	d := startReady(t, opts)
 	e := d.awaitEntry("a step of metric_relabel_configs can match nothing", 1)
-	if got := fmt.Sprint(e.ContextMap()["step"]); !strings.HasPrefix(got, "metric_relabel_configs[0] matches nothing: the daemon's own metrics") {
+	if got := fmt.Sprint(e.ContextMap()["step"]); !strings.HasPrefix(got,
+		"metric_relabel_configs[0] matches nothing: the daemon's own metrics") {
 		t.Errorf("it says %q", got)
 	}
 }
@@ -402,7 +407,8 @@ func TestReloadUnderScrapes(t *testing.T) {
 					}
 					values[m[1]] = append(values[m[1]], m[3])
 				}
-				got := fmt.Sprintf("level=%s noise=%d info=%d", strings.Join(values["level"], "+"), len(values["noise"]), len(values["build_info"]))
+				got := fmt.Sprintf("level=%s noise=%d info=%d", strings.Join(values["level"], "+"), len(values["noise"]),
+					len(values["build_info"]))
 				if len(by) != 1 || jobs != families {
 					t.Errorf("%d families, by %v: %s", jobs, by, got)
 					continue

@@ -29,8 +29,9 @@ func TestSystemdNotify(t *testing.T) {
 	// Ends when ctx does.
 	go func() {
 		ended <- Run(ctx, Options{
-			Fleet: fleet.Options{Pools: []pool.Spec{{Path: t.TempDir()}}, TendInterval: 10 * time.Millisecond}, ListenAddresses: []string{"127.0.0.1:0"},
-			SystemdNotify: true, OnListening: func() { listening = true },
+			Fleet:           fleet.Options{Pools: []pool.Spec{{Path: t.TempDir()}}, TendInterval: 10 * time.Millisecond},
+			ListenAddresses: []string{"127.0.0.1:0"},
+			SystemdNotify:   true, OnListening: func() { listening = true },
 		})
 	}()
 	var told []string

@@ -79,7 +79,8 @@ func (w workerFiles) sum(kind, sample string) float64 {
 }
 
 func (w workerFiles) counted() (requests, durations, sizes float64) {
-	return w.sum("counter", "http_requests_total"), w.sum("histogram", "http_request_duration_seconds_bucket"), w.sum("summary", "http_response_size_bytes_count")
+	return w.sum("counter", "http_requests_total"), w.sum("histogram", "http_request_duration_seconds_bucket"),
+		w.sum("summary", "http_response_size_bytes_count")
 }
 
 // kinds are what the names of the files of a worker begin with that has answered a request.
@@ -419,7 +420,8 @@ func TestLayout(t *testing.T) {
 			} else if mostRecent && time.Since(time.Unix(int64(e.Stamp), 0)).Abs() > patience {
 				t.Errorf("%s: timestamp %v is not the present", kind, e.Stamp)
 			}
-			if kind != "counter" && kind != "histogram" && kind != "summary" && !strings.HasSuffix(e.Key.Help, "(mode "+strings.TrimPrefix(kind, "gauge_")+").") {
+			if kind != "counter" && kind != "histogram" && kind != "summary" &&
+				!strings.HasSuffix(e.Key.Help, "(mode "+strings.TrimPrefix(kind, "gauge_")+").") {
 				t.Errorf("%s: help %q does not tell the mode", kind, e.Key.Help)
 			}
 		}
@@ -450,7 +452,10 @@ func TestLayout(t *testing.T) {
 		}
 	}
 	want := []string{"_sum"}
-	for _, le := range []string{"0.005", "0.01", "0.025", "0.05", "0.075", "0.1", "0.25", "0.5", "0.75", "1.0", "2.5", "5.0", "7.5", "10.0", "+Inf"} {
+	for _, le := range []string{
+		"0.005", "0.01", "0.025", "0.05", "0.075", "0.1", "0.25", "0.5", "0.75", "1.0", "2.5", "5.0", "7.5", "10.0",
+		"+Inf",
+	} {
 		want = append(want, "_bucket"+le)
 	}
 	if !slices.Equal(samples, want) {

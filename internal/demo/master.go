@@ -104,7 +104,10 @@ func Run(ctx context.Context, opts Options) error {
 	if err := os.MkdirAll(opts.Dir, 0o755); err != nil {
 		return fmt.Errorf("make the demo's directory: %w", err)
 	}
-	m := &master{opts: opts, executable: executable, log: opts.Logger, places: make([]*os.Process, opts.Workers), victims: map[*os.Process]bool{}}
+	m := &master{
+		opts: opts, executable: executable, log: opts.Logger, places: make([]*os.Process, opts.Workers),
+		victims: map[*os.Process]bool{},
+	}
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -151,7 +154,8 @@ func (m *master) keep(ctx context.Context, place int) error {
 		case killed:
 			m.log.Debug("demo worker was killed; another takes its place", pid)
 		default:
-			m.log.Warn("demo worker failed; another will take its place", pid, zap.Error(err), zap.String("stderr", strings.TrimSpace(stderr.String())))
+			m.log.Warn("demo worker failed; another will take its place", pid, zap.Error(err),
+				zap.String("stderr", strings.TrimSpace(stderr.String())))
 			sleep(ctx, failurePause)
 		}
 	}

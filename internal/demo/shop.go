@@ -75,16 +75,20 @@ func newShop(c *client, rng *rand.Rand) *shop {
 		sizes:  c.summary("http_response_size_bytes", "Size of response bodies."),
 		orders: c.counter("orders", "Orders placed."),
 
-		memory:         c.gauge(metric.All, "worker_memory_bytes", "Memory of each worker, of the dead as they left it (mode all)."),
-		up:             c.gauge(metric.LiveAll, "worker_up", "1 for each worker that is alive (mode liveall)."),
-		balance:        c.gauge(metric.Sum, "till_balance_euros", "Orders less refunds, over living and dead workers (mode sum)."),
-		inProgress:     c.gauge(metric.LiveSum, "inprogress_requests", "Requests in progress, over living workers (mode livesum)."),
-		queuePeak:      c.gauge(metric.Max, "queue_depth_peak", "Most requests that any worker, living or dead, had at once (mode max)."),
-		slowest:        c.gauge(metric.LiveMax, "slowest_request_seconds", "Slowest request of any living worker (mode livemax)."),
-		connectionsLow: c.gauge(metric.Min, "database_connections_free_low", "Fewest free connections that any worker, living or dead, was left with (mode min)."),
-		connections:    c.gauge(metric.LiveMin, "database_connections_free", "Free connections of the living worker that has fewest (mode livemin)."),
-		exchangeRate:   c.gauge(metric.MostRecent, "exchange_rate_dollars_per_euro", "Exchange rate as any worker, living or dead, last fetched it (mode mostrecent)."),
-		products:       c.gauge(metric.LiveMostRecent, "catalogue_products", "Products in the catalogue as a living worker last counted them (mode livemostrecent)."),
+		memory:     c.gauge(metric.All, "worker_memory_bytes", "Memory of each worker, of the dead as they left it (mode all)."),
+		up:         c.gauge(metric.LiveAll, "worker_up", "1 for each worker that is alive (mode liveall)."),
+		balance:    c.gauge(metric.Sum, "till_balance_euros", "Orders less refunds, over living and dead workers (mode sum)."),
+		inProgress: c.gauge(metric.LiveSum, "inprogress_requests", "Requests in progress, over living workers (mode livesum)."),
+		queuePeak:  c.gauge(metric.Max, "queue_depth_peak", "Most requests that any worker, living or dead, had at once (mode max)."),
+		slowest:    c.gauge(metric.LiveMax, "slowest_request_seconds", "Slowest request of any living worker (mode livemax)."),
+		connectionsLow: c.gauge(metric.Min, "database_connections_free_low",
+			"Fewest free connections that any worker, living or dead, was left with (mode min)."),
+		connections: c.gauge(metric.LiveMin, "database_connections_free",
+			"Free connections of the living worker that has fewest (mode livemin)."),
+		exchangeRate: c.gauge(metric.MostRecent, "exchange_rate_dollars_per_euro",
+			"Exchange rate as any worker, living or dead, last fetched it (mode mostrecent)."),
+		products: c.gauge(metric.LiveMostRecent, "catalogue_products",
+			"Products in the catalogue as a living worker last counted them (mode livemostrecent)."),
 	}
 	s.memory.set(float64(48<<20 + rng.IntN(16<<20)))
 	s.up.set(1)
@@ -178,7 +182,8 @@ func (s *shop) request(method, path, status string) value {
 	v, ok := s.requests[k]
 	if !ok {
 		v = s.client.counter("http_requests", "Requests answered.",
-			metric.Label{Name: "method", Value: method}, metric.Label{Name: "path", Value: path}, metric.Label{Name: "status", Value: status})
+			metric.Label{Name: "method", Value: method}, metric.Label{Name: "path", Value: path},
+			metric.Label{Name: "status", Value: status})
 		s.requests[k] = v
 	}
 	return v
@@ -187,7 +192,8 @@ func (s *shop) request(method, path, status string) value {
 func (s *shop) duration(path string) *histogram {
 	h, ok := s.durations[path]
 	if !ok {
-		h = s.client.histogram("http_request_duration_seconds", "Time from a request to its response.", metric.Label{Name: "path", Value: path})
+		h = s.client.histogram("http_request_duration_seconds", "Time from a request to its response.",
+			metric.Label{Name: "path", Value: path})
 		s.durations[path] = h
 	}
 	return h

@@ -70,10 +70,18 @@ func TestPatterns(t *testing.T) {
 		pattern Pattern
 		want    []string
 	}{
-		{"named", Pattern{Glob: "/*/metrics", Name: "jobs-$1", Labels: map[string]string{"app": "$1"}}, []string{"jobs-blog app=blog", "jobs-shop app=shop"}},
+		{
+			"named",
+			Pattern{Glob: "/*/metrics", Name: "jobs-$1", Labels: map[string]string{"app": "$1"}},
+			[]string{"jobs-blog app=blog", "jobs-shop app=shop"},
+		},
 		{"unnamed", Pattern{Glob: "/*/metrics"}, []string{"blog", "shop"}},
 		{"two stars", Pattern{Glob: "/b*/m*"}, []string{"log-etrics"}},
-		{"recursive", Pattern{Glob: "/sho?", Name: "s", Recursive: true, Labels: map[string]string{"path": "$path"}}, []string{"s-metrics path=metrics", "s-metrics-group-deep path=metrics/group/deep"}},
+		{
+			"recursive",
+			Pattern{Glob: "/sho?", Name: "s", Recursive: true, Labels: map[string]string{"path": "$path"}},
+			[]string{"s-metrics path=metrics", "s-metrics-group-deep path=metrics/group/deep"},
+		},
 		{"shallow", Pattern{Glob: "/sho?", Name: "s", Recursive: true, Depth: 1}, []string{"s-metrics"}},
 		{"nothing yet", Pattern{Glob: "/later/*"}, nil},
 	} {
@@ -373,13 +381,16 @@ func TestSettings(t *testing.T) {
 	volume := mkdir(t, root, "pods", "11111111-aaaa", "volumes", "kubernetes.io~empty-dir", "metrics")
 	touch(t, volume)
 	reads := 0
-	s := &kubeletSource{Kubelet: Kubelet{Root: root, Settings: "metrics.yml", ReadSettings: func(file string, data []byte) (Settings, error) {
-		reads++
-		if file != filepath.Join(volume, "metrics.yml") || string(data) == "bad" {
-			return Settings{}, errors.New("bad\nin two lines" + strings.Repeat("!", 1000))
-		}
-		return Settings{Labels: []metric.Label{{Name: "app_text", Value: string(data[:min(len(data), 10)])}}}, nil
-	}}}
+	s := &kubeletSource{Kubelet: Kubelet{
+		Root: root, Settings: "metrics.yml",
+		ReadSettings: func(file string, data []byte) (Settings, error) {
+			reads++
+			if file != filepath.Join(volume, "metrics.yml") || string(data) == "bad" {
+				return Settings{}, errors.New("bad\nin two lines" + strings.Repeat("!", 1000))
+			}
+			return Settings{Labels: []metric.Label{{Name: "app_text", Value: string(data[:min(len(data), 10)])}}}, nil
+		},
+	}}
 	path := filepath.Join(volume, "metrics.yml")
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte("secret"), 0o600); err != nil {
@@ -407,7 +418,10 @@ func TestSettings(t *testing.T) {
 		{"link", func() error { return os.Symlink(secret, path) }, "cccccccccc", false, "it is a link"},
 		{"pipe", func() error { return unix.Mkfifo(path, 0o600) }, "cccccccccc", false, "not a regular file"},
 		{"directory", func() error { return os.Mkdir(path, 0o700) }, "cccccccccc", false, "not a regular file"},
-		{"two_names", func() error { return errors.Join(os.WriteFile(path, []byte("d"), 0o600), os.Link(path, path+".2")) }, "cccccccccc", false, "one name"},
+		{
+			"two_names", func() error { return errors.Join(os.WriteFile(path, []byte("d"), 0o600), os.Link(path, path+".2")) }, "cccccccccc",
+			false, "one name",
+		},
 		{"removed", func() error { return nil }, "", true, ""},
 	} {
 		switch step.name {
@@ -479,7 +493,8 @@ func TestSettingsChange(t *testing.T) {
 	}
 	source := &settingsSource{}
 	f := New(Options{
-		Sources: []Source{source}, Add: func(s pool.Spec) error { return call("add", s) }, Change: func(s pool.Spec) error { return call("change", s) },
+		Sources: []Source{source}, Add: func(s pool.Spec) error { return call("add", s) },
+		Change: func(s pool.Spec) error { return call("change", s) },
 		Remove: func(name string) error { return call("remove", pool.Spec{Name: name}) },
 	})
 	for _, step := range []struct {
@@ -495,7 +510,10 @@ func TestSettingsChange(t *testing.T) {
 		{"refused", "3", "c", Node{1, 1}, true, "change a [{app_text c}]; remove a []; add a [{app_text c}]"},
 		{"directory", "4", "c", Node{1, 2}, false, "remove a []; add a [{app_text c}]"},
 	} {
-		source.found = Found{Spec: pool.Spec{Name: "a", Path: "/a", Labels: []metric.Label{{Name: "app_text", Value: step.text}}}, ID: step.id, Node: step.node}
+		source.found = Found{
+			Spec: pool.Spec{Name: "a", Path: "/a", Labels: []metric.Label{{Name: "app_text", Value: step.text}}},
+			ID:   step.id, Node: step.node,
+		}
 		mu.Lock()
 		refuse = step.refuse
 		mu.Unlock()

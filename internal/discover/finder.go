@@ -217,16 +217,20 @@ func New(opts Options) *Finder {
 		opts.OnRound = func() {}
 	}
 	f := &Finder{
-		opts: opts, logger: opts.Logger, pools: map[string]*served{}, coming: map[string]*coming{}, leaving: map[string]bool{}, gone: map[string]gone{},
+		opts: opts, logger: opts.Logger, pools: map[string]*served{}, coming: map[string]*coming{}, leaving: map[string]bool{},
+		gone:     map[string]gone{},
 		problems: map[string]bool{}, failed: map[string]failure{},
 		metrics: &metrics{
-			served:   opts.Set.Gauge("aggregatord_discovery_pools", "Discovered pools that are served."),
-			vanished: opts.Set.Gauge("aggregatord_discovery_vanished_pools", "Discovered pools that are served until their retention ends, because their directory or last process is gone."),
-			leftOut:  opts.Set.Gauge("aggregatord_discovery_left_out_pools", "Discovered pools that are not served because there are more than limits.pools."),
-			problems: opts.Set.Gauge("aggregatord_discovery_problems", "Things that discovery could not use when it looked last; the log names them."),
-			seconds:  opts.Set.Gauge("aggregatord_discovery_round_seconds", "Time that the last look for pools took."),
-			added:    opts.Set.Counter("aggregatord_discovery_added_pools_total", "Pools that discovery added."),
-			removed:  opts.Set.Counter("aggregatord_discovery_removed_pools_total", "Pools that discovery removed."),
+			served: opts.Set.Gauge("aggregatord_discovery_pools", "Discovered pools that are served."),
+			vanished: opts.Set.Gauge("aggregatord_discovery_vanished_pools",
+				"Discovered pools that are served until their retention ends, because their directory or last process is gone."),
+			leftOut: opts.Set.Gauge("aggregatord_discovery_left_out_pools",
+				"Discovered pools that are not served because there are more than limits.pools."),
+			problems: opts.Set.Gauge("aggregatord_discovery_problems",
+				"Things that discovery could not use when it looked last; the log names them."),
+			seconds: opts.Set.Gauge("aggregatord_discovery_round_seconds", "Time that the last look for pools took."),
+			added:   opts.Set.Counter("aggregatord_discovery_added_pools_total", "Pools that discovery added."),
+			removed: opts.Set.Counter("aggregatord_discovery_removed_pools_total", "Pools that discovery removed."),
 		},
 	}
 	f.asked = append(f.asked, &asked{name: "the directories that are named", look: f.lookAtStatic})
@@ -314,7 +318,8 @@ func (f *Finder) Round() {
 		problems[fail.err.Error()] = true
 	}
 	for name, c := range f.coming {
-		problems[fmt.Sprintf("pool %q of directory %q is not served yet: to open it takes long; its file system may not answer", name, c.Spec.Dir())] = true
+		problems[fmt.Sprintf("pool %q of directory %q is not served yet: to open it takes long; its file system may not answer", name,
+			c.Spec.Dir())] = true
 	}
 	f.tellLocked(problems)
 	f.metrics.seconds.Set(time.Since(start).Seconds())
@@ -469,7 +474,8 @@ func (f *Finder) retireLocked(wanted []Found, now time.Time) {
 		case !ok && f.opts.Writing(name):
 		case s.vanished.IsZero():
 			s.vanished = now
-			f.logger.Info("pool is gone; what it left is served until its retention ends", zap.String("pool", name), zap.String("dir", s.Spec.Dir()), zap.Duration("retention", f.opts.Retention))
+			f.logger.Info("pool is gone; what it left is served until its retention ends", zap.String("pool", name),
+				zap.String("dir", s.Spec.Dir()), zap.Duration("retention", f.opts.Retention))
 		case now.Sub(s.vanished) >= f.opts.Retention:
 			f.removeLocked(name, "its directory or its last process is gone since "+s.vanished.UTC().Format(time.RFC3339))
 		}
@@ -492,10 +498,13 @@ func (f *Finder) changeLocked(s *served, to Found) {
 		switch {
 		case f.pools[to.Spec.Name] != s: // it has been removed meanwhile
 		case err != nil:
-			f.removeLocked(to.Spec.Name, fmt.Sprintf("the settings that its application gives have changed, and cannot be put into force while it is served: %v", err))
+			f.removeLocked(to.Spec.Name,
+				fmt.Sprintf("the settings that its application gives have changed, and cannot be put into force while it is served: %v",
+					err))
 		default:
 			s.ID, s.Meta, s.Spec.Labels, s.Spec.Own = to.ID, to.Meta, to.Spec.Labels, to.Spec.Own
-			f.logger.Info("the settings that an application gives of its pool have changed", zap.String("pool", to.Spec.Name), zap.String("dir", to.Spec.Dir()))
+			f.logger.Info("the settings that an application gives of its pool have changed", zap.String("pool", to.Spec.Name),
+				zap.String("dir", to.Spec.Dir()))
 		}
 	})
 }
@@ -554,7 +563,8 @@ func (f *Finder) addLocked(wanted []Found, now time.Time) (begun []*coming) {
 	f.metrics.leftOut.Set(float64(leftOut))
 	switch {
 	case leftOut > 0 && f.leftOut == 0:
-		f.logger.Warn("more pools are found than may be served; the others are left out; raise limits.pools", zap.Int("limit", f.opts.MaxPools), zap.Int("left_out", leftOut))
+		f.logger.Warn("more pools are found than may be served; the others are left out; raise limits.pools",
+			zap.Int("limit", f.opts.MaxPools), zap.Int("left_out", leftOut))
 	case leftOut == 0 && f.leftOut > 0:
 		f.logger.Info("all pools that are found are served again")
 	}
@@ -577,7 +587,10 @@ func (f *Finder) beginLocked(p Found, waited time.Duration) *coming {
 		delete(f.coming, name)
 		if err != nil {
 			wait := min(max(2*waited, f.opts.Interval), maxWait)
-			f.failed[name] = failure{fmt.Errorf("pool %q of directory %q is not served: %w", name, p.Spec.Dir(), err), wait, f.opts.Now().Add(wait)}
+			f.failed[name] = failure{
+				fmt.Errorf("pool %q of directory %q is not served: %w", name, p.Spec.Dir(), err), wait,
+				f.opts.Now().Add(wait),
+			}
 			return
 		}
 		f.pools[name] = &c.served

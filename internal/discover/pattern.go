@@ -159,7 +159,8 @@ func (s *patternSource) Find() ([]Found, []error) {
 		}
 	})
 	if s.left < 0 {
-		s.errs = append(s.errs, fmt.Errorf("pattern %q leads past more than %d names; the others are not looked at; use a narrower pattern", s.Glob, maxListed))
+		s.errs = append(s.errs, fmt.Errorf("pattern %q leads past more than %d names; the others are not looked at; use a narrower pattern",
+			s.Glob, maxListed))
 	}
 	return found, s.errs
 }
@@ -244,7 +245,9 @@ func (s *patternSource) inside(path string) bool {
 		return false
 	}
 	if rel, err := filepath.Rel(root, target); err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
-		s.errs = append(s.errs, fmt.Errorf("pattern %q: %q is a link that leads out of %q, and is refused; name its target by a --dir of its own", s.Glob, path, s.prefix))
+		s.errs = append(s.errs,
+			fmt.Errorf("pattern %q: %q is a link that leads out of %q, and is refused; name its target by a --dir of its own", s.Glob, path,
+				s.prefix))
 		return false
 	}
 	return true

@@ -89,7 +89,8 @@ func (e *examination) ask(ctx context.Context) *answered {
 	e.compare(a)
 	e.discovery(a)
 	if up, err := question[status.Samples](ctx, d, "series", url.Values{"match": {"aggregatord_watch_up"}}); err == nil {
-		if slices.ContainsFunc(up.Items, func(s status.Sample) bool { return s.Value == 0 && (a.pool == nil || s.Labels["pool"] == a.pool.Name) }) {
+		if slices.ContainsFunc(up.Items,
+			func(s status.Sample) bool { return s.Value == 0 && (a.pool == nil || s.Labels["pool"] == a.pool.Name) }) {
 			e.add(Warning, "events", "The daemon gets no file system events, so it lists the directory every second.",
 				"Raise the limits: sysctl fs.inotify.max_user_instances and fs.inotify.max_user_watches; ulimit -n does not count here.")
 		}
@@ -108,7 +109,8 @@ func (e *examination) outputs(all []status.Output) {
 		switch {
 		case o.Failures > 0:
 			e.add(Warning, "outputs", fmt.Sprintf("The last %s of the output %s to %s failed: %s",
-				map[bool]string{true: "push", false: fmt.Sprintf("%d pushes", o.Failures)}[o.Failures == 1], o.Name, o.Target, sentence(o.Error)),
+				map[bool]string{true: "push", false: fmt.Sprintf("%d pushes", o.Failures)}[o.Failures == 1], o.Name, o.Target,
+				sentence(o.Error)),
 				"The log has each reason once; docs/outputs.md says what is tried again, and when.")
 		case o.LastSuccess == 0:
 			e.ok("outputs", "The output %s has not sent anything to %s yet.", o.Name, o.Target)
@@ -143,21 +145,25 @@ func (e *examination) noAnswer(err error) {
 	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 		e.add(Problem, "endpoint", name+" serves no TLS.", "Use http:// in --url.")
 	case isStatus && refused.code == http.StatusUnauthorized:
-		e.add(Warning, "endpoint", name+" asks for a password, so nothing more is known of it.", "Put the password into a file and give that by --http.config.file.")
+		e.add(Warning, "endpoint", name+" asks for a password, so nothing more is known of it.",
+			"Put the password into a file and give that by --http.config.file.")
 	case isStatus && refused.code == http.StatusServiceUnavailable:
 		e.add(Problem, "endpoint", name+" is busy or not ready.", "Its log says what it does. Ask again.")
 	case isStatus && refused.code == http.StatusBadRequest && e.opts.Daemon.URL.Scheme == "http":
 		e.add(Problem, "endpoint", name+" does not answer plain HTTP.", "If it serves TLS, use https:// in --url.")
 	case isStatus:
-		e.add(Problem, "endpoint", fmt.Sprintf("%s answers %s: this is not aggregatord.", name, refused.text), "Give the address of the daemon by --url.")
+		e.add(Problem, "endpoint", fmt.Sprintf("%s answers %s: this is not aggregatord.", name, refused.text),
+			"Give the address of the daemon by --url.")
 	case errors.Is(err, context.DeadlineExceeded):
-		e.add(Problem, "endpoint", fmt.Sprintf("%s does not answer within %v.", name, e.opts.Timeout), "See its log; if the machine is busy, ask again.")
+		e.add(Problem, "endpoint", fmt.Sprintf("%s does not answer within %v.", name, e.opts.Timeout),
+			"See its log; if the machine is busy, ask again.")
 	default:
 		level := Warning
 		if e.opts.Daemon.Given {
 			level = Problem
 		}
-		e.add(level, "endpoint", fmt.Sprintf("Nobody answers at %s: %v.", name, err), "Start the daemon, or give its address (--web.listen-address) by --url.")
+		e.add(level, "endpoint", fmt.Sprintf("Nobody answers at %s: %v.", name, err),
+			"Start the daemon, or give its address (--web.listen-address) by --url.")
 	}
 }
 
@@ -165,7 +171,8 @@ func (e *examination) noAnswer(err error) {
 func (e *examination) compare(a *answered) {
 	name := e.opts.Daemon.Name
 	if ours := e.opts.Version; ours != "" && a.Build.Version != ours {
-		e.add(Warning, "version", fmt.Sprintf("The daemon is version %s, and this command is %s.", a.Build.Version, ours), "Restart the daemon after an update.")
+		e.add(Warning, "version", fmt.Sprintf("The daemon is version %s, and this command is %s.", a.Build.Version, ours),
+			"Restart the daemon after an update.")
 	}
 	var dirs []string
 	for i := range a.Pools {
@@ -192,12 +199,15 @@ func (e *examination) compare(a *answered) {
 		if since > time.Minute {
 			level = Problem
 		}
-		e.add(level, "endpoint", fmt.Sprintf("%s is not ready: it started %v ago and has not read all files yet.", name, since.Round(time.Second)), "Wait, and see its log if that lasts.")
+		e.add(level, "endpoint", fmt.Sprintf("%s is not ready: it started %v ago and has not read all files yet.", name,
+			since.Round(time.Second)), "Wait, and see its log if that lasts.")
 		return
 	}
-	e.ok("endpoint", "%s is ready, serves this directory, and has %s of %s.", name, plural(a.pool.Series, "series"), plural(a.pool.Workers.Alive, "live worker"))
+	e.ok("endpoint", "%s is ready, serves this directory, and has %s of %s.", name, plural(a.pool.Series, "series"),
+		plural(a.pool.Workers.Alive, "live worker"))
 	if n := a.pool.Files.Failed; n > 0 {
-		e.add(Warning, "endpoint", fmt.Sprintf("The daemon cannot read %s.", plural(n, "file")), "The section Problems of its page, and its log, name them.")
+		e.add(Warning, "endpoint", fmt.Sprintf("The daemon cannot read %s.", plural(n, "file")),
+			"The section Problems of its page, and its log, name them.")
 	}
 	switch a.pool.Archive.State {
 	case "open":
@@ -208,17 +218,22 @@ func (e *examination) compare(a *answered) {
 		if strings.Contains(a.pool.Archive.Error, "permission denied") {
 			advice = "Run the daemon as the user of the workers" + e.ownerOf() + ", who may write to the directory."
 		}
-		e.add(Problem, "archive", fmt.Sprintf("The daemon cannot archive, so the files of dead workers stay: %s.", a.pool.Archive.Error), advice)
+		e.add(Problem, "archive", fmt.Sprintf("The daemon cannot archive, so the files of dead workers stay: %s.", a.pool.Archive.Error),
+			advice)
 	}
 	if m := a.pool.Archive.Mirror; m != nil {
 		switch {
 		case !m.Open:
-			e.add(Warning, "mirror", "The daemon cannot keep the mirror: those who read the directory with the client's own collector see totals fall.", "See the log of the daemon.")
+			e.add(Warning, "mirror",
+				"The daemon cannot keep the mirror: those who read the directory with the client's own collector see totals fall.",
+				"See the log of the daemon.")
 		case m.ForcedFiles > 0:
-			e.add(Warning, "mirror", fmt.Sprintf("Others read the directory without a pause, so %s had to be archived while they did; they may have seen values twice or not at all.", plural(int(m.ForcedFiles), "file")),
+			e.add(Warning, "mirror",
+				fmt.Sprintf("Others read the directory without a pause, so %s had to be archived while they did; they may have seen values twice or not at all.", plural(int(m.ForcedFiles), "file")),
 				"Read the metrics from the daemon, read the directory less often, or raise --archive.mirror-wait.")
 		case m.Reads > 0:
-			e.ok("mirror", "Others read this directory with the client's own collector: %s, the longest took %.3f s. The daemon keeps their totals right.", plural(int(m.Reads), "time"), m.LongestReadSeconds)
+			e.ok("mirror",
+				"Others read this directory with the client's own collector: %s, the longest took %.3f s. The daemon keeps their totals right.", plural(int(m.Reads), "time"), m.LongestReadSeconds)
 		default:
 			e.ok("mirror", "Nobody but the daemon has read this directory since it was started.")
 		}
@@ -236,7 +251,8 @@ func (e *examination) discovery(a *answered) {
 		return
 	}
 	if search.LeftOut > 0 {
-		e.add(Problem, "discovery", fmt.Sprintf("The daemon has found %s more than it may serve (%d).", plural(search.LeftOut, "pool"), search.Limit),
+		e.add(Problem, "discovery", fmt.Sprintf("The daemon has found %s more than it may serve (%d).", plural(search.LeftOut, "pool"),
+			search.Limit),
 			"Raise limits.pools, or narrow the patterns and filters.")
 	}
 	for _, problem := range search.Problems {
@@ -264,7 +280,8 @@ func (e *examination) allPools(a *answered) {
 			vanished++
 		}
 	}
-	e.ok("pools", "The daemon serves %s, of which %d have problems and %d wait for the end of their retention.", plural(len(a.Pools), "pool"), wrong, vanished)
+	e.ok("pools", "The daemon serves %s, of which %d have problems and %d wait for the end of their retention.",
+		plural(len(a.Pools), "pool"), wrong, vanished)
 	told := 0
 	for _, p := range a.Problems {
 		if p.Pool == "" {

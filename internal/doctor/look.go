@@ -50,7 +50,8 @@ func (e *examination) directory() bool {
 	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		e.add(Problem, "directory", dir+" does not exist.", "Make it before the application starts: mkdir -p "+dir+" (the clients do not make it).")
+		e.add(Problem, "directory", dir+" does not exist.",
+			"Make it before the application starts: mkdir -p "+dir+" (the clients do not make it).")
 		return false
 	case err != nil:
 		e.add(Problem, "directory", err.Error()+".", "Run this as a user who may look there.")
@@ -61,7 +62,8 @@ func (e *examination) directory() bool {
 	}
 	f, err := os.Open(dir)
 	if err != nil {
-		e.add(Problem, "directory", err.Error()+".", "Run this, and the daemon, as a user who may list the directory: the user of the workers.")
+		e.add(Problem, "directory", err.Error()+".",
+			"Run this, and the daemon, as a user who may list the directory: the user of the workers.")
 		return false
 	}
 	f.Close() //nolint:errcheck // it was not even read
@@ -84,7 +86,9 @@ func (e *examination) fileSystem() {
 	switch {
 	case all == 0:
 	case free < need:
-		e.add(Problem, "space", fmt.Sprintf("The file system is full: %d of %d KiB are free. The next value that a worker stores kills it (SIGBUS).", free>>10, all>>10), advice)
+		e.add(Problem, "space",
+			fmt.Sprintf("The file system is full: %d of %d KiB are free. The next value that a worker stores kills it (SIGBUS).", free>>10,
+				all>>10), advice)
 	case free < all/10:
 		e.add(Warning, "space", fmt.Sprintf("The file system is almost full: %d of %d MiB are free.", free>>20, all>>20), advice)
 	default:
@@ -110,10 +114,12 @@ func (e *examination) liveness(a *answered) {
 			if l.Reason != "" && !notAllowed(l.Reason) {
 				advice = "Use a tmpfs or a local volume for the directory."
 			}
-			e.add(Problem, "liveness", fmt.Sprintf("The daemon cannot tell whether the workers of %s are alive%s. It archives none of these files, and live gauges of dead workers stay.",
-				plural(l.Files["none"], "file"), because(l.Reason)), advice)
+			e.add(Problem, "liveness",
+				fmt.Sprintf("The daemon cannot tell whether the workers of %s are alive%s. It archives none of these files, and live gauges of dead workers stay.",
+					plural(l.Files["none"], "file"), because(l.Reason)), advice)
 		case l.Method == "proc":
-			e.add(Warning, "liveness", "The daemon knows dead workers by /proc, but does not archive their files"+because(l.Reason)+".", "Run the daemon as the user of the workers"+e.ownerOf()+", or give it CAP_LEASE.")
+			e.add(Warning, "liveness", "The daemon knows dead workers by /proc, but does not archive their files"+because(l.Reason)+".",
+				"Run the daemon as the user of the workers"+e.ownerOf()+", or give it CAP_LEASE.")
 		default:
 			e.ok("liveness", "The daemon knows dead workers by read leases (%s).", l.FileSystem)
 		}
@@ -137,7 +143,8 @@ func (e *examination) liveness(a *answered) {
 	if choice.Method == watch.MethodProc {
 		level, then = Warning, "It would know dead workers by /proc, but not archive their files."
 	}
-	e.add(level, "liveness", fmt.Sprintf("A daemon of this user gets no proof that a worker is dead%s. %s", because(choice.Reason), then), advice)
+	e.add(level, "liveness", fmt.Sprintf("A daemon of this user gets no proof that a worker is dead%s. %s", because(choice.Reason), then),
+		advice)
 }
 
 // notAllowed reports whether the reason why there is no better way is a lack of rights.
@@ -214,23 +221,29 @@ func (e *examination) workers(there bool) {
 			if with == "" {
 				with = "none"
 			}
-			e.add(Problem, "environment", fmt.Sprintf("No process was started with this directory. %s was not; PROMETHEUS_MULTIPROC_DIR of the first is %s.", list(servers), with), advice)
+			e.add(Problem, "environment",
+				fmt.Sprintf("No process was started with this directory. %s was not; PROMETHEUS_MULTIPROC_DIR of the first is %s.",
+					list(servers), with), advice)
 		} else {
-			e.add(Warning, "environment", "No process that can be seen was started with this directory: the workers are not running, belong to another user, or are in another container.", advice+" Or give one of its processes by --pid.")
+			e.add(Warning, "environment",
+				"No process that can be seen was started with this directory: the workers are not running, belong to another user, or are in another container.", advice+" Or give one of its processes by --pid.")
 		}
 	case len(e.writers) == 0:
-		e.add(Warning, "environment", fmt.Sprintf("%s %s this directory in the environment, and nothing is written: %s.", plural(len(named), "process"), verb(len(named), "has", "have"), list(named)),
+		e.add(Warning, "environment", fmt.Sprintf("%s %s this directory in the environment, and nothing is written: %s.",
+			plural(len(named), "process"), verb(len(named), "has", "have"), list(named)),
 			"No metric was made there yet. Call the application once, and make sure that it imports prometheus_client after the variable is set.")
 	}
 	if len(removed) > 0 {
-		e.add(Warning, "removed files", fmt.Sprintf("%s to files that were removed from the directory: %s. Only a daemon that had them open before still counts their values.", plural(len(removed), "process")+verb(len(removed), " writes", " write"), list(removed)),
+		e.add(Warning, "removed files",
+			fmt.Sprintf("%s to files that were removed from the directory: %s. Only a daemon that had them open before still counts their values.", plural(len(removed), "process")+verb(len(removed), " writes", " write"), list(removed)),
 			"Restart the workers, and do not empty the directory while they run.")
 	}
 	if there {
 		e.writable(append(named, e.writers...))
 	}
 	if len(readers) > 0 {
-		e.add(Warning, "readers", fmt.Sprintf("%s %s the files besides the daemon: %s.", plural(len(readers), "process"), verb(len(readers), "reads", "read"), list(readers)),
+		e.add(Warning, "readers", fmt.Sprintf("%s %s the files besides the daemon: %s.", plural(len(readers), "process"),
+			verb(len(readers), "reads", "read"), list(readers)),
 			"A /metrics of the application that reads this directory no longer sees dead workers. Remove it, or start aggregatord with --archive.disable as long as you use both.")
 	}
 }
@@ -253,7 +266,8 @@ func (e *examination) family() map[int]bool {
 func (e *examination) named(same func(string) bool) {
 	i := slices.IndexFunc(e.processes, func(p process) bool { return p.pid == e.opts.PID })
 	if i < 0 {
-		e.add(Problem, "process", fmt.Sprintf("There is no process %d here.", e.opts.PID), "Give the pid that ps shows in this container or on this machine.")
+		e.add(Problem, "process", fmt.Sprintf("There is no process %d here.", e.opts.PID),
+			"Give the pid that ps shows in this container or on this machine.")
 		return
 	}
 	p, family := e.processes[i], e.family()
@@ -271,19 +285,26 @@ func (e *examination) named(same func(string) bool) {
 	set := "Set PROMETHEUS_MULTIPROC_DIR=" + cmp.Or(e.opts.Dir, "DIR") + " in the environment of the server, and restart it."
 	switch {
 	case e.opts.Dir == "" && len(elsewhere) > 0:
-		e.add(Problem, "environment", fmt.Sprintf("%s was started without PROMETHEUS_MULTIPROC_DIR, and writes to %s.", list([]process{p}), enumerate(elsewhere)), "Use --dir "+elsewhere[0]+".")
+		e.add(Problem, "environment", fmt.Sprintf("%s was started without PROMETHEUS_MULTIPROC_DIR, and writes to %s.", list([]process{p}),
+			enumerate(elsewhere)), "Use --dir "+elsewhere[0]+".")
 	case !p.known:
-		e.add(Warning, "environment", fmt.Sprintf("The environment of %s may not be read.", list([]process{p})), "Run this as root or as that user.")
+		e.add(Warning, "environment", fmt.Sprintf("The environment of %s may not be read.", list([]process{p})),
+			"Run this as root or as that user.")
 	case writes && p.dir() == "":
-		e.ok("environment", "%s was started without PROMETHEUS_MULTIPROC_DIR, but writes there: the application sets it early enough itself.", list([]process{p}))
+		e.ok("environment",
+			"%s was started without PROMETHEUS_MULTIPROC_DIR, but writes there: the application sets it early enough itself.",
+			list([]process{p}))
 	case writes:
 		e.ok("environment", "%s was started with this directory, and writes there.", list([]process{p}))
 	case p.dir() == "" && len(elsewhere) == 0:
-		e.add(Problem, "environment", fmt.Sprintf("%s was started without PROMETHEUS_MULTIPROC_DIR, and writes nothing. If the application sets it after prometheus_client was imported, that is too late.", list([]process{p})), set)
+		e.add(Problem, "environment",
+			fmt.Sprintf("%s was started without PROMETHEUS_MULTIPROC_DIR, and writes nothing. If the application sets it after prometheus_client was imported, that is too late.", list([]process{p})), set)
 	case !same(p.dir()) && p.dir() != "":
-		e.add(Problem, "environment", fmt.Sprintf("%s was started with PROMETHEUS_MULTIPROC_DIR=%s, not with %s.", list([]process{p}), p.dir(), e.opts.Dir), "Give the same directory to the application and to aggregatord.")
+		e.add(Problem, "environment", fmt.Sprintf("%s was started with PROMETHEUS_MULTIPROC_DIR=%s, not with %s.", list([]process{p}),
+			p.dir(), e.opts.Dir), "Give the same directory to the application and to aggregatord.")
 	case len(elsewhere) > 0:
-		e.add(Problem, "environment", fmt.Sprintf("%s writes to %s, not to %s.", list([]process{p}), strings.Join(elsewhere, ", "), e.opts.Dir), "Give the same directory to the application and to aggregatord.")
+		e.add(Problem, "environment", fmt.Sprintf("%s writes to %s, not to %s.", list([]process{p}), strings.Join(elsewhere, ", "),
+			e.opts.Dir), "Give the same directory to the application and to aggregatord.")
 	default:
 		e.add(Warning, "environment", fmt.Sprintf("%s was started with this directory, and nothing is written.", list([]process{p})),
 			"No metric was made there yet. Call the application once.")
@@ -302,7 +323,9 @@ func (e *examination) writable(workers []process) {
 	}
 	for _, p := range workers {
 		if !p.mayWrite(info.Mode(), stat.Uid, stat.Gid) {
-			e.add(Problem, "permissions", fmt.Sprintf("%s, user %d, may not make files in %s, which belongs to user %d and group %d with mode %04o.", list([]process{p}), p.uid, e.opts.Dir, stat.Uid, stat.Gid, info.Mode().Perm()),
+			e.add(Problem, "permissions",
+				fmt.Sprintf("%s, user %d, may not make files in %s, which belongs to user %d and group %d with mode %04o.",
+					list([]process{p}), p.uid, e.opts.Dir, stat.Uid, stat.Gid, info.Mode().Perm()),
 				fmt.Sprintf("chown %d %s", p.uid, e.opts.Dir))
 			return
 		}
@@ -394,27 +417,34 @@ func (e *examination) files() {
 	switch {
 	case sources == 0 && len(unread) > 0: // told
 	case sources == 0 && len(e.writers) == 0:
-		e.add(Warning, "files", "There are no source files: no worker has made a metric here, or all of them are archived.", "Call the application once, then look again.")
+		e.add(Warning, "files", "There are no source files: no worker has made a metric here, or all of them are archived.",
+			"Call the application once, then look again.")
 	case sources == 0:
-		e.add(Warning, "files", "There are no source files, but processes write: somebody removed the files while they were in use.", "Do not empty the directory while the application runs.")
+		e.add(Warning, "files", "There are no source files, but processes write: somebody removed the files while they were in use.",
+			"Do not empty the directory while the application runs.")
 	default:
 		e.ok("files", "%s with %s.", plural(sources, "source file"), plural(entriesRead, "value"))
 	}
 	if entriesRead > 0 && helpless == entriesRead {
-		e.add(Warning, "client", "No metric has a help text: the client is older than 0.16, or a fork.", "Everything else is served. Update prometheus_client for help texts.")
+		e.add(Warning, "client", "No metric has a help text: the client is older than 0.16, or a fork.",
+			"Everything else is served. Update prometheus_client for help texts.")
 	}
 	if empty > 0 && len(e.writers) == 0 {
-		e.add(Warning, "files", fmt.Sprintf("%s %s nothing: the worker was killed before it wrote anything.", plural(empty, "file"), verb(empty, "holds", "hold")), "")
+		e.add(Warning, "files", fmt.Sprintf("%s %s nothing: the worker was killed before it wrote anything.", plural(empty, "file"),
+			verb(empty, "holds", "hold")), "")
 	}
 	if len(forbidden) > 0 {
-		e.add(Warning, "files", fmt.Sprintf("This user may not read %s, the first: %s.", plural(len(forbidden), "file"), forbidden[0]), "Run this as the user of the workers"+e.ownerOf()+", or as root, to learn more.")
+		e.add(Warning, "files", fmt.Sprintf("This user may not read %s, the first: %s.", plural(len(forbidden), "file"), forbidden[0]),
+			"Run this as the user of the workers"+e.ownerOf()+", or as root, to learn more.")
 	}
 	if len(damaged) > 0 {
-		e.add(Problem, "files", fmt.Sprintf("%s cannot be read, the first: %s.", plural(len(damaged), "file"), damaged[0]), "aggregatord inspect FILE shows what is in it. Do not remove a file of which something can be read: it counts.")
+		e.add(Problem, "files", fmt.Sprintf("%s cannot be read, the first: %s.", plural(len(damaged), "file"), damaged[0]),
+			"aggregatord inspect FILE shows what is in it. Do not remove a file of which something can be read: it counts.")
 	}
 	if len(foreign) > 0 {
 		advice := "They are left alone. If the directory is the right one, nothing is to be done."
-		e.add(Warning, "files", fmt.Sprintf("%s %s no source file, the first: %q.", plural(len(foreign), "file"), verb(len(foreign), "is", "are"), foreign[0]), advice)
+		e.add(Warning, "files", fmt.Sprintf("%s %s no source file, the first: %q.", plural(len(foreign), "file"),
+			verb(len(foreign), "is", "are"), foreign[0]), advice)
 	}
 }
 

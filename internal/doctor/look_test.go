@@ -58,11 +58,15 @@ func TestNoAnswer(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			e := &examination{opts: Options{Daemon: &Daemon{URL: u, Name: address, Client: &http.Client{}}, Timeout: 300 * time.Millisecond}}
+			e := &examination{opts: Options{
+				Daemon:  &Daemon{URL: u, Name: address, Client: &http.Client{}},
+				Timeout: 300 * time.Millisecond,
+			}}
 			if tc.delay == 0 {
 				e.opts.Timeout = time.Minute
 			}
-			if e.ask(t.Context()) != nil || len(e.findings) != 1 || e.findings[0].Level != tc.level || !strings.Contains(e.findings[0].Found, tc.words) {
+			if e.ask(t.Context()) != nil || len(e.findings) != 1 || e.findings[0].Level != tc.level ||
+				!strings.Contains(e.findings[0].Found, tc.words) {
 				t.Errorf("found %v, want one %s that says %q", e.findings, tc.level, tc.words)
 			}
 		})
@@ -94,13 +98,28 @@ func TestCompare(t *testing.T) {
 		"dir_of_the_daemon": {func(*status.Pool) {}, "v1", OK, "directory", dir + " is there"},
 		"other_version":     {func(*status.Pool) {}, "v2", Warning, "version", "The daemon is version v1, and this command is v2"},
 		"other_dir":         {func(p *status.Pool) { p.Dir = "/elsewhere" }, "v1", Problem, "endpoint", "serves /elsewhere, not " + dir},
-		"may_not_list":      {func(p *status.Pool) { p.Up, p.Error = false, "permission denied" }, "v1", Problem, "endpoint", "cannot read " + dir},
-		"cannot_archive":    {func(p *status.Pool) { p.Archive.State, p.Archive.Error = "failing", "no space" }, "v1", Problem, "archive", "no space"},
-		"mirror_closed":     {func(p *status.Pool) { p.Archive.Mirror = &status.Mirror{} }, "v1", Warning, "mirror", "cannot keep the mirror"},
-		"mirror_unread":     {func(p *status.Pool) { p.Archive.Mirror = &status.Mirror{Open: true} }, "v1", OK, "mirror", "Nobody but the daemon"},
-		"mirror_read":       {func(p *status.Pool) { p.Archive.Mirror = &status.Mirror{Open: true, Reads: 3, LongestReadSeconds: .25} }, "v1", OK, "mirror", "3 times, the longest took 0.250 s"},
-		"mirror_forced":     {func(p *status.Pool) { p.Archive.Mirror = &status.Mirror{Open: true, Reads: 3, ForcedFiles: 2} }, "v1", Warning, "mirror", "2 files had to be archived"},
-		"only_reads":        {func(p *status.Pool) { p.Archive.State = "read-only" }, "v1", OK, "archive", "--archive.disable"},
+		"may_not_list": {
+			func(p *status.Pool) { p.Up, p.Error = false, "permission denied" }, "v1", Problem, "endpoint",
+			"cannot read " + dir,
+		},
+		"cannot_archive": {
+			func(p *status.Pool) { p.Archive.State, p.Archive.Error = "failing", "no space" }, "v1", Problem, "archive",
+			"no space",
+		},
+		"mirror_closed": {func(p *status.Pool) { p.Archive.Mirror = &status.Mirror{} }, "v1", Warning, "mirror", "cannot keep the mirror"},
+		"mirror_unread": {
+			func(p *status.Pool) { p.Archive.Mirror = &status.Mirror{Open: true} }, "v1", OK, "mirror",
+			"Nobody but the daemon",
+		},
+		"mirror_read": {
+			func(p *status.Pool) { p.Archive.Mirror = &status.Mirror{Open: true, Reads: 3, LongestReadSeconds: .25} }, "v1",
+			OK, "mirror", "3 times, the longest took 0.250 s",
+		},
+		"mirror_forced": {
+			func(p *status.Pool) { p.Archive.Mirror = &status.Mirror{Open: true, Reads: 3, ForcedFiles: 2} }, "v1", Warning,
+			"mirror", "2 files had to be archived",
+		},
+		"only_reads": {func(p *status.Pool) { p.Archive.State = "read-only" }, "v1", OK, "archive", "--archive.disable"},
 		"no_liveness": {
 			func(p *status.Pool) { p.Liveness = status.Liveness{Method: "none", Files: map[string]int{"none": 3}} },
 			"v1", Problem, "liveness", "cannot tell whether the workers of 3 files are alive",
@@ -119,7 +138,10 @@ func TestCompare(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			opts := Options{Dir: dir, Version: tc.ours, Daemon: &Daemon{URL: u, Name: server.URL, Client: server.Client()}, procRoot: t.TempDir()}
+			opts := Options{
+				Dir: dir, Version: tc.ours, Daemon: &Daemon{URL: u, Name: server.URL, Client: server.Client()},
+				procRoot: t.TempDir(),
+			}
 			if name == "dir_of_the_daemon" {
 				opts.Dir = ""
 			}
@@ -190,12 +212,18 @@ func TestYoungDaemon(t *testing.T) {
 // writes nothing.
 func TestOwnProcesses(t *testing.T) {
 	root, dir := t.TempDir(), t.TempDir()
-	for pid, command := range map[string]string{"1000010": "python3\x00/usr/bin/gunicorn\x00", "1000011": "/usr/bin/aggregatord\x00serve\x00"} {
+	for pid, command := range map[string]string{
+		"1000010": "python3\x00/usr/bin/gunicorn\x00",
+		"1000011": "/usr/bin/aggregatord\x00serve\x00",
+	} {
 		at := filepath.Join(root, pid)
 		if err := os.Mkdir(at, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		for name, text := range map[string]string{"cmdline": command, "status": "PPid:\t1\n", "environ": "PROMETHEUS_MULTIPROC_DIR=" + dir + "\x00"} {
+		for name, text := range map[string]string{
+			"cmdline": command, "status": "PPid:\t1\n",
+			"environ": "PROMETHEUS_MULTIPROC_DIR=" + dir + "\x00",
+		} {
 			if err := os.WriteFile(filepath.Join(at, name), []byte(text), 0o644); err != nil {
 				t.Fatal(err)
 			}
@@ -222,7 +250,8 @@ func TestUnreadClient(t *testing.T) {
 		t.Error("the directory is not known as one of a client that is not read")
 	}
 	e.files()
-	if len(e.findings) != 1 || !strings.Contains(e.findings[0].Found, "2 files were written by client_ruby (DirectFileStore), which is not read yet") {
+	if len(e.findings) != 1 || !strings.Contains(e.findings[0].Found,
+		"2 files were written by client_ruby (DirectFileStore), which is not read yet") {
 		t.Errorf("findings %+v", e.findings)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "counter_1.db"), nil, 0o600); err != nil {
@@ -244,15 +273,22 @@ func TestDiscovery(t *testing.T) {
 	}{
 		"sound":    {status.Discovery{}, OK, "discovery", "serves every pool that it finds"},
 		"too_many": {status.Discovery{LeftOut: 3, Limit: 2}, Problem, "discovery", "found 3 pools more than it may serve (2)"},
-		"refused":  {status.Discovery{Problems: []string{`"/x/thief" is a link that leads out of "/x"`}}, Warning, "discovery", "leads out of"},
-		"nothing":  {status.Discovery{Hints: []string{"The pattern /x/* leads to no directory now."}}, Warning, "discovery", "/x/*"},
-		"pools":    {status.Discovery{}, OK, "pools", "serves 2 pools, of which 1 have problems and 1 wait"},
-		"problem":  {status.Discovery{}, Problem, "pool", "web: It is full."},
+		"refused": {
+			status.Discovery{Problems: []string{`"/x/thief" is a link that leads out of "/x"`}},
+			Warning, "discovery",
+			"leads out of",
+		},
+		"nothing": {status.Discovery{Hints: []string{"The pattern /x/* leads to no directory now."}}, Warning, "discovery", "/x/*"},
+		"pools":   {status.Discovery{}, OK, "pools", "serves 2 pools, of which 1 have problems and 1 wait"},
+		"problem": {status.Discovery{}, Problem, "pool", "web: It is full."},
 	} {
 		t.Run(name, func(t *testing.T) {
 			answer := status.Overview{
 				Build: status.Build{Version: "v1"}, Ready: true, Discovery: &tc.search,
-				Pools:    []status.Pool{{Name: "jobs", Dir: "/x/jobs", Up: true, Vanished: 1}, {Name: "web", Dir: "/x/web", Up: true, Problems: 1, Trouble: "error"}},
+				Pools: []status.Pool{
+					{Name: "jobs", Dir: "/x/jobs", Up: true, Vanished: 1},
+					{Name: "web", Dir: "/x/web", Up: true, Problems: 1, Trouble: "error"},
+				},
 				Problems: []status.Problem{{Pool: "web", Severity: "error", Text: "It is full.", Action: "Make room."}},
 			}
 			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -267,7 +303,8 @@ func TestDiscovery(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			found := Examine(t.Context(), Options{Daemon: &Daemon{URL: u, Name: server.URL, Client: server.Client()}, procRoot: t.TempDir()})
+			found := Examine(t.Context(),
+				Options{Daemon: &Daemon{URL: u, Name: server.URL, Client: server.Client()}, procRoot: t.TempDir()})
 			if !slices.ContainsFunc(found, func(f Finding) bool {
 				return f.Level == tc.level && f.Check == tc.check && strings.Contains(f.Found, tc.words)
 			}) {

@@ -42,32 +42,41 @@ func TestEncodeChooses(t *testing.T) {
 		},
 		{"gauge_beside_counter_protobuf", native, snapshot(gauge, counter), proto, nil, nil, nil},
 		{
-			"counter_without_total", onlyOM + ",*/*;q=0.1", snapshot(fam{name: "logins", typ: metric.Counter, metrics: []met{value(7)}}), text,
+			"counter_without_total", onlyOM + ",*/*;q=0.1", snapshot(fam{name: "logins", typ: metric.Counter, metrics: []met{value(7)}}),
+			text,
 			[]string{`openmetrics-1.0.0: the type of "logins": no_total`},
 			nil,
 			[]string{"logins 7"},
 		},
 		{
-			"negative_counter", prometheus, snapshot(fam{name: "c", typ: metric.Counter, metrics: []met{total(-1, "a", "b"), total(1, "a", "c")}}), text1,
+			"negative_counter", prometheus,
+			snapshot(fam{name: "c", typ: metric.Counter, metrics: []met{total(-1, "a", "b"), total(1, "a", "c")}}), text1,
 			[]string{`openmetrics-1.0.0: the type of "c": bad_value`},
 			nil,
 			[]string{`c_total{a="b"} -1`, `c_total{a="c"} 1`},
 		},
 		{
-			"negative_counter_and_nothing_else_accepted", onlyOM, snapshot(fam{name: "c", typ: metric.Counter, metrics: []met{total(-1, "a", "b"), total(1, "a", "c")}}), om,
+			"negative_counter_and_nothing_else_accepted", onlyOM,
+			snapshot(fam{name: "c", typ: metric.Counter, metrics: []met{total(-1, "a", "b"), total(1, "a", "c")}}), om,
 			nil,
 			[]string{`the type of "c": bad_value`},
 			[]string{`c_total{a="b"} -1`, `c_total{a="c"} 1`},
 		},
 		{
 			// No format carries it, so the others do not matter.
-			"negative_bucket", prometheus, snapshot(fam{name: "h", typ: metric.Histogram, metrics: []met{buckets(-1, 2, 3, 4, "a", "b"), buckets(0, 0, 0, 0, "a", "c")}}), om,
+			"negative_bucket", prometheus,
+			snapshot(fam{name: "h", typ: metric.Histogram, metrics: []met{buckets(-1, 2, 3, 4, "a", "b"), buckets(0, 0, 0, 0, "a", "c")}}),
+			om,
 			nil,
 			[]string{`1 metric of "h" such as {a="b"}: bad_value`},
-			[]string{`h_bucket{a="c",le="1.0"} 0`, `h_bucket{a="c",le="2.5"} 0`, `h_bucket{a="c",le="+Inf"} 0`, `h_sum{a="c"} 0`, `h_count{a="c"} 0`},
+			[]string{
+				`h_bucket{a="c",le="1.0"} 0`, `h_bucket{a="c",le="2.5"} 0`, `h_bucket{a="c",le="+Inf"} 0`, `h_sum{a="c"} 0`,
+				`h_count{a="c"} 0`,
+			},
 		},
 		{
-			"negative_bucket_and_a_name", prometheus, snapshot(gauge, counter, fam{name: "h", typ: metric.Histogram, metrics: []met{buckets(3, 2, 3, 4)}}), text1,
+			"negative_bucket_and_a_name", prometheus,
+			snapshot(gauge, counter, fam{name: "h", typ: metric.Histogram, metrics: []met{buckets(3, 2, 3, 4)}}), text1,
 			[]string{`openmetrics-1.0.0: 1 metric of "h": bad_value`, `openmetrics-1.0.0: the type of "jobs": name_collision with "jobs"`},
 			[]string{`1 metric of "h": bad_value`},
 			[]string{"jobs_total 2", "jobs 1"},
@@ -135,7 +144,10 @@ func TestReportsOfTwoClients(t *testing.T) {
 	old := fam{name: "logins", typ: metric.Counter, metrics: []met{value(7)}}
 	scrape := func(fams ...fam) {
 		for range 2 {
-			for _, accept := range []string{"application/openmetrics-text;version=1.0.0,*/*;q=0.1", "application/openmetrics-text;version=1.0.0"} {
+			for _, accept := range []string{
+				"application/openmetrics-text;version=1.0.0,*/*;q=0.1",
+				"application/openmetrics-text;version=1.0.0",
+			} {
 				e.Encode(nil, nil, ParseAccept(accept), Filter{}, snapshot(fams...))
 			}
 		}
@@ -157,7 +169,8 @@ func TestReportsOfTwoClients(t *testing.T) {
 
 func TestShapes(t *testing.T) {
 	withShape := func(s view.Shape, typ metric.Type, name string, metrics ...met) *view.Snapshot {
-		snap := snapshot(fam{name: name, typ: typ, help: "h", metrics: metrics}, fam{name: "z", typ: metric.Gauge, metrics: []met{value(1)}})
+		snap := snapshot(fam{name: name, typ: typ, help: "h", metrics: metrics},
+			fam{name: "z", typ: metric.Gauge, metrics: []met{value(1)}})
 		snap.Layout.Families[0].Shape = s
 		snap.Layout.Families[0].Unit = "info"
 		return snap
@@ -175,13 +188,31 @@ func TestShapes(t *testing.T) {
 		{"info_of_2", om, withShape(view.Info, metric.Gauge, "build_info", value(2, "v", "2")), "build_info gauge"},
 		{"info_without_its_end", om, withShape(view.Info, metric.Gauge, "build", value(1, "v", "2")), "build gauge"},
 		{"info_that_is_no_gauge", om, withShape(view.Info, metric.Unknown, "build_info", value(1, "v", "2")), "build_info unknown"},
-		{"stateset", om, withShape(view.StateSet, metric.Gauge, "state", value(1, "state", "on"), value(0, "state", "off")), "state stateset"},
-		{"stateset_of_workers", om, withShape(view.StateSet, metric.Gauge, "state", value(1, "state", "on", "pid", "1"), value(0, "state", "off", "pid", "1")), "state stateset"},
-		{"stateset_in_text", Format{}, withShape(view.StateSet, metric.Gauge, "state", value(1, "state", "on"), value(0, "state", "off")), "state gauge"},
-		{"stateset_without_the_label", om, withShape(view.StateSet, metric.Gauge, "state", value(1, "state", "on"), value(0, "stat", "off")), "state gauge"},
-		{"stateset_of_2", om, withShape(view.StateSet, metric.Gauge, "state", value(2, "state", "on"), value(0, "state", "off")), "state gauge"},
+		{
+			"stateset", om, withShape(view.StateSet, metric.Gauge, "state", value(1, "state", "on"), value(0, "state", "off")),
+			"state stateset",
+		},
+		{"stateset_of_workers", om, withShape(view.StateSet, metric.Gauge, "state", value(1, "state", "on", "pid", "1"),
+			value(0, "state", "off", "pid", "1")), "state stateset"},
+		{
+			"stateset_in_text",
+			Format{},
+			withShape(view.StateSet, metric.Gauge, "state", value(1, "state", "on"), value(0, "state", "off")),
+			"state gauge",
+		},
+		{
+			"stateset_without_the_label", om,
+			withShape(view.StateSet, metric.Gauge, "state", value(1, "state", "on"), value(0, "stat", "off")), "state gauge",
+		},
+		{
+			"stateset_of_2", om, withShape(view.StateSet, metric.Gauge, "state", value(2, "state", "on"), value(0, "state", "off")),
+			"state gauge",
+		},
 		{"stateset_of_nan", om, withShape(view.StateSet, metric.Gauge, "state", value(math.NaN(), "state", "on")), "state gauge"},
-		{"stateset_of_pools", om, extra(withShape(view.StateSet, metric.Gauge, "state", value(1, "a", "on")), "state", "x"), "state stateset"},
+		{
+			"stateset_of_pools", om, extra(withShape(view.StateSet, metric.Gauge, "state", value(1, "a", "on")), "state", "x"),
+			"state stateset",
+		},
 	} {
 		out, left := encode(test.format, test.snap)
 		if got := typeLines(out)[0]; got != test.want || len(left) > 0 {
@@ -225,7 +256,8 @@ func TestEmptyHelp(t *testing.T) {
 
 // TestFallbackDoesNotAllocate: a format that is avoided for good costs no memory a scrape.
 func TestFallbackDoesNotAllocate(t *testing.T) {
-	snap := snapshot(fam{name: "logins", typ: metric.Counter, metrics: []met{value(7)}}, fam{name: "x", typ: metric.Gauge, metrics: []met{value(7)}})
+	snap := snapshot(fam{name: "logins", typ: metric.Counter, metrics: []met{value(7)}},
+		fam{name: "x", typ: metric.Gauge, metrics: []met{value(7)}})
 	e := &Encoder{OnReport: func(Report) {}}
 	accept := ParseAccept(acceptPrometheus3)
 	buf, f := e.Encode(nil, nil, accept, Filter{}, snap)

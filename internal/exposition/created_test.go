@@ -43,7 +43,10 @@ func createdView() *view.Snapshot {
 		// A sample of another family has the name that the created sample would have.
 		fam{name: "taken", typ: metric.Counter, help: "h", metrics: []met{total(8)}},
 		fam{name: "taken_created", typ: metric.Gauge, help: "h", metrics: []met{value(9)}},
-		fam{name: "unset", typ: metric.Counter, help: "h", sparse: true, metrics: []met{total(0), total(view.Absent, "q", "a"), total(3, "q", "b")}},
+		fam{
+			name: "unset", typ: metric.Counter, help: "h", sparse: true,
+			metrics: []met{total(0), total(view.Absent, "q", "a"), total(3, "q", "b")},
+		},
 	))
 }
 
@@ -113,8 +116,14 @@ unset_created{q="b"} 1764253000.5
 		"not asked for": {new(Encoder).Append(nil, utf8, Filter{}, snap), without},
 		"no starts":     {e.Append(nil, utf8, Filter{}, &view.Snapshot{Layout: snap.Layout, Values: snap.Values}), without},
 		"text":          {e.Append(nil, Format{}, Filter{}, snap), string(new(Encoder).Append(nil, Format{}, Filter{}, snap))},
-		"a name":        {e.Append(nil, utf8, NewFilter([]string{"jobs_total"}), snap), text[:strings.Index(text, "# HELP lat")] + "# EOF\n"},
-		"part of it":    {e.Append(nil, utf8, NewFilter([]string{"lat_sum"}), snap), text[strings.Index(text, "# HELP lat"):strings.Index(text, "# HELP load")] + "# EOF\n"},
+		"a name": {
+			e.Append(nil, utf8, NewFilter([]string{"jobs_total"}), snap),
+			text[:strings.Index(text, "# HELP lat")] + "# EOF\n",
+		},
+		"part of it": {
+			e.Append(nil, utf8, NewFilter([]string{"lat_sum"}), snap),
+			text[strings.Index(text, "# HELP lat"):strings.Index(text, "# HELP load")] + "# EOF\n",
+		},
 	} {
 		if string(c.got) != c.want {
 			t.Errorf("%s: got\n%s\nwant\n%s", name, c.got, c.want)

@@ -357,7 +357,9 @@ func (e *Encoder) report(accept Accept, chosen Format, p *plan, out *output, fit
 
 // tellings appends what is known of the chosen format, then of those that were weighed with
 // it: what was avoided, and what this one was not avoided for.
-func (e *Encoder) tellings(told []telling, accept Accept, chosen Format, p *plan, out *output, fits bool, snaps []*view.Snapshot) []telling {
+func (e *Encoder) tellings(told []telling, accept Accept, chosen Format, p *plan, out *output, fits bool,
+	snaps []*view.Snapshot,
+) []telling {
 	instead := chosen.canonical()
 	now := p.state(fits, snaps)
 	if len(out.omissions) > 0 {

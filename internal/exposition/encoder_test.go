@@ -59,7 +59,8 @@ func TestCollisions(t *testing.T) {
 			[]string{`"x_total": name_collision with "x"`},
 		},
 		{
-			"counter_beside_gauge_of_its_family_name_text", text, snaps(snapshot(gauge("x_b"), counter("x"), gauge("w")), snapshot(gauge("x"))),
+			"counter_beside_gauge_of_its_family_name_text", text,
+			snaps(snapshot(gauge("x_b"), counter("x"), gauge("w")), snapshot(gauge("x"))),
 			[]string{"w gauge", "x_total counter", "x gauge", "x_b gauge"},
 			nil,
 		},
@@ -104,8 +105,12 @@ func TestCollisions(t *testing.T) {
 			[]string{`the type of "x": name_collision with "x_created"`},
 		},
 		{
-			"created_of_histograms_and_summaries_is_claimed_in_openmetrics", om, snaps(snapshot(histogram("x"), gauge("x_created"), summaryFam("y"), gauge("y_created"))),
-			[]string{"x_bucket unknown", "x_sum unknown", "x_count unknown", "x_created gauge", "y_sum unknown", "y_count unknown", "y_created gauge"},
+			"created_of_histograms_and_summaries_is_claimed_in_openmetrics", om,
+			snaps(snapshot(histogram("x"), gauge("x_created"), summaryFam("y"), gauge("y_created"))),
+			[]string{
+				"x_bucket unknown", "x_sum unknown", "x_count unknown", "x_created gauge", "y_sum unknown", "y_count unknown",
+				"y_created gauge",
+			},
 			[]string{`the type of "x": name_collision with "x_created"`, `the type of "y": name_collision with "y_created"`},
 		},
 		{
@@ -231,7 +236,8 @@ func TestCollisions(t *testing.T) {
 			[]string{`"": bad_name`},
 		},
 		{
-			"points_of_another_type", text, snaps(snapshot(fam{name: "g", typ: metric.Gauge, metrics: []met{value(1, "a", "b"), total(2, "a", "c")}})),
+			"points_of_another_type", text,
+			snaps(snapshot(fam{name: "g", typ: metric.Gauge, metrics: []met{value(1, "a", "b"), total(2, "a", "c")}})),
 			[]string{"g gauge"},
 			[]string{`1 points of "g": bad_point`},
 		},

@@ -30,7 +30,10 @@ func TestEvolvingLayouts(t *testing.T) {
 			f.Type, points = metric.Counter, []view.Point{{Kind: view.Total}}
 		}
 		for i := range 1 + r.IntN(4) {
-			f.Metrics = append(f.Metrics, view.Metric{Labels: []metric.Label{{Name: label[r.IntN(len(label))], Value: fmt.Sprint(i)}}, Points: points})
+			f.Metrics = append(f.Metrics, view.Metric{
+				Labels: []metric.Label{{Name: label[r.IntN(len(label))], Value: fmt.Sprint(i)}},
+				Points: points,
+			})
 			f.Points += len(points)
 		}
 		return f
@@ -77,7 +80,11 @@ func TestEvolvingLayouts(t *testing.T) {
 // all others.
 func TestUnchangedFamiliesAreCopied(t *testing.T) {
 	old := wide(20000).Layout
-	changed := &view.Layout{Families: append(slices.Clone(old.Families), view.Family{Name: "zz", Type: metric.Gauge, Metrics: []view.Metric{{Points: []view.Point{{}}}}, First: old.Points, Points: 1}), Points: old.Points + 1}
+	changed := &view.Layout{
+		Families: append(slices.Clone(old.Families),
+			view.Family{Name: "zz", Type: metric.Gauge, Metrics: []view.Metric{{Points: []view.Point{{}}}}, First: old.Points, Points: 1}),
+		Points: old.Points + 1,
+	}
 	render := func(layout *view.Layout, earlier *rendered) *rendered {
 		p := newPlan(Format{}, []*view.Snapshot{{Layout: layout}})
 		return newRendered(layout, Format{}, p.headings[0], earlier)

@@ -326,7 +326,8 @@ func (s plainSample) keys(e Escaping) (keys []string) {
 		name = strings.TrimSuffix(name, suffix)
 	}
 	plain := func(l metric.Label) bool { return model.LegacyValidation.IsValidLabelName(l.Name) }
-	if e == AllowUTF8 || (plain(metric.Label{Name: s.name}) && !slices.ContainsFunc(s.labels, func(l metric.Label) bool { return !plain(l) })) {
+	if e == AllowUTF8 || (plain(metric.Label{Name: s.name}) &&
+		!slices.ContainsFunc(s.labels, func(l metric.Label) bool { return !plain(l) })) {
 		ls := s.labels
 		if s.bound != nil {
 			ls = append(slices.Clone(ls), *s.bound)

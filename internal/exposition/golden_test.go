@@ -34,7 +34,10 @@ func everything() *view.Snapshot {
 func TestGolden(t *testing.T) {
 	dotted := func() *view.Snapshot {
 		return snapshot(
-			fam{name: "my.jobs", typ: metric.Counter, help: "h", metrics: []met{total(1, "queue.name", "a_b"), total(2, "queue.name", "z")}},
+			fam{
+				name: "my.jobs", typ: metric.Counter, help: "h",
+				metrics: []met{total(1, "queue.name", "a_b"), total(2, "queue.name", "z")},
+			},
 			fam{name: "my.latency", typ: metric.Histogram, help: "h", metrics: []met{{nil, []pt{
 				{view.Bucket, math.Inf(1), 3}, {view.Sum, 0, 1}, {view.Count, 0, 3},
 			}}}},
@@ -43,7 +46,10 @@ func TestGolden(t *testing.T) {
 	}
 	sparse := func() *view.Snapshot {
 		return snapshot(
-			fam{name: "all_unset", typ: metric.Gauge, sparse: true, metrics: []met{value(view.Absent, "a", "1"), value(view.Absent, "a", "2")}},
+			fam{
+				name: "all_unset", typ: metric.Gauge, sparse: true,
+				metrics: []met{value(view.Absent, "a", "1"), value(view.Absent, "a", "2")},
+			},
 			fam{name: "some_unset", typ: metric.Gauge, help: "h", sparse: true, metrics: []met{
 				value(view.Absent, "a", "1"), value(math.NaN(), "a", "2"), value(3, "a", "3"), value(view.Absent, "a", "4"),
 			}},
@@ -222,16 +228,20 @@ jobs_total{q="a"} 1
 # TYPE jobs counter
 jobs{q="b"} 2
 `},
-		{"counter_of_old_and_new_clients_openmetrics", Format{Kind: OpenMetrics100}, snapshot(fam{name: "jobs", typ: metric.Counter, help: "h", metrics: []met{
-			total(1, "q", "a"), value(2, "q", "b"),
-		}}), `# HELP jobs_total h
+		{
+			"counter_of_old_and_new_clients_openmetrics",
+			Format{Kind: OpenMetrics100},
+			snapshot(fam{name: "jobs", typ: metric.Counter, help: "h", metrics: []met{
+				total(1, "q", "a"), value(2, "q", "b"),
+			}}), `# HELP jobs_total h
 # TYPE jobs_total unknown
 jobs_total{q="a"} 1
 # HELP jobs h
 # TYPE jobs unknown
 jobs{q="b"} 2
 # EOF
-`},
+`,
+		},
 		{"not_utf8", Format{}, snapshot(fam{name: "g", typ: metric.Gauge, help: "a\xffb\x00", metrics: []met{
 			value(1, "l", "x\xff\xfey"), value(2, "l", "nul\x00"),
 		}}), "# HELP g a\ufffdb\x00\n# TYPE g gauge\ng{l=\"nul\x00\"} 2\ng{l=\"x\ufffd\ufffdy\"} 1\n"},

@@ -280,9 +280,13 @@ func TestProtobufMessages(t *testing.T) {
 			buckets(-1, 0, 3, 0, "p", "y"), buckets(0, 0, 1e20, 0, "p", "z"),
 		}},
 		fam{name: "old", typ: metric.Counter, metrics: []met{value(5)}},
-		fam{name: "size", typ: metric.Summary, metrics: []met{{nil, []pt{{view.Quantile, 0.5, math.NaN()}, {view.Sum, 0, 2}, {view.Count, 0, 200}}}}},
+		fam{
+			name: "size", typ: metric.Summary,
+			metrics: []met{{nil, []pt{{view.Quantile, 0.5, math.NaN()}, {view.Sum, 0, 2}, {view.Count, 0, 200}}}},
+		},
 		fam{name: "sizes", typ: metric.Summary, metrics: []met{
-			summary(1, -1, "a", "1"), summary(1, math.NaN(), "a", "2"), summary(1, math.Inf(1), "a", "3"), summary(1, 2.9, "a", "4"), summary(1, 3, "a", "5"),
+			summary(1, -1, "a", "1"), summary(1, math.NaN(), "a", "2"), summary(1, math.Inf(1), "a", "3"), summary(1, 2.9, "a", "4"),
+			summary(1, 3, "a", "5"),
 		}},
 		fam{name: "temp", typ: metric.Gauge, sparse: true, metrics: []met{value(view.Absent, "r", "1"), value(math.Inf(-1), "r", "2")}},
 		fam{name: "unset", typ: metric.Gauge, sparse: true, metrics: []met{value(view.Absent)}},
@@ -514,7 +518,8 @@ var (
 		"\u00a0", "日本", "a#b", "# EOF", "\x01", "\x7f", "nul\x00", "bad\xff",
 	}
 	oddValues = append([]string{
-		"", " ", "a", "b", "\"", "\\", "\\n", "\n", "}", "{", ",", "=", "a=\"b\",", "} 5", " # ", "#", "\r", "\t", "ä", "\u2028", "\U0001f600", "\ufeff", "1.0", "+Inf",
+		"", " ", "a", "b", "\"", "\\", "\\n", "\n", "}", "{", ",", "=", "a=\"b\",", "} 5", " # ", "#", "\r", "\t", "ä", "\u2028",
+		"\U0001f600", "\ufeff", "1.0", "+Inf",
 	}, oddNames...)
 	plainNames = []string{"a", "bb", "c_d", "e:f", "_g", "H9", "i_j_k", "l", "m_seconds", "n", "o_p", "q"}
 )
@@ -544,7 +549,10 @@ func (g *generator) labelValue() string {
 }
 
 func (g *generator) float() float64 {
-	special := []float64{0, math.Copysign(0, -1), 1, -1, math.NaN(), math.Inf(1), math.Inf(-1), math.MaxFloat64, math.SmallestNonzeroFloat64, 1e15, 1e-5, 1 << 53, 1e21}
+	special := []float64{
+		0, math.Copysign(0, -1), 1, -1, math.NaN(), math.Inf(1), math.Inf(-1), math.MaxFloat64,
+		math.SmallestNonzeroFloat64, 1e15, 1e-5, 1 << 53, 1e21,
+	}
 	if g.IntN(2) == 0 {
 		return special[g.IntN(len(special))]
 	}

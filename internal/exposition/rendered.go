@@ -118,7 +118,8 @@ func sameHeadings(old []section, headings []heading) bool {
 // sameFamily reports whether two layouts have the very same family: the index keeps the
 // metrics of a family in which nothing appeared or went.
 func sameFamily(a, b *view.Family) bool {
-	if a.Name != b.Name || a.Type != b.Type || a.Mode != b.Mode || a.Help != b.Help || a.Unit != b.Unit || a.Shape != b.Shape || a.Sparse != b.Sparse || a.Points != b.Points {
+	if a.Name != b.Name || a.Type != b.Type || a.Mode != b.Mode || a.Help != b.Help || a.Unit != b.Unit || a.Shape != b.Shape ||
+		a.Sparse != b.Sparse || a.Points != b.Points {
 		return false
 	}
 	return len(a.Metrics) == len(b.Metrics) && len(a.Metrics) > 0 && &a.Metrics[0] == &b.Metrics[0]

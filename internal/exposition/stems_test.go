@@ -16,7 +16,10 @@ func poolsOf(r *rand.Rand, pools int) (joined, flat *view.Snapshot) {
 	values := []string{"", "a", `q"uote`, "back\\slash", "ä", "two\nlines", "comma,"}
 	pick := func(from []string) string { return from[r.IntN(len(from))] }
 	var fams []fam
-	for i, typ := range []metric.Type{metric.Counter, metric.Gauge, metric.Histogram, metric.Summary, metric.Gauge, metric.Counter, metric.Histogram} {
+	for i, typ := range []metric.Type{
+		metric.Counter, metric.Gauge, metric.Histogram, metric.Summary, metric.Gauge, metric.Counter,
+		metric.Histogram,
+	} {
 		f := fam{name: fmt.Sprintf("f%d", i), typ: typ, sparse: i == 2 || i == 4}
 		if i > 4 {
 			f.name = fmt.Sprintf("not.legal %d", i)
@@ -63,7 +66,10 @@ func poolsOf(r *rand.Rand, pools int) (joined, flat *view.Snapshot) {
 		if r.IntN(2) == 0 {
 			target = labels("app", pick(values), "pool", fmt.Sprintf("p%d", p))
 		}
-		parts = append(parts, view.Part{Snapshot: s, Name: fmt.Sprint(p), Target: target, External: labels(pick(names[1:3]), pick(values), "zone", pick(values))})
+		parts = append(parts, view.Part{
+			Snapshot: s, Name: fmt.Sprint(p), Target: target,
+			External: labels(pick(names[1:3]), pick(values), "zone", pick(values)),
+		})
 	}
 	var j view.Joiner
 	joined = j.Join(parts)

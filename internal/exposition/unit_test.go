@@ -53,7 +53,10 @@ func TestUnits(t *testing.T) {
 	// A layout in which nothing but the unit has changed is another one.
 	e := &Encoder{}
 	e.Append(nil, Format{Kind: OpenMetrics100}, Filter{}, snap)
-	other := &view.Snapshot{Layout: &view.Layout{Families: slices.Clone(snap.Layout.Families), Points: snap.Layout.Points}, Values: snap.Values}
+	other := &view.Snapshot{
+		Layout: &view.Layout{Families: slices.Clone(snap.Layout.Families), Points: snap.Layout.Points},
+		Values: snap.Values,
+	}
 	for i := range other.Layout.Families {
 		other.Layout.Families[i].Unit = ""
 	}
@@ -79,7 +82,10 @@ func TestAbsentMetrics(t *testing.T) {
 	sparse := snapshot(
 		fam{name: "c", typ: metric.Counter, sparse: true, metrics: []met{absent(total(1, "l", "a")), total(1, "l", "b")}},
 		fam{name: "gone", typ: metric.Counter, sparse: true, metrics: []met{absent(total(1, "l", "a"))}},
-		fam{name: "h", typ: metric.Histogram, sparse: true, metrics: []met{absent(buckets(1, 2, 3, 4, "l", "a")), buckets(1, 2, 3, 4, "l", "b")}},
+		fam{
+			name: "h", typ: metric.Histogram, sparse: true,
+			metrics: []met{absent(buckets(1, 2, 3, 4, "l", "a")), buckets(1, 2, 3, 4, "l", "b")},
+		},
 		fam{name: "s", typ: metric.Summary, sparse: true, metrics: []met{absent(summary(1, 2, "l", "a")), summary(1, 2, "l", "b")}},
 	)
 	for _, f := range []Format{{}, {Text100, Values}, {Kind: OpenMetrics001}, {Kind: OpenMetrics100}, {Kind: Protobuf}, {Kind: JSON}} {

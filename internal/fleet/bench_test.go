@@ -48,7 +48,10 @@ func manyPools(b *testing.B, pools, workers int) (f *Fleet, entries int) {
 					switch kind {
 					case "counter":
 						key.Series.Sample += "_total"
-						key.Series.Labels = []metric.Label{{Name: "method", Value: "GET"}, {Name: "path", Value: fmt.Sprintf("/api/v1/resource/%d", i)}}
+						key.Series.Labels = []metric.Label{
+							{Name: "method", Value: "GET"},
+							{Name: "path", Value: fmt.Sprintf("/api/v1/resource/%d", i)},
+						}
 					case "histogram":
 						key.Series.Sample += "_bucket"
 						key.Series.Labels = []metric.Label{{Name: "le", Value: fmt.Sprintf("%d.0", i%8+1)}, path}

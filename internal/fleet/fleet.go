@@ -157,7 +157,8 @@ func New(opts Options) (*Fleet, error) {
 	}
 	for _, spec := range opts.Pools {
 		if spec.Name == "" && (len(opts.Pools) > 1 || opts.Growing) {
-			return nil, fmt.Errorf("directory %q has no name: with several directories, or a pattern, each needs one, as in --dir web=%s", spec.Path, spec.Path)
+			return nil, fmt.Errorf("directory %q has no name: with several directories, or a pattern, each needs one, as in --dir web=%s",
+				spec.Path, spec.Path)
 		}
 		if f.find(spec.Name) != nil {
 			return nil, fmt.Errorf("two directories have the name %q", spec.Name)

@@ -174,7 +174,8 @@ func (h *harness) force(p *policy.Policy) {
 
 func TestParseSpec(t *testing.T) {
 	for in, want := range map[string]pool.Spec{
-		"/a": {Path: "/a"}, "web=/a": {Name: "web", Path: "/a"}, "web=a=b": {Name: "web", Path: "a=b"}, "/a=b": {Path: "/a=b"}, "./x=y": {Path: "./x=y"},
+		"/a": {Path: "/a"}, "web=/a": {Name: "web", Path: "/a"}, "web=a=b": {Name: "web", Path: "a=b"}, "/a=b": {Path: "/a=b"},
+		"./x=y": {Path: "./x=y"},
 	} {
 		if got, err := ParseSpec(in); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: got %v, %v, want %v", in, got, err, want)
@@ -233,10 +234,14 @@ func TestInfoAndLabels(t *testing.T) {
 	h := start(t, pool.Spec{Name: "jobs", Path: jobs}, pool.Spec{Name: "web", Path: web})
 	h.force(compile(t, policy.Spec{
 		ExternalLabels: map[string]string{"region": "eu"},
-		Pools:          map[string]policy.PoolSpec{"web": {Labels: map[string]string{"env": "prod"}, Rules: []policy.Rule{{Match: "hits", Help: "Web."}}}},
-		Info:           []policy.InfoSeries{{Name: "build_info", Help: "Build.", Labels: map[string]string{"version": "7"}}},
+		Pools: map[string]policy.PoolSpec{"web": {
+			Labels: map[string]string{"env": "prod"},
+			Rules:  []policy.Rule{{Match: "hits", Help: "Web."}},
+		}},
+		Info: []policy.InfoSeries{{Name: "build_info", Help: "Build.", Labels: map[string]string{"version": "7"}}},
 	}))
-	h.want("build_info region=eu version=7 1", "hits_total env=prod exported_env=mine pool=web region=own 1", "hits_total pool=jobs region=eu 2")
+	h.want("build_info region=eu version=7 1", "hits_total env=prod exported_env=mine pool=web region=own 1",
+		"hits_total pool=jobs region=eu 2")
 }
 
 // TestInfoNamedAsMetric: it is not the files that disagree.
@@ -287,7 +292,10 @@ func TestPreview(t *testing.T) {
 		Pools: map[string]policy.PoolSpec{"web": {Rules: []policy.Rule{{Match: "level", GaugeMode: metric.Sum}}}},
 		Info:  []policy.InfoSeries{{Name: "build_info"}},
 		MetricRelabelConfigs: []*relabel.Config{
-			{Action: relabel.Replace, SourceLabels: model.LabelNames{"__name__"}, Separator: ";", Regex: relabel.MustNewRegexp("plain_total"), TargetLabel: "__name__", Replacement: "renamed_total"},
+			{
+				Action: relabel.Replace, SourceLabels: model.LabelNames{"__name__"}, Separator: ";",
+				Regex: relabel.MustNewRegexp("plain_total"), TargetLabel: "__name__", Replacement: "renamed_total",
+			},
 			{Action: relabel.LabelDrop, Separator: ";", Replacement: "$1", Regex: relabel.MustNewRegexp("version")},
 		},
 	})
@@ -297,7 +305,8 @@ func TestPreview(t *testing.T) {
 	}
 	var b strings.Builder
 	for _, e := range got.Effects {
-		fmt.Fprintf(&b, "%s %q %v %v>%v %q %v %d>%d>%d %v %v\n", e.Family, e.Pool, e.Type, e.FileMode, e.Mode, e.Rule, e.ModeByRule, e.Before, e.Ruled, e.After, e.Dropped, e.Names)
+		fmt.Fprintf(&b, "%s %q %v %v>%v %q %v %d>%d>%d %v %v\n", e.Family, e.Pool, e.Type, e.FileMode, e.Mode, e.Rule, e.ModeByRule,
+			e.Before, e.Ruled, e.After, e.Dropped, e.Names)
 	}
 	want := `build_info "" gauge > "" false 0>1>1 false [build_info]
 go_info "jobs" gauge max>max "" false 2>2>1 false [go_info]
@@ -323,10 +332,14 @@ func TestExplain(t *testing.T) {
 	write(t, jobs, "counter_1.db", map[string]float64{"hits_total l=a": 100})
 	h := start(t, pool.Spec{Name: "web", Path: web}, pool.Spec{Name: "jobs", Path: jobs})
 	h.force(compile(t, policy.Spec{
-		Info:                 []policy.InfoSeries{{Name: "build_info"}},
-		MetricRelabelConfigs: []*relabel.Config{{Action: relabel.Replace, TargetLabel: "new", Separator: ";", Replacement: "x", Regex: relabel.MustNewRegexp("(.*)")}},
+		Info: []policy.InfoSeries{{Name: "build_info"}},
+		MetricRelabelConfigs: []*relabel.Config{{
+			Action: relabel.Replace, TargetLabel: "new", Separator: ";", Replacement: "x",
+			Regex: relabel.MustNewRegexp("(.*)"),
+		}},
 	}))
-	h.want("build_info new=x 1", "hits_total l=a new=x pool=jobs 100", "hits_total l=a new=x pool=web 11", "hits_total l=b new=x pool=web 2")
+	h.want("build_info new=x 1", "hits_total l=a new=x pool=jobs 100", "hits_total l=a new=x pool=web 11",
+		"hits_total l=b new=x pool=web 2")
 	e, err := h.Explain(t.Context(), func(snap *view.Snapshot) (all []int) {
 		for i := range snap.Values {
 			all = append(all, i)
@@ -343,7 +356,8 @@ func TestExplain(t *testing.T) {
 		for _, c := range item.Contributions {
 			sum += c.Value
 		}
-		got = append(got, fmt.Sprintf("%v %v %s %d %v", e.View.Values[item.Value], sum, item.Pool, len(item.Contributions), item.Configured))
+		got = append(got, fmt.Sprintf("%v %v %s %d %v", e.View.Values[item.Value], sum, item.Pool, len(item.Contributions),
+			item.Configured))
 	}
 	want := "1 0 " + configuration + " 0 true\n100 100 jobs 1 false\n11 11 web 2 false\n2 2 web 1 false"
 	if strings.Join(got, "\n") != want {
@@ -451,7 +465,8 @@ func TestComeAndGo(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Errorf("after %d pools %d descriptors, %d mappings, %d goroutines, %d bytes; before %d, %d, %d, %d", pools, f, m, g, b, fds, maps, goroutines, heap)
+			t.Errorf("after %d pools %d descriptors, %d mappings, %d goroutines, %d bytes; before %d, %d, %d, %d", pools, f, m, g, b, fds,
+				maps, goroutines, heap)
 			break
 		}
 	}

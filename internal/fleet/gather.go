@@ -54,7 +54,8 @@ const helpAfter = 100 * time.Millisecond
 // none either; all says that this is an error. It is one in any case if no pool answers.
 func (f *Fleet) gather(ctx context.Context, members []*member, all bool, take taker) ([]turn, error) {
 	g := &gathering{
-		ctx: ctx, patience: f.opts.Pool.Patience, logger: f.logger, members: members, take: take, done: make(chan struct{}), left: len(members), turns: make([]turn, len(members)),
+		ctx: ctx, patience: f.opts.Pool.Patience, logger: f.logger, members: members, take: take, done: make(chan struct{}),
+		left: len(members), turns: make([]turn, len(members)),
 	}
 	if len(members) == 0 {
 		return nil, nil
@@ -163,7 +164,8 @@ func (g *gathering) end(i int, snap *view.Snapshot, spec pool.Spec, err error, p
 			snap.Release()
 		}
 		if panicked != nil {
-			g.logger.Error("panic while a pool was read that nobody waited for any more", zap.String("pool", g.members[i].Spec().Name), zap.Any("panic", panicked))
+			g.logger.Error("panic while a pool was read that nobody waited for any more", zap.String("pool", g.members[i].Spec().Name),
+				zap.Any("panic", panicked))
 		}
 		return
 	}
@@ -241,7 +243,8 @@ func (f *Fleet) tellSilent(m *member, silent bool) {
 	}
 	log := f.logger.With(zap.String("pool", m.Spec().Name), zap.String("dir", m.Spec().Dir()))
 	if silent {
-		log.Warn("directory does not answer; its pool is left out of the view of all pools until it does", zap.Duration("patience", f.opts.Pool.Patience))
+		log.Warn("directory does not answer; its pool is left out of the view of all pools until it does",
+			zap.Duration("patience", f.opts.Pool.Patience))
 	} else {
 		log.Info("directory answers again; its pool is served")
 	}

@@ -73,7 +73,10 @@ func TestHostilePool(t *testing.T) {
 
 	f, err := New(Options{
 		Pools: []pool.Spec{{Name: "hostile", Path: hostile}, {Name: "good", Path: good}},
-		Pool:  pool.Options{Archive: &pool.ArchiveOptions{}, Merge: merge.Options{MaxSeries: 100}, Limits: store.Limits{FileBytes: 1 << 20}},
+		Pool: pool.Options{
+			Archive: &pool.ArchiveOptions{}, Merge: merge.Options{MaxSeries: 100},
+			Limits: store.Limits{FileBytes: 1 << 20},
+		},
 	})
 	if err != nil {
 		t.Fatal(err)

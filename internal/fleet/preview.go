@@ -151,7 +151,9 @@ func (f *Fleet) preview(ctx context.Context, p *policy.Policy) (*Preview, error)
 // eachMetric joins the values that were loaded last, and calls yield for each metric with the
 // pool that it is from, "" for the configuration, and the indexes of its values. Before that it
 // calls begin with the layout, unless that is nil.
-func (f *Fleet) eachMetric(ctx context.Context, yield func(pool string, fam *view.Family, points []int), begin func(*view.Layout)) (*view.Layout, error) {
+func (f *Fleet) eachMetric(ctx context.Context, yield func(pool string, fam *view.Family, points []int),
+	begin func(*view.Layout),
+) (*view.Layout, error) {
 	f.policyMu.RLock()
 	defer f.policyMu.RUnlock()
 	members := f.all()

@@ -170,7 +170,8 @@ func TestSilentPool(t *testing.T) {
 			if _, err := f.View(t.Context(), only); !errors.Is(err, pool.ErrSilent) {
 				t.Errorf("a view of the pool alone: %v", err)
 			}
-			if state := f.Pool("slow").State(); !f.IsSilent("slow") || f.IsSilent("good") || !state.Silent || directoryUp("slow") != 0 || directoryUp("good") != 1 {
+			if state := f.Pool("slow").State(); !f.IsSilent("slow") || f.IsSilent("good") || !state.Silent || directoryUp("slow") != 0 ||
+				directoryUp("good") != 1 {
 				t.Errorf("it is not told: %+v", state)
 			}
 			if n := h.logged("does not answer"); n != 1 {

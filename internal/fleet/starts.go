@@ -58,7 +58,8 @@ func (f *Fleet) restoreStarts(m *member) {
 		err = m.starts.Restore(data)
 	}
 	if err != nil {
-		f.logger.Warn("start times of series could not be read; those of present series are unknown", zap.String("dir", m.Spec().Dir()), zap.Error(err))
+		f.logger.Warn("start times of series could not be read; those of present series are unknown", zap.String("dir", m.Spec().Dir()),
+			zap.Error(err))
 	}
 }
 
@@ -74,7 +75,8 @@ func (f *Fleet) keepStarts(m *member, last bool) {
 	m.starts.saved = time.Now()
 	err := m.Keep(startsFile, m.starts.State())
 	if err != nil && !m.starts.failing {
-		f.logger.Warn("start times of series could not be saved; the next daemon will not know them", zap.String("dir", m.Spec().Dir()), zap.Error(err))
+		f.logger.Warn("start times of series could not be saved; the next daemon will not know them", zap.String("dir", m.Spec().Dir()),
+			zap.Error(err))
 	}
 	m.starts.failing = err != nil
 }

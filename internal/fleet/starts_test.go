@@ -108,7 +108,8 @@ func TestStarts(t *testing.T) {
 	write(t, web, "counter_5.db", map[string]float64{"meanwhile_total": 1})
 	next := start(t, pool.Spec{Name: "web", Path: web})
 	next.force(compile(t, policy.Spec{Rules: []policy.Rule{{Match: "many", DropLabels: []string{"u"}}}}))
-	if got := begun(t, next.Fleet, Selection{}); got["more_total pool=web"] != known || got["last_total pool=web"] != last || got["meanwhile_total pool=web"] != "unknown" {
+	if got := begun(t, next.Fleet, Selection{}); got["more_total pool=web"] != known || got["last_total pool=web"] != last ||
+		got["meanwhile_total pool=web"] != "unknown" {
 		t.Errorf("the next daemon has starts %v, want more_total from %s and last_total from %s", got, known, last)
 	}
 }

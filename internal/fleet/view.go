@@ -278,7 +278,8 @@ func infoView(p *policy.Policy) *view.Snapshot {
 			if help == "" {
 				help = "From the configuration."
 			}
-			layout.Families = append(layout.Families, view.Family{Name: in.Name, Type: metric.Gauge, Shape: view.Info, Help: help, First: layout.Points})
+			layout.Families = append(layout.Families,
+				view.Family{Name: in.Name, Type: metric.Gauge, Shape: view.Info, Help: help, First: layout.Points})
 			n++
 		}
 		fam := &layout.Families[n-1]

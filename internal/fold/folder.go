@@ -151,7 +151,10 @@ func New(opts Options) *Folder {
 	if opts.MirrorFiles == 0 {
 		opts.MirrorFiles = DefaultMirrorFiles
 	}
-	f := &Folder{opts: opts, place: NewPlace(opts.Dir), removing: map[string]folded{}, mirrorFiles: map[string]mirrorFile{}, limit: firstLimit}
+	f := &Folder{
+		opts: opts, place: NewPlace(opts.Dir), removing: map[string]folded{}, mirrorFiles: map[string]mirrorFile{},
+		limit: firstLimit,
+	}
 	f.keeper = archive.NewKeeper(archive.KeeperOptions{Watched: opts.Dir, Dir: opts.ArchiveDir, SpareBytes: opts.SpareBytes})
 	f.archive = f.keeper.Archive()
 	return f
@@ -408,7 +411,8 @@ func (f *Folder) stage(files []*File) (ready []*File, err error) {
 		same, stageErr := f.stageOne(file)
 		switch {
 		case errors.Is(stageErr, unix.ENAMETOOLONG):
-			f.opts.Logger.Warn("file of a dead worker cannot be archived, because its name is too long; it stays and counts", zap.String("path", file.Path))
+			f.opts.Logger.Warn("file of a dead worker cannot be archived, because its name is too long; it stays and counts",
+				zap.String("path", file.Path))
 			f.pool.Return([]*File{file}, stageErr)
 		case stageErr != nil:
 			f.pool.Staged(staged)

@@ -8,7 +8,10 @@ import (
 // FuzzNames: whatever a file is called, its staged name leads back to it, is no source file's and
 // stays in the directory; and what looks like a staged file leads to a name, or to none.
 func FuzzNames(f *testing.F) {
-	for _, name := range []string{"counter_1.db", "gauge_all_a.b.db", ".", "..", "", Prefix, Prefix + "counter_1.db.7", "a\x00b", strings.Repeat("x", 300), "\xff.db"} {
+	for _, name := range []string{
+		"counter_1.db", "gauge_all_a.b.db", ".", "..", "", Prefix, Prefix + "counter_1.db.7", "a\x00b",
+		strings.Repeat("x", 300), "\xff.db",
+	} {
 		f.Add(name)
 	}
 	p := NewPlace("/nowhere")

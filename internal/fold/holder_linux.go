@@ -22,7 +22,8 @@ func holderOf(f *os.File) string {
 	// 1: FLOCK  ADVISORY  WRITE 1234 00:1f:5678 0 EOF
 	want := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
 	for line := range strings.Lines(string(locks)) {
-		if fields := strings.Fields(line); len(fields) > 5 && fields[1] == "FLOCK" && fields[5] == want && fields[4] != "-1" && fields[4] != "0" {
+		if fields := strings.Fields(line); len(fields) > 5 && fields[1] == "FLOCK" && fields[5] == want && fields[4] != "-1" &&
+			fields[4] != "0" {
 			return "process " + fields[4]
 		}
 	}

@@ -147,7 +147,8 @@ func (f *Folder) tellOpened(o *archive.Opened) {
 		log.Info("archive is open again")
 	}
 	a := f.keeper.Archive()
-	log.Info("archive is open", zap.String("path", a.Path()), zap.Int("series", a.Totals().Series()), zap.Uint64("files_folded", a.Stats().Files))
+	log.Info("archive is open", zap.String("path", a.Path()), zap.Int("series", a.Totals().Series()),
+		zap.Uint64("files_folded", a.Stats().Files))
 	f.tidy(f.opts.Now())
 }
 
@@ -190,6 +191,7 @@ func (f *Folder) tidy(now time.Time) {
 		log.Info("archive was written anew; its file is smaller", zap.Int64("bytes", t.After), zap.Int64("before", t.Before))
 	}
 	if t.Forgotten > 0 {
-		log.Info("records of files that left the directory were forgotten; they count in full if they come back", zap.Int("files", t.Forgotten))
+		log.Info("records of files that left the directory were forgotten; they count in full if they come back",
+			zap.Int("files", t.Forgotten))
 	}
 }

@@ -247,7 +247,8 @@ func (f *Folder) Linked(record string) bool {
 func (f *Folder) openMirror() error {
 	f.closeMirror()
 	dir := f.place.fd()
-	m, unwatched, err := mirror.Open(dir, f.opts.Dir, mirror.Options{Unwatched: !f.opts.Mirror, Hub: f.opts.Hub, Hidden: FileName, Logf: f.logMirror, Step: f.Step})
+	m, unwatched, err := mirror.Open(dir, f.opts.Dir,
+		mirror.Options{Unwatched: !f.opts.Mirror, Hub: f.opts.Hub, Hidden: FileName, Logf: f.logMirror, Step: f.Step})
 	if err != nil {
 		return err
 	}
@@ -412,7 +413,8 @@ func (f *Folder) stageName(file *File) error {
 	f.opts.Metrics.mirrorErrors.Inc()
 	if !f.unmirrored {
 		f.unmirrored = true
-		f.opts.Logger.Warn("files of dead workers cannot be kept for others who read the directory; they see totals fall", zap.String("path", file.Path), zap.Error(err))
+		f.opts.Logger.Warn("files of dead workers cannot be kept for others who read the directory; they see totals fall",
+			zap.String("path", file.Path), zap.Error(err))
 	}
 	return f.place.Stage(file.Name.Base, file.Record)
 }
@@ -966,7 +968,8 @@ func (f *Folder) importMirror(now time.Time) error {
 	if c := f.keeper.Commit(now, b, f.pool.Change); c.Err != nil {
 		return c.Err
 	}
-	f.opts.Logger.Info("there was no archive, but mirror files; what they hold was archived", zap.String("files", strings.Join(names, " ")), zap.Int("entries", entries))
+	f.opts.Logger.Info("there was no archive, but mirror files; what they hold was archived", zap.String("files", strings.Join(names, " ")),
+		zap.Int("entries", entries))
 	return nil
 }
 

@@ -98,7 +98,8 @@ func lockDir(f *os.File, path string) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("take directory %q: %w: %s has locked it; stop that first, as one daemon has a directory", path, archive.ErrLocked, holderOf(f))
+			return fmt.Errorf("take directory %q: %w: %s has locked it; stop that first, as one daemon has a directory", path,
+				archive.ErrLocked, holderOf(f))
 		}
 	}
 }

@@ -52,7 +52,10 @@ func TestAlerts(t *testing.T) {
 		w.set(hit, "Requests.")
 	}
 	// A daemon of many pools: some have a cause each.
-	pools := map[string]string{"missing": filepath.Join(t.TempDir(), "missing"), "idle": sourceDir(t), "sound": sourceDir(t), "damaged": sourceDir(t)}
+	pools := map[string]string{
+		"missing": filepath.Join(t.TempDir(), "missing"), "idle": sourceDir(t), "sound": sourceDir(t),
+		"damaged": sourceDir(t),
+	}
 	pools["full"] = mountTmpfs(t, "size=2m")
 	pools["crowded"] = mountTmpfs(t, "size=4m,nr_inodes=40")
 	var flags []string
@@ -62,7 +65,8 @@ func TestAlerts(t *testing.T) {
 			worker(dir)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(pools["damaged"], "counter_2.db"), []byte("\xff\xff\xff\xff no file of a worker"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(pools["damaged"], "counter_2.db"), []byte("\xff\xff\xff\xff no file of a worker"),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	// A daemon whose user owns no file.
@@ -88,7 +92,9 @@ func TestAlerts(t *testing.T) {
 	// that becomes wrong.
 	limited, config := sourceDir(t), filepath.Join(t.TempDir(), "aggregatord.yml")
 	worker(limited)
-	if err := os.WriteFile(config, []byte("limits: {series_per_family: 3}\noutputs: [{name: nobody, interval: 1s, graphite: {address: '127.0.0.1:1'}}]\n"), 0o600); err != nil {
+	if err := os.WriteFile(config,
+		[]byte("limits: {series_per_family: 3}\noutputs: [{name: nobody, interval: 1s, graphite: {address: '127.0.0.1:1'}}]\n"),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	for i, base := range []string{"gauge_max_2.db", "gauge_min_3.db"} {
@@ -120,7 +126,8 @@ func TestAlerts(t *testing.T) {
 		if job == "slow" {
 			path = "/-/metrics" // the responses with the metrics of the workers are long on purpose
 		}
-		fmt.Fprintf(&jobs, "  - job_name: %s\n    scrape_interval: 2s\n    metrics_path: %s\n    static_configs: [{targets: [%q]}]\n", job, path, strings.TrimPrefix(d.URL, "http://"))
+		fmt.Fprintf(&jobs, "  - job_name: %s\n    scrape_interval: 2s\n    metrics_path: %s\n    static_configs: [{targets: [%q]}]\n", job,
+			path, strings.TrimPrefix(d.URL, "http://"))
 	}
 	fmt.Fprintf(&jobs, "rule_files: [%q]\n", rules)
 	prometheus := startPrometheusWith(t, jobs.String())

@@ -332,7 +332,8 @@ func TestDisagreement(t *testing.T) {
 			t.Errorf("%s: %v", format, err)
 			continue
 		}
-		if f := v["thing"]; f == nil || f.Type != "counter" || f.Help != "New." || len(f.Samples) != 1 || f.Samples["thing_total"] != 2 || v["thing_total"] != nil {
+		if f := v["thing"]; f == nil || f.Type != "counter" || f.Help != "New." || len(f.Samples) != 1 || f.Samples["thing_total"] != 2 ||
+			v["thing_total"] != nil {
 			t.Errorf("%s: the name two generations disagree on is %+v, want the newer one's", format, f)
 		}
 		if got := v.value("fine", "fine_total"); got != 3 {

@@ -59,13 +59,17 @@ func attackAll(t *testing.T, how string, guarded bool, during time.Duration) {
 	}
 	limit := shippedMemory(t)
 	group := newMemoryGroup(t, limit)
-	flags := []string{"serve", "--log.format", "json", "--web.listen-address", "127.0.0.1:0", "--web.max-connections", "600", "--dir", "good=" + good, "--dir", "user=" + dir}
+	flags := []string{
+		"serve", "--log.format", "json", "--web.listen-address", "127.0.0.1:0", "--web.max-connections", "600", "--dir",
+		"good=" + good, "--dir", "user=" + dir,
+	}
 	if guarded {
 		hash, err := bcrypt.GenerateFromPassword([]byte("sesame"), 10)
 		if err != nil {
 			t.Fatal(err)
 		}
-		flags = append(flags, "--web.config.file", writeFile(t, filepath.Join(t.TempDir(), "web.yml"), fmt.Sprintf("basic_auth_users: {prometheus: '%s'}\n", hash)))
+		flags = append(flags, "--web.config.file",
+			writeFile(t, filepath.Join(t.TempDir(), "web.yml"), fmt.Sprintf("basic_auth_users: {prometheus: '%s'}\n", hash)))
 	}
 	d, addresses := startServing(t, group.command(append([]string{plain}, flags...)...))
 	pid := d.cmd.Process.Pid
@@ -115,7 +119,8 @@ func attackAll(t *testing.T, how string, guarded bool, during time.Duration) {
 		t.Error(err)
 	}
 	slices.Sort(all)
-	t.Logf("%d scrapes, p99 %v, the slowest %v; RssAnon at most %d MiB; %s", len(all), all[len(all)*99/100], all[len(all)-1], most>>20, group)
+	t.Logf("%d scrapes, p99 %v, the slowest %v; RssAnon at most %d MiB; %s", len(all), all[len(all)*99/100], all[len(all)-1], most>>20,
+		group)
 	if most > limit {
 		t.Errorf("RssAnon was %d bytes, more than the %d that there may be", most, limit)
 	}
@@ -170,7 +175,10 @@ func hostileFiles(t *testing.T, dir string) (stop func()) {
 	long := func(n, length int) []byte { // so many series with labels of that length
 		entries := make([]entry, n)
 		for i := range entries {
-			entries[i] = entry{fmt.Sprintf(`["long", "long_total", {"path": "%d%s"}, "Help."]`, rand.Int64(), strings.Repeat("x", length)), 1}
+			entries[i] = entry{
+				fmt.Sprintf(`["long", "long_total", {"path": "%d%s"}, "Help."]`, rand.Int64(), strings.Repeat("x", length)),
+				1,
+			}
 		}
 		return sourceFile(n*(length+100)+8, entries...)
 	}
@@ -200,7 +208,8 @@ func hostileFiles(t *testing.T, dir string) (stop func()) {
 			return nil
 		},
 		func(name string) error {
-			return os.WriteFile(strings.Replace(name, "counter", "histogram", 1), sourceFile(1<<12, entry{`["h", "h_bucket", {"le": "1.0"}, "Help."]`, -5}), 0o666)
+			return os.WriteFile(strings.Replace(name, "counter", "histogram", 1),
+				sourceFile(1<<12, entry{`["h", "h_bucket", {"le": "1.0"}, "Help."]`, -5}), 0o666)
 		},
 	}
 	done, ended := make(chan struct{}), make(chan struct{})
@@ -267,7 +276,10 @@ func (g *memoryGroup) look() {
 	total, parts := 0, []string{}
 	for line := range strings.Lines(string(data)) {
 		name, text, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if n, _ := strconv.Atoi(text); slices.Contains([]string{"anon", "rss", "file", "cache", "shmem", "mapped_file", "file_mapped", "unevictable"}, name) {
+		if n, _ := strconv.Atoi(text); slices.Contains([]string{
+			"anon", "rss", "file", "cache", "shmem", "mapped_file", "file_mapped",
+			"unevictable",
+		}, name) {
 			parts = append(parts, fmt.Sprintf("%s %d MiB", name, n>>20))
 			if name == "anon" || name == "rss" || name == "file" || name == "cache" {
 				total += n

@@ -517,7 +517,10 @@ func TestForeignFiles(t *testing.T) {
 	t.Parallel()
 	dir := sourceDir(t)
 	const foreign = 10_000
-	names := []string{"notes_%d.db", "%d", "counter.%d.db", "COUNTER_%d.db", "gauge_%d.txt", ".hidden_%d", "counter_%d.db.tmp", "histogram%d.db"}
+	names := []string{
+		"notes_%d.db", "%d", "counter.%d.db", "COUNTER_%d.db", "gauge_%d.txt", ".hidden_%d", "counter_%d.db.tmp",
+		"histogram%d.db",
+	}
 	for i := range foreign {
 		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf(names[i%len(names)], i)), []byte("foreign"), 0o644); err != nil {
 			t.Fatal(err)

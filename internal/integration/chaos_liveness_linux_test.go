@@ -235,7 +235,10 @@ func TestOtherUser(t *testing.T) {
 	// One with the right takes over.
 	d = serve(t, "--dir", dir)
 	eventually(t, patience, func() error { return empty(dir) })
-	if err := expect(d.mustText(), map[string]float64{"lived_total": 5, "lived_now": math.NaN(), "lived_max": 3, "aggregatord_archive_up": 1}); err != nil {
+	if err := expect(d.mustText(), map[string]float64{
+		"lived_total": 5, "lived_now": math.NaN(), "lived_max": 3,
+		"aggregatord_archive_up": 1,
+	}); err != nil {
 		t.Error(err)
 	}
 }

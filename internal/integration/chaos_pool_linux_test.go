@@ -158,10 +158,12 @@ type chaosPool struct {
 func startChaosPool(t *testing.T, dir string, own bool, seed uint64, flags ...string) *chaosPool {
 	t.Helper()
 	ledger := filepath.Join(sourceDir(t), "ledger")
-	args := append([]string{python(t, "prometheus_client"), app(t, "chaos_pool.py"), ledger, "--seed", strconv.FormatUint(seed, 10)}, flags...)
+	args := append([]string{python(t, "prometheus_client"), app(t, "chaos_pool.py"), ledger, "--seed", strconv.FormatUint(seed, 10)},
+		flags...)
 	if own {
 		needRoot(t)
-		args = append([]string{peer(t, "unshare", "apt-get install util-linux"), "--pid", "--fork", "--mount-proc", "--kill-child"}, args...)
+		args = append([]string{peer(t, "unshare", "apt-get install util-linux"), "--pid", "--fork", "--mount-proc", "--kill-child"},
+			args...)
 	}
 	in, out, err := os.Pipe()
 	if err != nil {

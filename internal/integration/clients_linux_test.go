@@ -107,9 +107,10 @@ func attackOrder(order string) {
 	always := func(text string) func(int) string { return func(int) string { return text } }
 	switch how {
 	case "hostile": // hostileConnections in all
-		hold(150, always(""), time.Hour)                                                                            // idle
-		hold(100, always(strings.Repeat(request("/metrics", ""), 50)), time.Hour)                                   // asks, and never reads
-		hold(100, always(request("/metrics", "")), 0)                                                               // asks, and leaves at once
+		hold(150, always(""), time.Hour)                                          // idle
+		hold(100, always(strings.Repeat(request("/metrics", ""), 50)), time.Hour) // asks, and never reads
+		hold(100, always(request("/metrics", "")),
+			0) // asks, and leaves at once
 		hold(50, always("GET /metrics HTTP/1.1\r\nHost: lo"), time.Hour)                                            // never ends its header
 		hold(50, always(request("/api/v1/series?match="+url.QueryEscape(`{path=~"(a?){400}z"}`), "")), time.Second) // an expensive question
 		hold(50, always(strings.Repeat("x\r\n", 1000)), 10*time.Millisecond)                                        // nonsense
@@ -150,7 +151,8 @@ func TestGuessedPasswords(t *testing.T) {
 		t.Fatal(err)
 	}
 	web := writeFile(t, filepath.Join(t.TempDir(), "web.yml"), fmt.Sprintf("basic_auth_users: {prometheus: '%s'}\n", hash))
-	d, addresses := startServing(t, exec.Command(plain, "serve", "--log.format", "json", "--dir", sourceDir(t), "--web.listen-address", "127.0.0.1:0", "--web.config.file", web))
+	d, addresses := startServing(t, exec.Command(plain, "serve", "--log.format", "json", "--dir", sourceDir(t), "--web.listen-address",
+		"127.0.0.1:0", "--web.config.file", web))
 	stop := attack(t, addresses[0], "guessing")
 	defer stop()
 	time.Sleep(time.Second) // until the guessers are all there, and wait
@@ -179,7 +181,8 @@ func TestGuessedPasswords(t *testing.T) {
 	}
 	first := all[0]
 	slices.Sort(all)
-	t.Logf("beside 200 clients that guess the first scrape took %v, the slowest of %d %v, the median %v", first, len(all), all[len(all)-1], all[len(all)/2])
+	t.Logf("beside 200 clients that guess the first scrape took %v, the slowest of %d %v, the median %v", first, len(all), all[len(all)-1],
+		all[len(all)/2])
 	if all[len(all)-1] > 5*time.Second {
 		t.Error("that is too long")
 	}
@@ -202,7 +205,8 @@ func TestHostileClients(t *testing.T) {
 	}
 	first := firstCome()
 	// The shell becomes the plain daemon in place of the one that it is given.
-	d := startDaemonBy(t, []string{"/bin/sh", "-c", "shift; exec " + strings.Join(first, " ") + ` "$0" "$@"`, plain}, nil, "serve", "--dir", dir, "--web.max-connections", "600")
+	d := startDaemonBy(t, []string{"/bin/sh", "-c", "shift; exec " + strings.Join(first, " ") + ` "$0" "$@"`, plain}, nil, "serve", "--dir",
+		dir, "--web.max-connections", "600")
 	address := strings.TrimPrefix(d.URL, "http://")
 	scrapes := func(during time.Duration) (n int, p99 time.Duration) {
 		t.Helper()
@@ -303,7 +307,8 @@ func scrapeOrder(address, during, want string) error {
 			return err
 		}
 		all = append(all, time.Since(begin))
-		if n := strings.Count(string(body), "load_total{"); fmt.Sprint(n) != want || !strings.Contains(string(body), `load_total{path="/order/2999"} 3`) {
+		if n := strings.Count(string(body), "load_total{"); fmt.Sprint(n) != want ||
+			!strings.Contains(string(body), `load_total{path="/order/2999"} 3`) {
 			return fmt.Errorf("%s: %d series, want %s", resp.Status, n, want)
 		}
 		time.Sleep(20 * time.Millisecond)

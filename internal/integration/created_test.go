@@ -53,7 +53,8 @@ func TestCreatedSamples(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		times, err := p.query(fmt.Sprintf(`count({__name__=~"app_.*_created"} > %d and {__name__=~"app_.*_created"} < time())`, before.Unix()-1))
+		times, err := p.query(fmt.Sprintf(`count({__name__=~"app_.*_created"} > %d and {__name__=~"app_.*_created"} < time())`,
+			before.Unix()-1))
 		if err != nil {
 			return err
 		}

@@ -47,7 +47,8 @@ func kubeletTree(t *testing.T, root, logs, pod, uid string) string {
 func inContainer(t *testing.T, script, how, dir string, by ...string) *process {
 	t.Helper()
 	command := `mount --bind "$2" /mnt && exec setpriv --pdeathsig KILL --reuid 1000 --regid 1000 --clear-groups "$0" "$1" ` + how + ` /mnt`
-	args := append(slices.Clone(by), peer(t, "unshare", "apt-get install util-linux"), "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
+	args := append(slices.Clone(by), peer(t, "unshare", "apt-get install util-linux"), "--mount", "--pid", "--fork", "--mount-proc",
+		"--kill-child",
 		"sh", "-c", command, python(t, "prometheus_client"), script, dir)
 	p := start(t, exec.Command(args[0], args[1:]...))
 	p.await("the first count", func(line string) bool { return line == "counted" })
@@ -97,7 +98,8 @@ func TestDaemonSetCapabilities(t *testing.T) {
 				root := publicDir(t)
 				script := "secret_" + manifest + "_" + without + "_app.py" // no other test has one of that name
 				path := writeFile(t, filepath.Join(root, script), secretApp)
-				logs, how, config := filepath.Join(root, "logs"), "fixed", fmt.Sprintf("discovery: [{kubelet: {root: %s, logs: %s/logs}}]\n", root, root)
+				logs, how, config := filepath.Join(root, "logs"), "fixed",
+					fmt.Sprintf("discovery: [{kubelet: {root: %s, logs: %s/logs}}]\n", root, root)
 				dir := kubeletTree(t, root, logs, "web-0", "11111111-aaaa")
 				if manifest == "processes" {
 					how, config = "random", "discovery: [{processes: {command: "+script+"}}]\n"
@@ -170,12 +172,14 @@ func TestKubeletUnmounts(t *testing.T) {
 	second := kubeletTree(t, root, logs, "web-0", "22222222-bbbb")
 	// The kubelet's namespace.
 	kubelet := start(t, exec.Command(peer(t, "unshare", "apt-get install util-linux"), "--mount", "--propagation", "private",
-		"sh", "-c", `mount --bind "$0" "$0" && mount --make-shared "$0" && mount -t tmpfs -o mode=777 none "$1" && mount -t tmpfs -o mode=777 none "$2" && echo mounted && sleep 600`,
+		"sh", "-c",
+		`mount --bind "$0" "$0" && mount --make-shared "$0" && mount -t tmpfs -o mode=777 none "$1" && mount -t tmpfs -o mode=777 none "$2" && echo mounted && sleep 600`,
 		root, first, second))
 	kubelet.await("the mounts", func(line string) bool { return line == "mounted" })
 	inside := []string{peer(t, "nsenter", "apt-get install util-linux"), "--target", strconv.Itoa(kubelet.pid()), "--mount"}
 	one := inContainer(t, script, "fixed", first, inside...)
-	config := writeFile(t, filepath.Join(root, "aggregatord.yml"), fmt.Sprintf("discovery: [{kubelet: {root: %s, logs: %s}}]\n", root, logs))
+	config := writeFile(t, filepath.Join(root, "aggregatord.yml"),
+		fmt.Sprintf("discovery: [{kubelet: {root: %s, logs: %s}}]\n", root, logs))
 	d := startDaemonBy(t, append(slices.Clone(inside), peer(t, "unshare", ""), "--mount", "--propagation", "slave"), nil,
 		"serve", "--config.file", config, "--discover.retention", "2s")
 	served := func(uid string, want string) {
@@ -232,7 +236,8 @@ func TestPodSettings(t *testing.T) {
 	}
 	writeFile(t, filepath.Join(first, "metrics.yml"), "labels: {app_team: shop}\nmetrics: [{match: hits, help: What was hit.}]\n")
 	writeFile(t, filepath.Join(second, "metrics.yml"), "labels: {pod: web-0}\n")
-	config := writeFile(t, filepath.Join(t.TempDir(), "aggregatord.yml"), fmt.Sprintf("discovery: [{kubelet: {root: %s, logs: %s, settings: metrics.yml}}]\n", root, logs))
+	config := writeFile(t, filepath.Join(t.TempDir(), "aggregatord.yml"),
+		fmt.Sprintf("discovery: [{kubelet: {root: %s, logs: %s, settings: metrics.yml}}]\n", root, logs))
 	d := serve(t, "--config.file", config)
 	served := func(want ...string) {
 		t.Helper()
@@ -248,7 +253,8 @@ func TestPodSettings(t *testing.T) {
 		})
 	}
 	const other = `hits_total{namespace="prod",pod="web-1",pool="prod_web-1_metrics_22222222",uid="22222222-bbbb",volume="metrics"} 7`
-	served("# HELP hits_total What was hit.", `hits_total{app_team="shop",namespace="prod",pod="web-0",pool="prod_web-0_metrics_11111111",uid="11111111-aaaa",volume="metrics"} 7`, other)
+	served("# HELP hits_total What was hit.",
+		`hits_total{app_team="shop",namespace="prod",pod="web-0",pool="prod_web-0_metrics_11111111",uid="11111111-aaaa",volume="metrics"} 7`, other)
 	if !d.logNames(second + "/metrics.yml:1:10: labels.pod: does not begin with app_") {
 		t.Error("the log does not tell what is wrong in the other file")
 	}
@@ -263,5 +269,6 @@ func TestPodSettings(t *testing.T) {
 		}
 		return nil
 	})
-	served("# HELP hits_total Hits.", `hits_total{app_team="orders",namespace="prod",pod="web-0",pool="prod_web-0_metrics_11111111",uid="11111111-aaaa",volume="metrics"} 7`, other)
+	served("# HELP hits_total Hits.",
+		`hits_total{app_team="orders",namespace="prod",pod="web-0",pool="prod_web-0_metrics_11111111",uid="11111111-aaaa",volume="metrics"} 7`, other)
 }

@@ -37,7 +37,8 @@ func prometheusOf(t *testing.T, prometheus, root string, d *daemon) (query func(
 	address := freeAddress(t)
 	config := writeFile(t, filepath.Join(root, "prometheus.yml"), fmt.Sprintf(
 		"global: {scrape_interval: 500ms, scrape_timeout: 500ms}\nscrape_configs: [{job_name: pools, http_sd_configs: [{url: '%s/-/sd', refresh_interval: 500ms}]}]\n", d.URL))
-	start(t, exec.Command(prometheus, "--config.file", config, "--storage.tsdb.path", filepath.Join(root, "tsdb"), "--web.listen-address", address))
+	start(t, exec.Command(prometheus, "--config.file", config, "--storage.tsdb.path", filepath.Join(root, "tsdb"), "--web.listen-address",
+		address))
 	return func(q string) (out []sampled, err error) {
 		resp, err := http.Get("http://" + address + "/api/v1/query?query=" + url.QueryEscape(q))
 		if err != nil {
@@ -65,7 +66,8 @@ func TestDiscovered(t *testing.T) {
 	inside := start(t, exec.Command(unshare, "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
 		"sh", "-c", `mount -t tmpfs none /mnt && exec "$0" "$1" 9 /mnt`, interpreter, script))
 	// Other tests may have applications at the same time.
-	config := writeFile(t, filepath.Join(root, "aggregatord.yml"), "discovery: [{processes: {command: random_app.py}}]\npools: [{glob: '"+root+"/apps/*/metrics', name: 'jobs-$1', labels: {app: '$1'}}]\n")
+	config := writeFile(t, filepath.Join(root, "aggregatord.yml"), "discovery: [{processes: {command: random_app.py}}]\npools: [{glob: '"+
+		root+"/apps/*/metrics', name: 'jobs-$1', labels: {app: '$1'}}]\n")
 	d := serve(t, "--config.file", config, "--discover.retention", "2s")
 	if err := os.MkdirAll(filepath.Join(root, "apps", "blog", "metrics"), 0o755); err != nil {
 		t.Fatal(err)
@@ -151,7 +153,8 @@ func TestDiscoveredApplications(t *testing.T) {
 		t.Helper()
 		args := append([]string{
 			"--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c",
-			`mount --bind "$0" "$1" && export PROMETHEUS_MULTIPROC_DIR="$1" && shift && exec "$@"`, filepath.Join(root, "backing-"+name), filepath.Join(root, name),
+			`mount --bind "$0" "$1" && export PROMETHEUS_MULTIPROC_DIR="$1" && shift && exec "$@"`, filepath.Join(root, "backing-"+name),
+			filepath.Join(root, name),
 		}, command...)
 		cmd := exec.Command(peer(t, "unshare", "apt-get install util-linux"), args...)
 		cmd.Dir, cmd.Env = filepath.Dir(app(t, "tasks.py")), append(append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1"), env...)
@@ -227,7 +230,8 @@ func TestDiscoveredApplications(t *testing.T) {
 		t.Run("celery", func(t *testing.T) {
 			t.Parallel()
 			socket := filepath.Join(root, "redis.sock")
-			broker := start(t, exec.Command(redis, "--port", "0", "--unixsocket", socket, "--dir", t.TempDir(), "--save", "", "--appendonly", "no"))
+			broker := start(t, exec.Command(redis, "--port", "0", "--unixsocket", socket, "--dir", t.TempDir(), "--save", "",
+				"--appendonly", "no"))
 			broker.await("readiness", func(line string) bool { return strings.Contains(line, "eady to accept connections") })
 			address := "BROKER_URL=redis+socket://" + socket
 			rounds(func(last bool) {
@@ -311,7 +315,8 @@ func TestDiscoveredSoon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := writeFile(t, filepath.Join(t.TempDir(), "aggregatord.yml"), fmt.Sprintf("discovery: [{kubelet: {root: %s/kubelet}}]\npools: [{glob: '%s/apps/*/metrics'}]\n", root, root))
+	config := writeFile(t, filepath.Join(t.TempDir(), "aggregatord.yml"),
+		fmt.Sprintf("discovery: [{kubelet: {root: %s/kubelet}}]\npools: [{glob: '%s/apps/*/metrics'}]\n", root, root))
 	// The shell becomes the plain daemon in place of the one that it is given.
 	d := startDaemonBy(t, []string{"/bin/sh", "-c", `shift; exec "$0" "$@"`, plain}, nil, "serve", "--config.file", config)
 	begin := func(dirs ...string) {

@@ -152,7 +152,8 @@ func TestDocs(t *testing.T) {
 		}
 	}
 	// The distribution's Python has the modules; another one may stand before it.
-	if err := os.Symlink(python(t, "flask", "celery", "redis", "fastapi", "uvicorn", "django", "django_prometheus", "prometheus_client"), filepath.Join(work, "bin", "python3")); err != nil {
+	if err := os.Symlink(python(t, "flask", "celery", "redis", "fastapi", "uvicorn", "django", "django_prometheus", "prometheus_client"),
+		filepath.Join(work, "bin", "python3")); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.Remove("/tmp/shop.prom") }) // what the README's dump writes
@@ -195,7 +196,10 @@ func (b block) run(t *testing.T, work string, beside block) {
 		}
 		return path
 	}
-	args := []string{"--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", file("docs", docsScript), "", file("block", b.text), "", b.shows}
+	args := []string{
+		"--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", file("docs", docsScript), "",
+		file("block", b.text), "", b.shows,
+	}
 	if b.beside != "" {
 		args[8] = file("beside", beside.text)
 	}

@@ -272,7 +272,8 @@ keep = MmapedDict("`+dir+`/counter_7.db"); keep.write_value('["c", "c_total", {}
 		"reader": {
 			make: func(t *testing.T, dir string) []finding {
 				p := counting(t, appEnv(dir), nil, "")
-				counting(t, withoutDir(), nil, fmt.Sprintf("keep = open(%q, 'rb')", filepath.Join(dir, fmt.Sprintf("counter_%d.db", p.pid()))))
+				counting(t, withoutDir(), nil,
+					fmt.Sprintf("keep = open(%q, 'rb')", filepath.Join(dir, fmt.Sprintf("counter_%d.db", p.pid()))))
 				return doctor(t, nil, "--dir", dir)
 			},
 			level: "warning", check: "readers", words: "1 process reads the files besides the daemon",
@@ -293,7 +294,8 @@ keep = MmapedDict("`+dir+`/counter_7.db"); keep.write_value('["c", "c_total", {}
 				}
 				return doctor(t, nil, "--dir", dir)
 			},
-			level: "warning", check: "client", words: "1 file was written by client_ruby (DirectFileStore), which is not read yet. The first: \"metric_http_requests___17.bin\"",
+			level: "warning", check: "client",
+			words: "1 file was written by client_ruby (DirectFileStore), which is not read yet. The first: \"metric_http_requests___17.bin\"",
 		},
 		"removed_files": {
 			make: func(t *testing.T, dir string) []finding {
@@ -347,7 +349,8 @@ func TestDoctorNamespace(t *testing.T) {
 	unshare := peer(t, "unshare", "apt-get install util-linux")
 	dir := sourceDir(t)
 	counting(t, appEnv(dir), nil, "")
-	cmd := exec.Command(unshare, "--pid", "--fork", "--kill-child", "--mount-proc", builtDaemon(t), "doctor", "--format", "json", "--url", "", "--dir", dir)
+	cmd := exec.Command(unshare, "--pid", "--fork", "--kill-child", "--mount-proc", builtDaemon(t), "doctor", "--format", "json", "--url",
+		"", "--dir", dir)
 	cmd.Env = withoutDir()
 	out, err := cmd.Output()
 	if err != nil {

@@ -29,7 +29,8 @@ func TestMirrorInApp(t *testing.T) {
 	flags := []string{"--dir", dir, "--archive.mirror", "auto"}
 	d := serve(t, flags...)
 	socket := filepath.Join(t.TempDir(), "app.sock")
-	cmd := exec.Command(gunicorn, "--workers", "3", "--max-requests", "25", "--bind", "unix:"+socket, "--chdir", filepath.Dir(app(t, "inapp.py")),
+	cmd := exec.Command(gunicorn, "--workers", "3", "--max-requests", "25", "--bind", "unix:"+socket, "--chdir",
+		filepath.Dir(app(t, "inapp.py")),
 		"--config", app(t, "inapp_gunicorn.py"), "inapp:app")
 	cmd.Env = appEnv(dir)
 	server := start(t, cmd)

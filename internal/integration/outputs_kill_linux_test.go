@@ -282,7 +282,8 @@ func TestPushgatewayBreaksOff(t *testing.T) {
 	dir := sourceDir(t)
 	startWorkers(t, dir, readable)
 	push := func(address string) error {
-		_, err := output(t.Context(), nil, builtDaemon(t), "push", "--dir", dir, "--to", "http://"+address, "--as", "pushgateway", "--job", "j")
+		_, err := output(t.Context(), nil, builtDaemon(t), "push", "--dir", dir, "--to", "http://"+address, "--as", "pushgateway", "--job",
+			"j")
 		return err
 	}
 	group := func() (out []string) {
@@ -356,7 +357,8 @@ func TestPushgatewayBreaksOff(t *testing.T) {
 		answer, _ := io.ReadAll(conn) // it has been dealt with
 		conn.Close()
 		if got := group(); !slices.Equal(got, want) {
-			t.Fatalf("of %d bytes %d arrive: the group has %d lines, had %d; the answer: %q", len(request)-head, n-head, len(got), len(want), answer)
+			t.Fatalf("of %d bytes %d arrive: the group has %d lines, had %d; the answer: %q", len(request)-head, n-head, len(got),
+				len(want), answer)
 		}
 	}
 	t.Logf("broken off at %d places of %d bytes", len(cuts), len(request)-head)

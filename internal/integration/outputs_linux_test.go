@@ -122,7 +122,10 @@ func selfSigned(t *testing.T, certFile, keyFile string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: cert}, keyFile: {Type: "PRIVATE KEY", Bytes: der}} {
+	for file, block := range map[string]*pem.Block{
+		certFile: {Type: "CERTIFICATE", Bytes: cert},
+		keyFile:  {Type: "PRIVATE KEY", Bytes: der},
+	} {
 		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -258,7 +261,8 @@ func flat(families map[string]*dto.MetricFamily, without ...string) map[string]f
 			switch {
 			case m.Histogram != nil:
 				for _, b := range m.Histogram.GetBucket() {
-					add("_bucket", float64(b.GetCumulativeCount()), metric.Label{Name: "le", Value: string(metric.AppendBound(nil, b.GetUpperBound()))})
+					add("_bucket", float64(b.GetCumulativeCount()),
+						metric.Label{Name: "le", Value: string(metric.AppendBound(nil, b.GetUpperBound()))})
 				}
 				add("_sum", m.Histogram.GetSampleSum())
 				add("_count", float64(m.Histogram.GetSampleCount()))
@@ -356,7 +360,8 @@ outputs:
 		t.Fatal(err)
 	}
 	dir := sourceDir(t)
-	run := start(t, exec.Command(builtDaemon(t), runArgs([]string{"--config.file", config, "--dir", dir}, interpreter, app(t, "batch.py"), "3")...))
+	run := start(t, exec.Command(builtDaemon(t), runArgs([]string{"--config.file", config, "--dir", dir}, interpreter, app(t, "batch.py"),
+		"3")...))
 	if code := exitCode(run.wait()); code != 3 {
 		t.Fatalf("exit code %d, want that of the command, 3", code)
 	}
@@ -369,7 +374,8 @@ outputs:
 	}
 	view := families(t, dump)
 	want := flat(view)
-	if want[`batch_items_total{kind="a/b é"}`] != 100 || want["batch_item_seconds_count"] != 100 || want["batch_item_bytes_sum"] != 10_000 || len(want) < 13 {
+	if want[`batch_items_total{kind="a/b é"}`] != 100 || want["batch_item_seconds_count"] != 100 ||
+		want["batch_item_bytes_sum"] != 10_000 || len(want) < 13 {
 		t.Fatalf("%v", want)
 	}
 	check := func(where string, got map[string]float64, gotHeads map[string]string) {
@@ -472,7 +478,8 @@ outputs:
 			t.Fatal(err)
 		}
 		if otlp {
-			byOTLP[strings.NewReplacer(`{instance="1",job="batch"}`, "", `instance="1",job="batch",`, "", `,instance="1",job="batch"`, "", `="1"`, `="1.0"`).Replace(series)] = v
+			byOTLP[strings.NewReplacer(`{instance="1",job="batch"}`, "", `instance="1",job="batch",`, "", `,instance="1",job="batch"`, "",
+				`="1"`, `="1.0"`).Replace(series)] = v
 		} else {
 			byWrite[series] = v
 		}
@@ -514,7 +521,8 @@ func TestOutputPassword(t *testing.T) {
 		"the command's own": {[]string{"--push.exit-code", "9"}, "4", 4},
 	} {
 		t.Run(name, func(t *testing.T) {
-			flags := append([]string{"--push.pushgateway", "http://batch:wrong@" + back, "--push.job", "j", "--push.exit-timeout", "2s"}, tc.flags...)
+			flags := append([]string{"--push.pushgateway", "http://batch:wrong@" + back, "--push.job", "j", "--push.exit-timeout", "2s"},
+				tc.flags...)
 			// The certificate is nobody's that this system knows.
 			flags[1] = "https://batch:wrong@" + front
 			cmd := exec.Command(builtDaemon(t), runArgs(flags, interpreter, app(t, "batch.py"), tc.code)...)
@@ -537,10 +545,12 @@ func TestOutputPassword(t *testing.T) {
 		if err := os.WriteFile(httpConfig, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := output(t.Context(), nil, builtDaemon(t), "push", "--dir", dir, "--to", "https://"+front, "--job", "once", "--http.config.file", httpConfig)
+		_, err := output(t.Context(), nil, builtDaemon(t), "push", "--dir", dir, "--to", "https://"+front, "--job", "once",
+			"--http.config.file", httpConfig)
 		return err
 	}
-	if err := push("wrong"); err == nil || !strings.Contains(err.Error(), "401 Unauthorized; it wants a password or token, or another one: see http_config.basic_auth") {
+	if err := push("wrong"); err == nil ||
+		!strings.Contains(err.Error(), "401 Unauthorized; it wants a password or token, or another one: see http_config.basic_auth") {
 		t.Error(err)
 	}
 	if err := push("secret"); err != nil {
@@ -592,7 +602,10 @@ outputs:
 	write("a.prom")
 	ws := startWorkers(t, dir, program{
 		Metrics: []declared{{Name: "jobs_total", Type: "counter", Help: "Jobs.", Labels: []string{}}},
-		Workers: []worker{{Steps: []step{{Metric: "jobs_total", Op: "inc", Value: "1"}}}, {Busy: true, Steps: []step{{Metric: "jobs_total", Op: "inc", Value: "1"}}}},
+		Workers: []worker{
+			{Steps: []step{{Metric: "jobs_total", Op: "inc", Value: "1"}}},
+			{Busy: true, Steps: []step{{Metric: "jobs_total", Op: "inc", Value: "1"}}},
+		},
 	})
 	d := serve(t, "--dir", dir, "--config.file", config, "--shutdown.wait-workers", "1m")
 	value := func(file string) (float64, error) {
@@ -635,7 +648,8 @@ outputs:
 			return fmt.Errorf("%v workers are sent, want 2", v)
 		}
 		for name, f := range scraped {
-			if got := sent[name+map[string]string{"counter": "_total"}[f.Type]]; !strings.HasPrefix(name, "aggregatord_") && (got == nil || got.GetHelp() != f.Help) {
+			if got := sent[name+map[string]string{"counter": "_total"}[f.Type]]; !strings.HasPrefix(name, "aggregatord_") &&
+				(got == nil || got.GetHelp() != f.Help) {
 				return fmt.Errorf("%s is served, and %v sent", name, got)
 			}
 		}
@@ -648,7 +662,8 @@ outputs:
 		}
 	}
 	body, err := getURL(d.URL + "/api/v1/outputs")
-	if err != nil || json.Unmarshal(body, &answer) != nil || len(answer.Data) != 2 || answer.Data[0].Name != "file" || answer.Data[0].Results["ok"] == 0 || len(answer.Data[1].Results) != 0 {
+	if err != nil || json.Unmarshal(body, &answer) != nil || len(answer.Data) != 2 || answer.Data[0].Name != "file" ||
+		answer.Data[0].Results["ok"] == 0 || len(answer.Data[1].Results) != 0 {
 		t.Errorf("%s, %v", body, err)
 	}
 

@@ -145,13 +145,17 @@ func TestPageStates(t *testing.T) {
 				before []chromedp.Action[chromedp.Void]
 			}{
 				{"desk-light", []chromedp.Action[chromedp.Void]{colours("light")}},
-				{"phone-dark", []chromedp.Action[chromedp.Void]{chromedp.EmulateViewport(360, 740, chromedp.EmulateMobile), colours("dark")}},
+				{"phone-dark", []chromedp.Action[chromedp.Void]{
+					chromedp.EmulateViewport(360, 740, chromedp.EmulateMobile),
+					colours("dark"),
+				}},
 			} {
 				b := w.open(t, d.URL+"/", view.before...)
 				b.says("main", state.overview...)
 				for key, title := range []string{"Overview", "Workers", "Metrics", "Archive", "Problems", "Configuration"} {
 					b.do(chromedp.KeyEvent(fmt.Sprint(key + 1)))
-					b.until("the section "+title, fmt.Sprintf(`document.title.includes(%s) && document.querySelector("nav a[aria-current]").textContent.startsWith(%s)`, quoted(title), quoted(title)))
+					b.until("the section "+title,
+						fmt.Sprintf(`document.title.includes(%s) && document.querySelector("nav a[aria-current]").textContent.startsWith(%s)`, quoted(title), quoted(title)))
 					switch title {
 					case "Workers":
 						b.says("main", state.workers...)
@@ -186,7 +190,8 @@ func (b *tab) fits(section string) {
 	if over := value[float64](b, "document.documentElement.scrollWidth - document.documentElement.clientWidth"); over > 0 {
 		b.t.Errorf("%s is %v pixels wider than the window", section, over)
 	}
-	if n := value[float64](b, `[...document.querySelectorAll("nav a")].filter((a) => { const r = a.getBoundingClientRect(); return r.left < 0 || r.right > innerWidth || !r.width; }).length`); n != 0 {
+	if n := value[float64](b,
+		`[...document.querySelectorAll("nav a")].filter((a) => { const r = a.getBoundingClientRect(); return r.left < 0 || r.right > innerWidth || !r.width; }).length`); n != 0 {
 		b.t.Errorf("%s: %v links of the navigation are out of sight", section, n)
 	}
 }
@@ -205,7 +210,8 @@ func (b *tab) keys() {
 		b.until("a row to have the focus", `document.activeElement.matches("main [data-row]")`)
 		row := value[string](b, "document.activeElement.textContent")
 		b.do(chromedp.KeyEvent(kb.Enter))
-		b.until("the page of "+row, fmt.Sprintf(`location.hash.includes("/") && document.querySelector("main h2")?.textContent.includes(%s)`, quoted(row)))
+		b.until("the page of "+row,
+			fmt.Sprintf(`location.hash.includes("/") && document.querySelector("main h2")?.textContent.includes(%s)`, quoted(row)))
 		b.until("the focus to be in the section", `document.getElementById("main").contains(document.activeElement)`)
 		b.fits(row)
 		b.do(chromedp.KeyEvent(kb.Escape))

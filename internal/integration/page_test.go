@@ -131,7 +131,8 @@ func (b *tab) until(what, expression string) {
 func (b *tab) says(selector string, texts ...string) {
 	b.t.Helper()
 	for _, text := range texts {
-		b.until(fmt.Sprintf("%s to say %q", selector, text), fmt.Sprintf("(document.querySelector(%s)?.innerText || '').includes(%s)", quoted(selector), quoted(text)))
+		b.until(fmt.Sprintf("%s to say %q", selector, text),
+			fmt.Sprintf("(document.querySelector(%s)?.innerText || '').includes(%s)", quoted(selector), quoted(text)))
 	}
 }
 
@@ -154,7 +155,8 @@ func (b *tab) click(selector, text string) {
 	b.t.Helper()
 	find := fmt.Sprintf("[...document.querySelectorAll(%s)].find((e) => e.textContent === %s)", quoted(selector), quoted(text))
 	b.until("something to click on", find+" !== undefined")
-	at := value[[]float64](b, fmt.Sprintf(`(() => { const e = %s; e.scrollIntoView({block: "center"}); const r = e.getClientRects()[0]; return [r.left + r.width / 2, r.top + r.height / 2]; })()`, find))
+	at := value[[]float64](b,
+		fmt.Sprintf(`(() => { const e = %s; e.scrollIntoView({block: "center"}); const r = e.getClientRects()[0]; return [r.left + r.width / 2, r.top + r.height / 2]; })()`, find))
 	b.do(chromedp.MouseClickXY(at[0], at[1]))
 }
 
@@ -173,8 +175,14 @@ func (b *tab) choose(label, entry string) {
 // slash is a stroke of the key / as a keyboard makes it: what the page does about it decides
 // whether a character is typed.
 var slash = chromedp.Steps(
-	command(input.DispatchKeyEvent, input.DispatchKeyEventParams{Type: input.DispatchKeyEventTypeKeyDown, Key: "/", Code: "Slash", Text: "/", UnmodifiedText: "/", WindowsVirtualKeyCode: 191}),
-	command(input.DispatchKeyEvent, input.DispatchKeyEventParams{Type: input.DispatchKeyEventTypeKeyUp, Key: "/", Code: "Slash", WindowsVirtualKeyCode: 191}),
+	command(input.DispatchKeyEvent, input.DispatchKeyEventParams{
+		Type: input.DispatchKeyEventTypeKeyDown, Key: "/", Code: "Slash",
+		Text: "/", UnmodifiedText: "/", WindowsVirtualKeyCode: 191,
+	}),
+	command(input.DispatchKeyEvent, input.DispatchKeyEventParams{
+		Type: input.DispatchKeyEventTypeKeyUp, Key: "/", Code: "Slash",
+		WindowsVirtualKeyCode: 191,
+	}),
 )
 
 // goTo shows another section, as a link does.
@@ -318,7 +326,8 @@ func TestPage(t *testing.T) {
 
 	t.Run("content", func(t *testing.T) {
 		b := w.open(t, url)
-		b.says("main", "Workers", "Samples served", "Time of a scrape", "Busiest metrics", dir, "read lease", "tmpfs", "open", "1 file cannot be read")
+		b.says("main", "Workers", "Samples served", "Time of a scrape", "Busiest metrics", dir, "read lease", "tmpfs", "open",
+			"1 file cannot be read")
 		b.says("#state", "1 problem")
 		b.picture("overview-light")
 		b.goTo("#workers", "Workers")
@@ -355,7 +364,8 @@ func TestPage(t *testing.T) {
 		b.until("the order to be told", `document.querySelectorAll('th[aria-sort="descending"]').length === 1`)
 		b.until("the order", `document.querySelector("main tbody tr").innerText.startsWith("crowd")`)
 		b.click("th button", "series")
-		b.until("the other order", `document.querySelectorAll('th[aria-sort="ascending"]').length === 1 && !document.querySelector("main tbody tr").innerText.startsWith("crowd")`)
+		b.until("the other order",
+			`document.querySelectorAll('th[aria-sort="ascending"]').length === 1 && !document.querySelector("main tbody tr").innerText.startsWith("crowd")`)
 		b.choose("Type", "histogram")
 		b.until("the type", `document.querySelectorAll("main tbody tr").length === 1`)
 		b.says("main tbody", "latency_seconds")
@@ -442,7 +452,8 @@ func TestPage(t *testing.T) {
 		b.do(chromedp.KeyEvent(kb.Escape))
 		b.until("the way back", `location.hash === "#metrics"`)
 		// Everything that can be clicked can be reached.
-		if n := value[float64](b, `[...document.querySelectorAll("a, button, input, select")].filter((e) => e.tabIndex < 0).length`); n != 0 {
+		if n := value[float64](b,
+			`[...document.querySelectorAll("a, button, input, select")].filter((e) => e.tabIndex < 0).length`); n != 0 {
 			t.Errorf("%v controls cannot be reached by keyboard", n)
 		}
 		b.quiet()
@@ -465,8 +476,9 @@ func TestPage(t *testing.T) {
 		for _, theme := range themes {
 			b.do(chromedp.EmulateViewport(360, 740, chromedp.EmulateMobile), colours(theme))
 			for hash, title := range map[string]string{
-				"#overview": "Overview", "#workers": "Workers", "#metrics": "Metrics", "#metric/hits": "hits", "#archive": "Archive", "#problems": "Problems",
-				"#config": "Configuration", "#worker//101": "Worker 101", "#metric/shouts": "shouts",
+				"#overview": "Overview", "#workers": "Workers", "#metrics": "Metrics", "#metric/hits": "hits", "#archive": "Archive",
+				"#problems": "Problems",
+				"#config":   "Configuration", "#worker//101": "Worker 101", "#metric/shouts": "shouts",
 			} {
 				b.goTo(hash, title)
 				if over := value[float64](b, "document.documentElement.scrollWidth - document.documentElement.clientWidth"); over > 0 {

@@ -153,7 +153,8 @@ func TestRelabelsAsPrometheus(t *testing.T) {
 	plain := serve(t, "--dir", dir, "--archive.disable")
 	ruled := serve(t, "--dir", dir, "--archive.disable", "--config.file", file)
 	job := func(name string, d *daemon, more string) string {
-		return fmt.Sprintf("  - job_name: %s\n    static_configs: [{targets: [%q], labels: {instance: same}}]\n%s", name, strings.TrimPrefix(d.URL, "http://"), more)
+		return fmt.Sprintf("  - job_name: %s\n    static_configs: [{targets: [%q], labels: {instance: same}}]\n%s", name,
+			strings.TrimPrefix(d.URL, "http://"), more)
 	}
 	indented := strings.ReplaceAll(relabelling, "\n", "\n      ")
 	p := startPrometheusWith(t, job("theirs", plain, "    metric_relabel_configs: "+indented+"\n")+job("ours", ruled, ""))

@@ -195,7 +195,8 @@ func TestProcessesUnderLoad(t *testing.T) {
 				label = "unix:" + at
 			}
 			served := v.value("aggregatord_pool_listen_backlog", fmt.Sprintf("aggregatord_pool_listen_backlog{socket=%q}", label))
-			limit := v.value("aggregatord_pool_listen_backlog_limit", fmt.Sprintf("aggregatord_pool_listen_backlog_limit{socket=%q}", label))
+			limit := v.value("aggregatord_pool_listen_backlog_limit",
+				fmt.Sprintf("aggregatord_pool_listen_backlog_limit{socket=%q}", label))
 			said := fmt.Sprintf(" %v %v ", served, limit)
 			line := ""
 			for l := range strings.Lines(string(out)) {

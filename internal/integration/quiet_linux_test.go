@@ -53,7 +53,8 @@ func TestNormalCourseIsQuiet(t *testing.T) {
 				t.Fatal(err)
 			}
 			sample := map[string]string{"counter": "tasks_total", "gauge_livesum": "running", "gauge_all": "took"}[kind]
-			slot, err := w.Slot(store.AppendKey(nil, metric.Key{Family: strings.TrimSuffix(sample, "_total"), Series: metric.Series{Sample: sample}}))
+			slot, err := w.Slot(store.AppendKey(nil,
+				metric.Key{Family: strings.TrimSuffix(sample, "_total"), Series: metric.Series{Sample: sample}}))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -111,7 +112,8 @@ func TestNormalCourseIsQuiet(t *testing.T) {
 	if len(loud) > 5 {
 		t.Errorf("%d kinds of lines: %v", len(loud), loud)
 	}
-	if !slices.ContainsFunc(d.logs()[before:], func(entry map[string]any) bool { return fmt.Sprint(entry["msg"]) == "workers started and ended" }) {
+	if !slices.ContainsFunc(d.logs()[before:],
+		func(entry map[string]any) bool { return fmt.Sprint(entry["msg"]) == "workers started and ended" }) {
 		t.Error("no line says how many workers came and went")
 	}
 	t.Logf("lines: %v", loud)

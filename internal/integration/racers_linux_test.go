@@ -92,7 +92,8 @@ func raceOrder(kind, dir, root, during string) {
 		if phase > 1 {
 			names = append(names, ".aggregatord.archive", ".aggregatord.owner", ".aggregatord.owner.new")
 		}
-		races[kind](filepath.Join(dir, names[i%len(names)]), filepath.Join(dir, ".beside"), filepath.Join(root, "precious"), filepath.Join(root, "secret"))
+		races[kind](filepath.Join(dir, names[i%len(names)]), filepath.Join(dir, ".beside"), filepath.Join(root, "precious"),
+			filepath.Join(root, "secret"))
 	}
 }
 
@@ -160,7 +161,8 @@ func TestRacers(t *testing.T) {
 				if err != nil || string(data) != content {
 					t.Errorf("%s is not what it was: %d bytes, %v", path, len(data), err)
 				}
-				if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 || info.Sys().(*syscall.Stat_t).Uid != 0 || info.Sys().(*syscall.Stat_t).Nlink != 1 {
+				if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 || info.Sys().(*syscall.Stat_t).Uid != 0 ||
+					info.Sys().(*syscall.Stat_t).Nlink != 1 {
 					t.Errorf("%s is not what it was: %v, %v", path, info, err)
 				}
 			}

@@ -32,7 +32,8 @@ var (
 		"very long " + string(slices.Repeat([]byte("0123456789"), 300)),
 	}
 	oddHelps = []string{
-		"Plain.", `With "quotes".`, `Back\slash.`, `Ends in \`, "Two\nlines.", `\n is not a new line`, "Prix en €.", "# HELP", "{", "tab\there", "0",
+		"Plain.", `With "quotes".`, `Back\slash.`, `Ends in \`, "Two\nlines.", `\n is not a new line`, "Prix en €.", "# HELP", "{",
+		"tab\there", "0",
 	}
 	labelNames = []string{"a", "b", "method", "_x", "Upper", "x1", "job", "instance", "name", "mode", "le_", "help"}
 )
@@ -49,7 +50,10 @@ func randomProgram(r *rand.Rand, strict bool) program {
 	types := []string{"counter", "counter", "histogram", "histogram", "summary", "gauge", "gauge", "gauge"}
 	modes := []string{"all", "liveall", "min", "livemin", "max", "livemax", "sum", "livesum"}
 	for i := range 3 + r.IntN(10) {
-		m := declared{Name: fmt.Sprintf("m%d_%s", i, pick(r, []string{"x", "seconds", "Total_things", "a_b_c", "bucket_", "sum_of"})), Type: pick(r, types), Help: pick(r, oddHelps)}
+		m := declared{
+			Name: fmt.Sprintf("m%d_%s", i, pick(r, []string{"x", "seconds", "Total_things", "a_b_c", "bucket_", "sum_of"})),
+			Type: pick(r, types), Help: pick(r, oddHelps),
+		}
 		for _, at := range r.Perm(len(labelNames))[:r.IntN(4)] {
 			m.Labels = append(m.Labels, labelNames[at])
 		}
@@ -103,7 +107,10 @@ func randomProgram(r *rand.Rand, strict bool) program {
 
 // randomBuckets makes the upper bounds of a histogram, deltas.
 func randomBuckets(r *rand.Rand, strict bool) []string {
-	bounds := []string{"1e-05", "0.001", "0.25", "1", "1.5", "2", "10", "100.125", "1e5", "999999", "1e6", "1234567.5", "2.5e7", "1e10", "1.5e15", "1e16", "1e22", "1e300"}
+	bounds := []string{
+		"1e-05", "0.001", "0.25", "1", "1.5", "2", "10", "100.125", "1e5", "999999", "1e6", "1234567.5", "2.5e7", "1e10",
+		"1.5e15", "1e16", "1e22", "1e300",
+	}
 	if !strict {
 		bounds = append([]string{"-1e6", "-10", "-0.5", "0"}, bounds...)
 	}

@@ -346,7 +346,8 @@ func TestPrometheusFindsEverything(t *testing.T) {
 		"plain": plain.start(t, d), "text": text.start(t, d), "openmetrics": openMetrics.start(t, d),
 	})
 	// The feature flag has it ask for protobuf before anything else, and read it.
-	binary := startPrometheus(t, map[string]string{"native": native.start(t, d), "protobuf": protobuf.start(t, d)}, "--enable-feature=native-histograms")
+	binary := startPrometheus(t, map[string]string{"native": native.start(t, d), "protobuf": protobuf.start(t, d)},
+		"--enable-feature=native-histograms")
 	for _, c := range []struct {
 		job, media string
 		server     *prometheusServer

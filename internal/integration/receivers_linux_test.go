@@ -167,7 +167,8 @@ func outputsTo(r *badReceiver) string {
 	url := scheme + "://" + r.address
 	out := ""
 	for kind, to := range map[string]string{
-		"remote_write": "{url: '" + url + "/write', protocol: '1.0'}", "otlp": "{url: '" + url + "/otlp'}", "pushgateway": "{url: '" + url + "', job: j}",
+		"remote_write": "{url: '" + url + "/write', protocol: '1.0'}", "otlp": "{url: '" + url + "/otlp'}",
+		"pushgateway": "{url: '" + url + "', job: j}",
 	} {
 		out += fmt.Sprintf("  - {name: '%s %s', interval: 1s, timeout: %s%s, %s: %s}\n", r.how, kind, timeout, extra, kind, to)
 	}
@@ -315,7 +316,8 @@ func runBadReceivers(t *testing.T, plain string, hows []string, lasts time.Durat
 	}
 	ratio := func(percent int) float64 { return float64(at(busy, percent)) / float64(at(quiet, percent)) }
 	t.Logf("%d scrapes beside %d outputs to %s: median %v, without outputs %v (%.2f ×), p90 %v and %v (%.2f ×); RssAnon %d KiB, then %d; %d descriptors, then %d",
-		len(busy), kindsTo*len(hows), strings.Join(hows, ", "), at(busy, 50), at(quiet, 50), ratio(50), at(busy, 90), at(quiet, 90), ratio(90),
+		len(busy), kindsTo*len(hows), strings.Join(hows, ", "), at(busy, 50), at(quiet, 50), ratio(50), at(busy, 90), at(quiet, 90),
+		ratio(90),
 		memoryBefore>>10, memoryAfter>>10, filesBefore, filesAfter)
 	// 27 outputs have some hundred series of their own, and use a core now and then.
 	if r := min(ratio(50), ratio(25)); whole && r > 2 || len(hows) == 1 && r > 1.5 {

@@ -37,7 +37,10 @@ func makeRelease(t *testing.T) string {
 			}
 		}
 	}
-	args := []string{"run", "./deploy/release", "-version", "v9.8.7", "-package-version", "9.8.7", "-extras", extras, "-out", out, "-only", "linux/" + runtime.GOARCH}
+	args := []string{
+		"run", "./deploy/release", "-version", "v9.8.7", "-package-version", "9.8.7", "-extras", extras, "-out", out, "-only",
+		"linux/" + runtime.GOARCH,
+	}
 	tools, err := filepath.Glob(filepath.Join(moduleRoot, "bin", "nfpm-*"))
 	if err == nil && len(tools) > 0 {
 		nfpm, err := filepath.Abs(tools[0])
@@ -123,7 +126,8 @@ func runPackage(t *testing.T, deb string) {
 			t.Fatal(err)
 		}
 	}
-	if out, err := exec.Command(dpkg, "--root="+root, "--force-not-root", "--force-architecture", "--install", deb).CombinedOutput(); err != nil {
+	if out, err := exec.Command(dpkg, "--root="+root, "--force-not-root", "--force-architecture", "--install",
+		deb).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	const nobody = 65534
@@ -133,7 +137,10 @@ func runPackage(t *testing.T, deb string) {
 	if err := os.Chown(filepath.Join(root, "multiproc"), nobody, nobody); err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{"usr/share/man/man1/aggregatord.1", "usr/share/bash-completion/completions/aggregatord", "etc/aggregatord/aggregatord.yml", "usr/lib/systemd/system/aggregatord.service"} {
+	for _, file := range []string{
+		"usr/share/man/man1/aggregatord.1", "usr/share/bash-completion/completions/aggregatord",
+		"etc/aggregatord/aggregatord.yml", "usr/lib/systemd/system/aggregatord.service",
+	} {
 		if _, err := os.Stat(filepath.Join(root, file)); err != nil {
 			t.Error(err)
 		}

@@ -116,12 +116,18 @@ var rooms = map[string]struct {
 		not: []string{"os", "net/http"},
 	},
 	"internal/api": {
-		may: []string{"internal/archive", "internal/fleet", "internal/pool", "internal/store", "internal/watch", "internal/view", "internal/metric", "internal/selector", "internal/status", "internal/nearest"},
+		may: []string{
+			"internal/archive", "internal/fleet", "internal/pool", "internal/store", "internal/watch", "internal/view",
+			"internal/metric", "internal/selector", "internal/status", "internal/nearest",
+		},
 		why: "it answers questions from what pool tells; connections and browsers are serve's",
 		not: []string{"os"},
 	},
 	"internal/pool": {
-		may: []string{"internal/archive", "internal/fold", "internal/policy", "internal/store", "internal/watch", "internal/merge", "internal/view", "internal/telemetry", "internal/metric"},
+		may: []string{
+			"internal/archive", "internal/fold", "internal/policy", "internal/store", "internal/watch", "internal/merge",
+			"internal/view", "internal/telemetry", "internal/metric",
+		},
 		why: "it keeps one directory merged; how that is served is none of its business",
 		not: []string{"net/http"},
 	},
@@ -136,7 +142,10 @@ var rooms = map[string]struct {
 		not: []string{"net/http"},
 	},
 	"internal/fleet": {
-		may: []string{"internal/archive", "internal/merge", "internal/metric", "internal/policy", "internal/pool", "internal/relabel", "internal/starts", "internal/telemetry", "internal/view", "internal/watch"},
+		may: []string{
+			"internal/archive", "internal/merge", "internal/metric", "internal/policy", "internal/pool", "internal/relabel",
+			"internal/starts", "internal/telemetry", "internal/view", "internal/watch",
+		},
 		why: "it has the pools and joins their views; what is in a directory is a pool's business",
 		not: []string{"net/http", "os"},
 	},
@@ -176,7 +185,10 @@ var rooms = map[string]struct {
 		not: []string{"os", "net/http"},
 	},
 	"internal/output": {
-		may: []string{"internal/exposition", "internal/policy", "internal/relabel", "internal/status", "internal/telemetry", "internal/view", "internal/metric"},
+		may: []string{
+			"internal/exposition", "internal/policy", "internal/relabel", "internal/status", "internal/telemetry",
+			"internal/view", "internal/metric",
+		},
 		why: "it sends views that it is given; where they come from, and what the file says about it, is said to it",
 	},
 	"internal/output/outputtest": {

@@ -60,7 +60,10 @@ func TestRuby(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				for format, read := range map[string]func() (view, error){"text": d.text, "protobuf": d.protobuf, "OpenMetrics": d.openMetrics} {
+				for format, read := range map[string]func() (view, error){
+					"text": d.text, "protobuf": d.protobuf,
+					"OpenMetrics": d.openMetrics,
+				} {
 					got, err := read()
 					if err == nil {
 						err = differences(want, rubySpelled(got, live))

@@ -164,16 +164,25 @@ func TestRunEnds(t *testing.T) {
 		code    int
 		says    string
 	}{
-		"success":          {command: []string{"true"}},
-		"failure":          {command: []string{"sh", "-c", "exit 42"}, code: 42},
-		"killed":           {command: []string{"sh", "-c", "kill -KILL $$"}, code: 128 + 9, says: `"msg":"command was killed","signal":"killed"`},
-		"crash":            {command: []string{"sh", "-c", "kill -SEGV $$"}, code: 128 + 11},
-		"not_found":        {command: []string{"no-such-command-anywhere"}, code: 127, says: `start "no-such-command-anywhere": command not found`},
-		"no_such_path":     {command: []string{"/no/such/command"}, code: 127, says: "command not found"},
-		"no_interpreter":   {command: []string{script}, code: 127, says: "command not found"},
-		"not_executable":   {command: []string{plain}, code: 126, says: "cannot be executed: permission denied"},
-		"directory":        {command: []string{"/"}, code: 126, says: "cannot be executed"},
-		"address_in_use":   {flags: []string{"--web.listen-address", address}, command: []string{"echo", "started"}, code: 125, says: "the command was not started: port"},
+		"success": {command: []string{"true"}},
+		"failure": {command: []string{"sh", "-c", "exit 42"}, code: 42},
+		"killed": {
+			command: []string{"sh", "-c", "kill -KILL $$"}, code: 128 + 9,
+			says: `"msg":"command was killed","signal":"killed"`,
+		},
+		"crash": {command: []string{"sh", "-c", "kill -SEGV $$"}, code: 128 + 11},
+		"not_found": {
+			command: []string{"no-such-command-anywhere"}, code: 127,
+			says: `start "no-such-command-anywhere": command not found`,
+		},
+		"no_such_path":   {command: []string{"/no/such/command"}, code: 127, says: "command not found"},
+		"no_interpreter": {command: []string{script}, code: 127, says: "command not found"},
+		"not_executable": {command: []string{plain}, code: 126, says: "cannot be executed: permission denied"},
+		"directory":      {command: []string{"/"}, code: 126, says: "cannot be executed"},
+		"address_in_use": {
+			flags: []string{"--web.listen-address", address}, command: []string{"echo", "started"}, code: 125,
+			says: "the command was not started: port",
+		},
 		"dir_is_file":      {flags: []string{"--dir", plain}, command: []string{"echo", "started"}, code: 125, says: "is not a directory"},
 		"no_command":       {code: 2, says: "which command?"},
 		"negative_linger":  {flags: []string{"--run.linger", "-1s"}, command: []string{"echo", "started"}, code: 2, says: "--run.linger"},
@@ -219,7 +228,8 @@ func TestRunLeftBehind(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cmd := exec.Command(builtDaemon(t), runArgs(nil, "sh", "-c", "sleep "+tc.seconds+" >/dev/null 2>&1 & echo left $! $PROMETHEUS_MULTIPROC_DIR")...)
+			cmd := exec.Command(builtDaemon(t),
+				runArgs(nil, "sh", "-c", "sleep "+tc.seconds+" >/dev/null 2>&1 & echo left $! $PROMETHEUS_MULTIPROC_DIR")...)
 			cmd.Env = withoutDir()
 			p := start(t, cmd)
 			words := strings.Fields(p.await("the command", func(line string) bool { return strings.HasPrefix(line, "left ") }))

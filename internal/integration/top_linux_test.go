@@ -341,7 +341,8 @@ func TestTopPlain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			out, err := output(t.Context(), nil, builtDaemon(t), append([]string{"top", "--url", d.URL, "--interval", "500ms"}, tc.flags...)...)
+			out, err := output(t.Context(), nil, builtDaemon(t),
+				append([]string{"top", "--url", d.URL, "--interval", "500ms"}, tc.flags...)...)
 			if err != nil {
 				t.Fatal(err)
 			}

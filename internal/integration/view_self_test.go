@@ -61,7 +61,10 @@ func TestBoundSpelling(t *testing.T) {
 	v := view{"h": {Type: "histogram", Samples: map[string]float64{
 		`h_bucket{a=",le=\"7.0\"",le="1e+010"}`: 1, `h_bucket{le="2.0",z="1.0"}`: 2, `h_bucket{le="+Inf"}`: 3, "h_count": 3,
 	}}}
-	for series := range map[string]bool{`h_bucket{a=",le=\"7.0\"",le="1e+10"}`: true, `h_bucket{le="2",z="1.0"}`: true, `h_bucket{le="+Inf"}`: true} {
+	for series := range map[string]bool{
+		`h_bucket{a=",le=\"7.0\"",le="1e+10"}`: true, `h_bucket{le="2",z="1.0"}`: true,
+		`h_bucket{le="+Inf"}`: true,
+	} {
 		if math.IsNaN(v.numericBounds().value("h", series)) {
 			t.Errorf("numericBounds has no %s: %v", series, v.numericBounds()["h"].Samples)
 		}
@@ -103,7 +106,9 @@ func TestPythonHalf(t *testing.T) {
 			t.Errorf("%v: after the worker's death: %v", flags, v)
 		}
 	}
-	v, err := parseStrict(t, []byte("# HELP h H.\n# TYPE h histogram\nh_bucket{le=\"1.0\"} 1\nh_bucket{le=\"+Inf\"} 1\nh_count 1\nh_sum 0.5\n# EOF\n"))
+	v,
+		err := parseStrict(t,
+		[]byte("# HELP h H.\n# TYPE h histogram\nh_bucket{le=\"1.0\"} 1\nh_bucket{le=\"+Inf\"} 1\nh_count 1\nh_sum 0.5\n# EOF\n"))
 	if err != nil || v.value("h", `h_bucket{le="1.0"}`) != 1 {
 		t.Errorf("parseStrict: %v, %v", v, err)
 	}

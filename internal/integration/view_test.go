@@ -90,7 +90,8 @@ func (v view) total(name, sample string) float64 {
 func (v view) workers() view {
 	own := maps.Clone(v)
 	maps.DeleteFunc(own, func(name string, _ *family) bool {
-		return strings.HasPrefix(name, "aggregatord_") || strings.HasPrefix(name, "process_") || name == "python_info" || name == "ruby_info"
+		return strings.HasPrefix(name, "aggregatord_") || strings.HasPrefix(name, "process_") || name == "python_info" ||
+			name == "ruby_info"
 	})
 	return own
 }

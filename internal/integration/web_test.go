@@ -67,7 +67,8 @@ func writeCertificates(t *testing.T, dir string, names ...string) {
 // is ready, by its log. It returns its addresses.
 func serveOn(t *testing.T, flags ...string) (*daemon, []string) {
 	t.Helper()
-	return startServing(t, exec.Command(builtDaemon(t), append([]string{"serve", "--log.format", "json", "--web.self-metrics", "full"}, flags...)...))
+	return startServing(t, exec.Command(builtDaemon(t),
+		append([]string{"serve", "--log.format", "json", "--web.self-metrics", "full"}, flags...)...))
 }
 
 func startServing(t *testing.T, cmd *exec.Cmd) (*daemon, []string) {
@@ -140,7 +141,10 @@ basic_auth_users:
 	}
 	target := addresses[0]
 	in := func(dir string) []string {
-		return []string{"--cacert", filepath.Join(secrets, "ca.crt"), "--cert", filepath.Join(dir, "scraper.crt"), "--key", filepath.Join(dir, "scraper.key")}
+		return []string{
+			"--cacert", filepath.Join(secrets, "ca.crt"), "--cert", filepath.Join(dir, "scraper.crt"), "--key",
+			filepath.Join(dir, "scraper.key"),
+		}
 	}
 	for _, c := range []struct {
 		name string
@@ -148,13 +152,22 @@ basic_auth_users:
 		want []int
 	}{
 		{"all_right", append(in(secrets), "--user", "prometheus:sesame", "https://"+target+"/metrics"), []int{200}},
-		{"unix_socket", append(in(secrets), "--user", "prometheus:sesame", "--unix-socket", socket, "https://localhost/metrics"), []int{200}},
+		{
+			"unix_socket", append(in(secrets), "--user", "prometheus:sesame", "--unix-socket", socket, "https://localhost/metrics"),
+			[]int{200},
+		},
 		{"http2", append(in(secrets), "--http2", "--user", "prometheus:sesame", "https://"+target+"/metrics"), []int{200}},
 		{"wrong_password", append(in(secrets), "--user", "prometheus:simsim", "https://"+target+"/metrics"), []int{401}},
 		{"no_password", append(in(secrets), "https://"+target+"/-/healthy"), []int{401}},
 		// TLS 1.3 tells the client only after the handshake: an alert while it reads, or a reset.
-		{"no_certificate", []string{"--cacert", filepath.Join(secrets, "ca.crt"), "--user", "prometheus:sesame", "https://" + target + "/metrics"}, []int{-35, -55, -56}},
-		{"certificate_of_a_stranger", append(in(strangers), "--user", "prometheus:sesame", "https://"+target+"/metrics"), []int{-35, -55, -56}},
+		{"no_certificate", []string{
+			"--cacert", filepath.Join(secrets, "ca.crt"), "--user", "prometheus:sesame",
+			"https://" + target + "/metrics",
+		}, []int{-35, -55, -56}},
+		{
+			"certificate_of_a_stranger", append(in(strangers), "--user", "prometheus:sesame", "https://"+target+"/metrics"),
+			[]int{-35, -55, -56},
+		},
 		{"server_unknown", []string{"https://" + target + "/metrics"}, []int{-60}},
 		{"plain_http", []string{"--user", "prometheus:sesame", "http://" + target + "/metrics"}, []int{400}},
 		{"old_tls", append(in(secrets), "--tls-max", "1.1", "--user", "prometheus:sesame", "https://"+target+"/metrics"), []int{-35}},
@@ -227,8 +240,18 @@ basic_auth: {username: prometheus, password: %s}
 		{"doctor_unix", "unix:" + socket, good, []string{"doctor", "--dir", dir}, 0, "unix:" + socket + " is ready"},
 		{"explain_wrong_password", "https://" + target, wrong, []string{"explain", "app_requests_total"}, 1, "wants a user and a password"},
 		{"doctor_wrong_password", "https://" + target, wrong, []string{"doctor", "--dir", dir}, 0, "asks for a password"},
-		{"explain_stranger", "https://" + target, stranger, []string{"explain", "app_requests_total"}, 1, "ask the daemon at https://" + target},
-		{"explain_plain_http", "http://" + target, good, []string{"explain", "app_requests_total"}, 1, "if it serves TLS, use https:// in --url"},
+		{
+			"explain_stranger", "https://" + target, stranger,
+			[]string{"explain", "app_requests_total"},
+			1,
+			"ask the daemon at https://" + target,
+		},
+		{
+			"explain_plain_http", "http://" + target, good,
+			[]string{"explain", "app_requests_total"},
+			1,
+			"if it serves TLS, use https:// in --url",
+		},
 	} {
 		out, err := exec.Command(builtDaemon(t), append(c.args, "--url", c.url, "--http.config.file", c.file)...).CombinedOutput()
 		exit := 0

@@ -197,7 +197,8 @@ func TestCoreShortens(t *testing.T) {
 		}
 		l.Debug(name, field)
 		got, _ := logs.TakeAll()[0].ContextMap()["path"].(string)
-		if len(got) > maxText || !strings.HasPrefix(got, "/dev/shm/") || !strings.HasSuffix(got, "/counter_1.db") || !utf8.ValidString(got) {
+		if len(got) > maxText || !strings.HasPrefix(got, "/dev/shm/") || !strings.HasSuffix(got, "/counter_1.db") ||
+			!utf8.ValidString(got) {
 			t.Errorf("%s: %d bytes: %q", name, len(got), got)
 		}
 	}

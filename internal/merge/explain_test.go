@@ -111,7 +111,10 @@ func TestExplain(t *testing.T) {
 		{
 			name: "buckets are cumulative",
 			files: []file{
-				{kind: "histogram", id: "1", entries: []entry{{"h h_bucket h le=1", 1, 0}, {"h h_bucket h le=5", 2, 0}, {"h h_sum h", 7, 0}}},
+				{
+					kind: "histogram", id: "1",
+					entries: []entry{{"h h_bucket h le=1", 1, 0}, {"h h_bucket h le=5", 2, 0}, {"h h_sum h", 7, 0}},
+				},
 				{kind: "histogram", id: "2", entries: []entry{{"h h_bucket h le=5", 4, 0}}},
 			},
 			want: lines(

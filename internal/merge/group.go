@@ -266,7 +266,8 @@ func (x *Index) decide() {
 	x.rankAll()
 	// What is equally new is decided by name, so that it stays decided.
 	slices.SortFunc(x.contested, func(a, b *group) int {
-		return cmp.Or(cmp.Compare(b.rank(), a.rank()), cmp.Compare(a.typ, b.typ), cmp.Compare(a.mode, b.mode), strings.Compare(a.family.name, b.family.name))
+		return cmp.Or(cmp.Compare(b.rank(), a.rank()), cmp.Compare(a.typ, b.typ), cmp.Compare(a.mode, b.mode),
+			strings.Compare(a.family.name, b.family.name))
 	})
 	winners := map[*group]bool{}
 	for _, g := range x.contested {

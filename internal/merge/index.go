@@ -564,7 +564,9 @@ func (x *Index) takeStyle(cell uint32, style metric.BoundStyle, created int64) {
 // newKey finds or makes the cell of a raw key that its keyspace has not seen. fam is the
 // family that key is of, or nil if there is none yet; raw may be another spelling of key. keep says
 // that the raw key is to lead to the cell from now on.
-func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key metric.Key, raw []byte, hash uint32, created int64, keep bool) (uint32, error) {
+func (x *Index) newKey(s *Source, space *keyspace, fam *family, r *Ruling, key metric.Key, raw []byte, hash uint32, created int64,
+	keep bool,
+) (uint32, error) {
 	id, err := identify(key, &s.spec)
 	if err != nil {
 		return 0, err

@@ -173,9 +173,18 @@ func TestSnapshot(t *testing.T) {
 		want  string
 	}{
 		{"nothing", nil, ""},
-		{"counter adds", two("counter", entry{"c c_total H a=b", 1, 0}, entry{"c c_total H a=b", 2.5, 0}), lines("# c counter H", "c_total a=b 3.5")},
-		{"counter named like its sample", two("counter", entry{"c_total c_total H", 1, 0}, entry{"c c_total H", 2, 0}), lines("# c counter H", "c_total 3")},
-		{"counter without total", two("counter", entry{"c c _", 1, 0}, entry{"c c _", 2, 0}), lines("# c counter Multiprocess metric", "c 3")},
+		{
+			"counter adds", two("counter", entry{"c c_total H a=b", 1, 0}, entry{"c c_total H a=b", 2.5, 0}),
+			lines("# c counter H", "c_total a=b 3.5"),
+		},
+		{
+			"counter named like its sample", two("counter", entry{"c_total c_total H", 1, 0}, entry{"c c_total H", 2, 0}),
+			lines("# c counter H", "c_total 3"),
+		},
+		{
+			"counter without total", two("counter", entry{"c c _", 1, 0}, entry{"c c _", 2, 0}),
+			lines("# c counter Multiprocess metric", "c 3"),
+		},
 		{"all", two("gauge all", g(1, 0), g(2, 0)), lines("# g gauge all Help", "g pid=1 1", "g pid=2 2")},
 		{"sum", two("gauge sum", g(1, 0), g(-3, 0)), lines("# g gauge sum Help", "g -2")},
 		{"max", two("gauge max", g(1, 0), g(3, 0)), lines("# g gauge max Help", "g 3")},
@@ -206,9 +215,14 @@ func TestSnapshot(t *testing.T) {
 				{kind: "gauge max", id: "2", entries: []entry{{"g g _ pid=9 z=1", 7, 0}}},
 				{kind: "gauge all", id: "1", entries: []entry{{"h h _ pid=9 z=1", 6, 0}}},
 			},
-			lines("# g gauge max Multiprocess metric", "g pid=8 z=1 4", "g pid=9 z=1 7", "# h gauge all Multiprocess metric", "h exported_pid=9 pid=1 z=1 6"),
+			lines("# g gauge max Multiprocess metric", "g pid=8 z=1 4", "g pid=9 z=1 7", "# h gauge all Multiprocess metric",
+				"h exported_pid=9 pid=1 z=1 6"),
 		},
-		{"a counter's own pid", []file{{kind: "counter", id: "1", entries: []entry{{"c c_total H pid=9", 5, 0}}}}, lines("# c counter H", "c_total pid=9 5")},
+		{
+			"a counter's own pid",
+			[]file{{kind: "counter", id: "1", entries: []entry{{"c c_total H pid=9", 5, 0}}}},
+			lines("# c counter H", "c_total pid=9 5"),
+		},
 		{"histograms with different buckets", []file{
 			{kind: "histogram", id: "1", entries: []entry{
 				{"h h_sum H", 3, 0}, {"h h_bucket H le=10.0", 2, 0}, {"h h_bucket H le=2.0", 1, 0}, {"h h_bucket H le=+Inf", 4, 0},
@@ -216,7 +230,8 @@ func TestSnapshot(t *testing.T) {
 			{kind: "histogram", id: "2", entries: []entry{
 				{"h h_sum H", 4, 0}, {"h h_bucket H le=5", 10, 0}, {"h h_bucket H le=2", 20, 0}, {"h h_bucket H le=Infinity", 40, 0},
 			}},
-		}, lines("# h histogram H", "h_bucket le=2.0 21", "h_bucket le=5.0 31", "h_bucket le=10.0 33", "h_bucket le=+Inf 77", "h_sum 7", "h_count 77")},
+		}, lines("# h histogram H", "h_bucket le=2.0 21", "h_bucket le=5.0 31", "h_bucket le=10.0 33", "h_bucket le=+Inf 77", "h_sum 7",
+			"h_count 77")},
 		{
 			"histogram cut short",
 			[]file{{kind: "histogram", id: "1", entries: []entry{{"h h_sum H a=1", 3, 0}, {"h h_bucket H le=1.0 a=1", 2, 0}}}},
@@ -227,7 +242,10 @@ func TestSnapshot(t *testing.T) {
 			[]file{{kind: "histogram", id: "1", entries: []entry{{"h h_count H", 3, 0}, {"h h_bucket H le=1.0", 2, 0}}}},
 			lines("# h histogram H", "h_bucket le=1.0 2", "h_bucket le=+Inf 2", "h_count 2"),
 		},
-		{"summary", two("summary", entry{"s s_count H", 1, 0}, entry{"s s_sum H", 2.25, 0}), lines("# s summary H", "s_sum 2.25", "s_count 1")},
+		{
+			"summary", two("summary", entry{"s s_count H", 1, 0}, entry{"s s_sum H", 2.25, 0}),
+			lines("# s summary H", "s_sum 2.25", "s_count 1"),
+		},
 		{"the newest file says the type", []file{
 			{kind: "counter", id: "1", created: 1, entries: []entry{{"x x_total H", 1, 0}}},
 			{kind: "gauge max", id: "2", created: 2, entries: []entry{{"x_total x_total H", 2, 0}}},
@@ -239,7 +257,8 @@ func TestSnapshot(t *testing.T) {
 			{kind: "counter", id: "1", created: 1, entries: []entry{{"y y_total H", 4, 0}}},
 			{kind: "summary", id: "1", created: 1, entries: []entry{{"z z_count H", 5, 0}}},
 			{kind: "counter", id: "2", created: 1, entries: []entry{{"z z_total H", 6, 0}}},
-		}, lines("# x counter H", "x_total 1", "# x gauge max H", "x 2", "# y counter H", "y_total 4", "# y histogram H", "y_bucket le=1.0 3",
+		}, lines("# x counter H", "x_total 1", "# x gauge max H", "x 2", "# y counter H", "y_total 4", "# y histogram H",
+			"y_bucket le=1.0 3",
 			"y_bucket le=+Inf 3", "y_count 3", "# z counter H", "z_total 6", "# z summary H", "z_count 5")},
 		{"a gauge named like a histogram's sample", []file{
 			{kind: "histogram", id: "1", created: 1, entries: []entry{{"h h_sum H", 1, 0}, {"h h_bucket H le=1", 1, 0}}},
@@ -269,7 +288,8 @@ func TestSnapshot(t *testing.T) {
 			{kind: "histogram", id: "1", entries: []entry{{"h h_sum H", nan, 0}, {"h h_bucket H le=+Inf", 1, 0}}},
 			{kind: "gauge sum", id: "1", entries: []entry{{"g g H a=1", nan, 0}, {"g g H a=2", nan, 0}}},
 			{kind: "gauge sum", id: "2", entries: []entry{{"g g H a=1", 5, 0}, {"g g H a=2", nan, 0}}},
-		}, lines("# c counter H", "c_total 4", "# g gauge sum H", "g a=1 5", "g a=2 NaN", "# h histogram H", "h_bucket le=+Inf 1", "h_sum 0", "h_count 1")},
+		}, lines("# c counter H", "c_total 4", "# g gauge sum H", "g a=1 5", "g a=2 NaN", "# h histogram H", "h_bucket le=+Inf 1",
+			"h_sum 0", "h_count 1")},
 		{"the newest file says the mode", []file{
 			{kind: "gauge max", id: "2", created: 3, entries: []entry{{"x x H", 2, 0}}},
 			{kind: "gauge min", id: "1", created: 2, entries: []entry{{"x x H", 1, 0}}},
@@ -285,8 +305,14 @@ func TestSnapshot(t *testing.T) {
 		}, lines("# c counter New", "c_total 3", "c_total a=1 1")},
 		{"special sums", two("counter", entry{"c c_total H", inf, 0}, entry{"c c_total H", 1, 0}), lines("# c counter H", "c_total +Inf")},
 		{"sum to NaN", two("counter", entry{"c c_total H", inf, 0}, entry{"c c_total H", -inf, 0}), lines("# c counter H", "c_total NaN")},
-		{"sum of the greatest", two("counter", entry{"c c_total H", math.MaxFloat64, 0}, entry{"c c_total H", math.MaxFloat64, 0}), lines("# c counter H", "c_total +Inf")},
-		{"sum that cancels", two("counter", entry{"c c_total H", 1e300, 0}, entry{"c c_total H", 1, 0}), lines("# c counter H", "c_total 1e+300")},
+		{
+			"sum of the greatest", two("counter", entry{"c c_total H", math.MaxFloat64, 0}, entry{"c c_total H", math.MaxFloat64, 0}),
+			lines("# c counter H", "c_total +Inf"),
+		},
+		{
+			"sum that cancels", two("counter", entry{"c c_total H", 1e300, 0}, entry{"c c_total H", 1, 0}),
+			lines("# c counter H", "c_total 1e+300"),
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			forward, backward := NewIndex(Options{}), NewIndex(Options{})
@@ -434,7 +460,8 @@ func TestOrderDoesNotMatter(t *testing.T) {
 		x := NewIndex(Options{})
 		var sources []*Source
 		for _, i := range r.Perm(len(values)) {
-			sources = append(sources, add(t, x, file{kind: "counter", id: strconv.Itoa(i), entries: []entry{{"c c_total H", values[i], 0}}}))
+			sources = append(sources, add(t, x,
+				file{kind: "counter", id: strconv.Itoa(i), entries: []entry{{"c c_total H", values[i], 0}}}))
 		}
 		r.Shuffle(len(sources), func(i, j int) { sources[i], sources[j] = sources[j], sources[i] })
 		for _, s := range sources[:r.IntN(len(sources)+1)] {
@@ -464,7 +491,10 @@ func TestAgainstModel(t *testing.T) {
 			}
 			var files []*live
 			var gone []*live // folded, in order
-			kinds := []string{"counter", "histogram", "gauge all", "gauge sum", "gauge max", "gauge min", "gauge mostrecent", "gauge liveall", "gauge livesum", "gauge livemostrecent"}
+			kinds := []string{
+				"counter", "histogram", "gauge all", "gauge sum", "gauge max", "gauge min", "gauge mostrecent",
+				"gauge liveall", "gauge livesum", "gauge livemostrecent",
+			}
 			next := 0
 			for step := range 150 {
 				switch op := r.IntN(10); {
@@ -526,7 +556,8 @@ func TestAgainstModel(t *testing.T) {
 			for _, s := range slices.Clone(x.Sources()) {
 				x.Remove(s)
 			}
-			if x.unpinned != 0 || len(x.free) != len(x.desc)-1 || len(x.families) != 0 || len(x.spaces) != 0 || x.series != 0 || x.keys != 0 {
+			if x.unpinned != 0 || len(x.free) != len(x.desc)-1 || len(x.families) != 0 || len(x.spaces) != 0 || x.series != 0 ||
+				x.keys != 0 {
 				t.Errorf("an empty index keeps %d unpinned cells, %d of %d free, %d families, %d keyspaces, %d series, %d keys",
 					x.unpinned, len(x.free), len(x.desc)-1, len(x.families), len(x.spaces), x.series, x.keys)
 			}

@@ -16,7 +16,10 @@ func TestEqualCellLists(t *testing.T) {
 	learn := func(x *Index, s *Source, from, to int) {
 		t.Helper()
 		for i := from; i < to; i++ {
-			key := metric.Key{Family: "f", Help: "Help.", Series: metric.Series{Sample: "f_total", Labels: []metric.Label{{Name: "i", Value: fmt.Sprint(i)}}}}
+			key := metric.Key{
+				Family: "f", Help: "Help.",
+				Series: metric.Series{Sample: "f_total", Labels: []metric.Label{{Name: "i", Value: fmt.Sprint(i)}}},
+			}
 			if err := x.Learn(s, store.AppendKey(nil, key), uint32(i)); err != nil {
 				t.Fatal(err)
 			}

@@ -30,7 +30,8 @@ func pools(tb testing.TB, n int, share func() *Share) (all []*Index, series, ent
 	counters, histograms := kind{typ: metric.Counter}, kind{typ: metric.Histogram}
 	for i := range 120 {
 		f := fmt.Sprintf("requests_%d", i/12)
-		counters.keys = append(counters.keys, key(f, f+"_total", "How many there were.", label("handler", i), metric.Label{Name: "method", Value: "GET"}))
+		counters.keys = append(counters.keys,
+			key(f, f+"_total", "How many there were.", label("handler", i), metric.Label{Name: "method", Value: "GET"}))
 	}
 	for i := range 24 {
 		f := fmt.Sprintf("request_seconds_%d", i/8)
@@ -40,7 +41,8 @@ func pools(tb testing.TB, n int, share func() *Share) (all []*Index, series, ent
 			histograms.keys = append(histograms.keys, key(f, f+"_bucket", "How long they took.", at, metric.Label{Name: "le", Value: le}))
 		}
 	}
-	kinds = append(kinds, counters, histograms, kind{typ: metric.Summary, keys: [][]byte{key("s", "s_sum", "S."), key("s", "s_count", "S.")}})
+	kinds = append(kinds, counters, histograms,
+		kind{typ: metric.Summary, keys: [][]byte{key("s", "s_sum", "S."), key("s", "s_count", "S.")}})
 	for mode := metric.Sum; mode <= metric.LiveMostRecent; mode++ {
 		f := "level_" + mode.String()
 		g := kind{typ: metric.Gauge, mode: mode}
@@ -56,7 +58,10 @@ func pools(tb testing.TB, n int, share func() *Share) (all []*Index, series, ent
 		for worker := range 4 {
 			id := fmt.Sprint(p*4 + worker)
 			for _, k := range kinds {
-				s := x.Add(SourceSpec{Name: fmt.Sprintf("%v_%v_%s.db", k.typ, k.mode, id), Type: k.typ, Mode: k.mode, ID: id, Created: int64(worker), ParseKey: store.ParseKey})
+				s := x.Add(SourceSpec{
+					Name: fmt.Sprintf("%v_%v_%s.db", k.typ, k.mode, id), Type: k.typ, Mode: k.mode, ID: id,
+					Created: int64(worker), ParseKey: store.ParseKey,
+				})
 				for i, raw := range k.keys {
 					if err := x.Learn(s, raw, uint32(i)*16); err != nil {
 						tb.Fatal(err)
@@ -112,7 +117,8 @@ func TestMemoryOfEntries(t *testing.T) {
 		mode  metric.Mode
 		rules func(string, metric.Type) *Ruling
 	}{
-		"counter": {metric.Counter, metric.NoMode, nil}, "recent": {metric.Gauge, metric.MostRecent, nil}, "part": {metric.Gauge, metric.Sum, ruled},
+		"counter": {metric.Counter, metric.NoMode, nil}, "recent": {metric.Gauge, metric.MostRecent, nil},
+		"part": {metric.Gauge, metric.Sum, ruled},
 	} {
 		t.Run(name, func(t *testing.T) {
 			x := NewIndex(Options{MaxBytes: limit, Rules: tc.rules})
@@ -120,7 +126,8 @@ func TestMemoryOfEntries(t *testing.T) {
 				return x.Add(SourceSpec{Name: fmt.Sprint(i), Type: tc.typ, Mode: tc.mode, ID: fmt.Sprint(i), ParseKey: store.ParseKey})
 			}
 			key := func(i int) []byte {
-				return store.AppendKey(nil, metric.Key{Family: "f", Series: metric.Series{Sample: "f", Labels: []metric.Label{{Name: "n", Value: fmt.Sprint(i)}}}})
+				return store.AppendKey(nil,
+					metric.Key{Family: "f", Series: metric.Series{Sample: "f", Labels: []metric.Label{{Name: "n", Value: fmt.Sprint(i)}}}})
 			}
 			// fill learns entries of known series in one source after the other until there is no room.
 			fill := func(from int) (sources []*Source, entries int) {
@@ -143,8 +150,10 @@ func TestMemoryOfEntries(t *testing.T) {
 			before := heap()
 			sources, entries := fill(0)
 			used := int64(heap() - before)
-			t.Logf("%d entries of %d series, %d bytes of keys: %d bytes of memory, of %d", entries, x.Series(), x.Bytes(), used, madeOfAll*limit)
-			if least := madeOfAll * limit / 2 / (entryBytes + stampBytes + partBytes + recentPartBytes); entries < least || used > madeOfAll*limit*5/4 {
+			t.Logf("%d entries of %d series, %d bytes of keys: %d bytes of memory, of %d", entries, x.Series(), x.Bytes(), used,
+				madeOfAll*limit)
+			if least := madeOfAll * limit / 2 / (entryBytes + stampBytes + partBytes + recentPartBytes); entries < least ||
+				used > madeOfAll*limit*5/4 {
 				t.Errorf("%d entries take %d bytes; want at least %d, and at most %d bytes", entries, used, least, madeOfAll*limit)
 			}
 			if !x.Refused() {

@@ -78,7 +78,8 @@ func TestNewestOfTheDead(t *testing.T) {
 				x.Remove(s)
 			}
 			if len(x.families)+len(x.contested) != 0 || x.share.Len() != 0 {
-				t.Errorf("an empty index keeps %d families, %d rivals and %d shared things", len(x.families), len(x.contested), x.share.Len())
+				t.Errorf("an empty index keeps %d families, %d rivals and %d shared things", len(x.families), len(x.contested),
+					x.share.Len())
 			}
 		})
 	}
@@ -150,7 +151,8 @@ func TestNaN(t *testing.T) {
 				name = []string{"c_total", "d_total"}[i]
 			}
 		}
-		if got, w := dump(x), lines("# c counter H", fmt.Sprintf("c_total %v", want[0]), "# d counter H", fmt.Sprintf("d_total %v", want[1])); got != w {
+		if got, w := dump(x), lines("# c counter H", fmt.Sprintf("c_total %v", want[0]), "# d counter H",
+			fmt.Sprintf("d_total %v", want[1])); got != w {
 			t.Errorf("step %d: got:\n%swant:\n%s", step, got, w)
 		}
 		if n, sample := x.NaNs(); n != count || sample != name {
@@ -245,7 +247,8 @@ func TestDropZero(t *testing.T) {
 		add(t, x, file{kind: "gauge sum", id: fmt.Sprint(id), entries: []entry{{"b b H", 0, 0}}})
 	}
 	add(t, x, file{kind: "counter", id: "0", entries: []entry{{"c c_total H", 0, 0}}})
-	if got, want := dump(x), lines("# a gauge all H", "a pid=1 3", "# b gauge sum H", "b 0", "# c counter H", "c_total 0"); got != want || x.Zeros() != 1 {
+	if got, want := dump(x), lines("# a gauge all H", "a pid=1 3", "# b gauge sum H", "b 0", "# c counter H", "c_total 0"); got != want ||
+		x.Zeros() != 1 {
 		t.Errorf("got:\n%swant:\n%s, %d left out", got, want, x.Zeros())
 	}
 }
@@ -267,7 +270,8 @@ func TestShare(t *testing.T) {
 	for _, f := range files {
 		sources = append(sources, add(t, y, f))
 	}
-	if a, b := x.Layout(), y.Layout(); &a.Families[0].Metrics[0] != &b.Families[0].Metrics[0] || &a.Families[1].Metrics[0] != &b.Families[1].Metrics[0] {
+	if a, b := x.Layout(), y.Layout(); &a.Families[0].Metrics[0] != &b.Families[0].Metrics[0] ||
+		&a.Families[1].Metrics[0] != &b.Families[1].Metrics[0] {
 		t.Error("two indexes of the same files have metrics of their own")
 	}
 	if share.Len() != n {

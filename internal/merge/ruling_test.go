@@ -194,7 +194,11 @@ func TestMostRecentWithoutTimes(t *testing.T) {
 func TestRulingsLabels(t *testing.T) {
 	t.Run("counters add", func(t *testing.T) {
 		x := NewIndex(ruled(drop("user")))
-		add(t, x, file{kind: "counter", id: "1", entries: []entry{{"c c_total H m=a user=1", 1, 0}, {"c c_total H m=a user=2", 2, 0}, {"c c_total H m=b user=2", 4, 0}}})
+		add(t, x, file{kind: "counter", id: "1", entries: []entry{
+			{"c c_total H m=a user=1", 1, 0},
+			{"c c_total H m=a user=2", 2, 0},
+			{"c c_total H m=b user=2", 4, 0},
+		}})
 		s := add(t, x, file{kind: "counter", id: "2", entries: []entry{{"c c_total H m=a user=3", 8, 0}}})
 		if got, want := dump(x), lines("# c counter H", "c_total m=a 11", "c_total m=b 4"); got != want {
 			t.Errorf("got:\n%swant:\n%s", got, want)
@@ -223,7 +227,8 @@ func TestRulingsLabels(t *testing.T) {
 		}
 	})
 	for mode, want := range map[string][]string{
-		"all": {"g pid=1 3", "g pid=2 4"}, "liveall": {"g pid=1 3", "g pid=2 4"}, "sum": {"g 7"}, "max": {"g 4"}, "min": {"g 1"}, "mostrecent": {"g 2"},
+		"all": {"g pid=1 3", "g pid=2 4"}, "liveall": {"g pid=1 3", "g pid=2 4"}, "sum": {"g 7"}, "max": {"g 4"}, "min": {"g 1"},
+		"mostrecent": {"g 2"},
 	} {
 		t.Run("gauge "+mode, func(t *testing.T) {
 			x := NewIndex(ruled(drop("user")))
@@ -247,11 +252,16 @@ func TestRulingsDropHelpUnit(t *testing.T) {
 		}
 		return nil
 	}})
-	add(t, x, file{kind: "counter", id: "1", entries: []entry{{"gone gone_total H l=1", 1, 0}, {"gone gone_total H l=2", 1, 0}, {"size_bytes size_bytes_total H", 2, 0}}})
+	add(t, x, file{kind: "counter", id: "1", entries: []entry{
+		{"gone gone_total H l=1", 1, 0},
+		{"gone gone_total H l=2", 1, 0},
+		{"size_bytes size_bytes_total H", 2, 0},
+	}})
 	if got, want := dump(x), lines("# size_bytes counter Mine.", "size_bytes_total 2"); got != want {
 		t.Errorf("got:\n%swant:\n%s", got, want)
 	}
-	if f := x.Layout().Families[0]; f.Unit != "bytes" || f.Rule != "units" || f.ModeByRule || f.Type == metric.Gauge && f.Shape != view.StateSet || f.Type != metric.Gauge && f.Shape != view.Plain {
+	if f := x.Layout().Families[0]; f.Unit != "bytes" || f.Rule != "units" || f.ModeByRule || f.Type == metric.Gauge &&
+		f.Shape != view.StateSet || f.Type != metric.Gauge && f.Shape != view.Plain {
 		t.Errorf("family is %+v", f)
 	}
 	if x.Dropped() != 2 {
@@ -265,7 +275,8 @@ func TestExpire(t *testing.T) {
 	x.SetTime(1000)
 	c := add(t, x, file{kind: "counter", id: "1", entries: []entry{{"c c_total H l=1", 1, 0}, {"c c_total H l=2", 2, 0}}})
 	h := add(t, x, file{kind: "histogram", id: "1", entries: []entry{{"h h_bucket H le=1.0", 1, 0}, {"h h_sum H", 1, 0}}})
-	both := lines("# c counter H", "c_total l=1 1", "c_total l=2 2", "# h histogram H", "h_bucket le=1.0 1", "h_bucket le=+Inf 1", "h_sum 1", "h_count 1")
+	both := lines("# c counter H", "c_total l=1 1", "c_total l=2 2", "# h histogram H", "h_bucket le=1.0 1", "h_bucket le=+Inf 1",
+		"h_sum 1", "h_count 1")
 	want := func(want string, expired int) {
 		t.Helper()
 		if got := dump(x); got != want {

@@ -96,7 +96,8 @@ func TestBoundStyle(t *testing.T) {
 		if got := string(TwoDigits.Append(nil, tc.in)); got != tc.late {
 			t.Errorf("%v in two digits: %q, want %q", tc.in, got, tc.late)
 		}
-		if differ := tc.old != tc.late; HasStyle(tc.in) != differ || StyleOf(tc.late) != TwoDigits || differ && StyleOf(tc.old) != ThreeDigits {
+		if differ := tc.old != tc.late; HasStyle(tc.in) != differ || StyleOf(tc.late) != TwoDigits ||
+			differ && StyleOf(tc.old) != ThreeDigits {
 			t.Errorf("%v: HasStyle %v, %q is %v, %q is %v", tc.in, HasStyle(tc.in), tc.old, StyleOf(tc.old), tc.late, StyleOf(tc.late))
 		}
 	}
@@ -104,7 +105,8 @@ func TestBoundStyle(t *testing.T) {
 
 func TestParseBound(t *testing.T) {
 	for in, want := range map[string]float64{
-		"1": 1, "1.0": 1, "1e+06": 1e6, "+Inf": math.Inf(1), "inf": math.Inf(1), "Infinity": math.Inf(1), "-Inf": math.Inf(-1), "1e999": math.Inf(1),
+		"1": 1, "1.0": 1, "1e+06": 1e6, "+Inf": math.Inf(1), "inf": math.Inf(1), "Infinity": math.Inf(1), "-Inf": math.Inf(-1),
+		"1e999": math.Inf(1),
 	} {
 		if got, ok := ParseBound(in); !ok || got != want {
 			t.Errorf("ParseBound(%q) = %v, %v, want %v", in, got, ok, want)

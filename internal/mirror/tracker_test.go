@@ -234,7 +234,8 @@ func TestTracker(t *testing.T) {
 					if settled, _ := w.tracker.settled(w.now, []string{base}); settled[0] {
 						for _, r := range w.readers {
 							if slices.Contains(r.list, base) {
-								t.Errorf("seed %d: %s is removed, and somebody is about to read it (%d resyncs)", seed, base, w.tracker.seen.Resyncs)
+								t.Errorf("seed %d: %s is removed, and somebody is about to read it (%d resyncs)", seed, base,
+									w.tracker.seen.Resyncs)
 								r.list = slices.DeleteFunc(r.list, func(s string) bool { return s == base })
 							}
 						}

@@ -7,7 +7,10 @@ import (
 
 func TestWord(t *testing.T) {
 	commands := []string{"serve", "run", "dump", "explain"}
-	for word, want := range map[string]string{"sevre": "serve", "SERVE": "serve", "dum": "dump", "explian": "explain", "xyzzy": "", "": ""} {
+	for word, want := range map[string]string{
+		"sevre": "serve", "SERVE": "serve", "dum": "dump", "explian": "explain", "xyzzy": "",
+		"": "",
+	} {
 		if got := Word(word, commands); got != want {
 			t.Errorf("%q is near %q, want %q", word, got, want)
 		}

@@ -29,13 +29,17 @@ func benchView() *view.Snapshot {
 		c := outputtest.Family{Name: fmt.Sprintf("a%02d_requests", f), Help: "Requests by path and status.", Type: metric.Counter}
 		for m := range 260 {
 			c.Metrics = append(c.Metrics, outputtest.Metric{
-				Labels: []string{"method", "GET", "path", fmt.Sprintf("/api/v1/resource/%04d", m), "status", "200"}, Values: []float64{float64(f*m) * 17},
+				Labels: []string{"method", "GET", "path", fmt.Sprintf("/api/v1/resource/%04d", m), "status", "200"},
+				Values: []float64{float64(f*m) * 17},
 			})
 		}
 		families = append(families, c)
 	}
 	for f := range 20 {
-		h := outputtest.Family{Name: fmt.Sprintf("b%02d_duration_seconds", f), Help: "Time by path.", Type: metric.Histogram, Bounds: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}}
+		h := outputtest.Family{
+			Name: fmt.Sprintf("b%02d_duration_seconds", f), Help: "Time by path.", Type: metric.Histogram,
+			Bounds: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
+		}
 		for m := range 50 {
 			v := make([]float64, 13)
 			for i := range 11 {

@@ -82,7 +82,8 @@ func classify(ctx context.Context, err error) *PushError {
 		return p
 	}
 	if token, ok := errors.AsType[*oauth2.RetrieveError](err); ok {
-		p.Result, p.Retry, p.Hint = Unauthorized, token.Response != nil && token.Response.StatusCode/100 == 5, "no token can be had: see http_config.oauth2"
+		p.Result, p.Retry, p.Hint = Unauthorized, token.Response != nil && token.Response.StatusCode/100 == 5,
+			"no token can be had: see http_config.oauth2"
 		return p
 	}
 	netErr, isNet := errors.AsType[net.Error](err)
@@ -103,7 +104,8 @@ func certificateProblem(err error) (Result, string) {
 		return Certificate, "the receiver's certificate is not signed by anyone known; set http_config.tls_config.ca_file"
 	}
 	if e, ok := errors.AsType[x509.HostnameError](err); ok {
-		return Certificate, fmt.Sprintf("the receiver's certificate is for another name than %s; set http_config.tls_config.server_name, or use the right address", e.Host)
+		return Certificate,
+			fmt.Sprintf("the receiver's certificate is for another name than %s; set http_config.tls_config.server_name, or use the right address", e.Host)
 	}
 	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
 		if e.Reason == x509.Expired {
@@ -114,11 +116,13 @@ func certificateProblem(err error) (Result, string) {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return Certificate, "the receiver's certificate is not valid"
 	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok || strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") {
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok ||
+		strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") {
 		return Certificate, "the receiver does not speak TLS; write http:// in its address"
 	}
 	if alert, ok := errors.AsType[tls.AlertError](err); ok {
-		return Certificate, fmt.Sprintf("the receiver refuses our side of TLS (%v); it may want a certificate, http_config.tls_config.cert_file and key_file", alert)
+		return Certificate,
+			fmt.Sprintf("the receiver refuses our side of TLS (%v); it may want a certificate, http_config.tls_config.cert_file and key_file", alert)
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
 		return Certificate, "the receiver refuses our side of TLS; it may want a certificate, http_config.tls_config.cert_file and key_file"
@@ -139,7 +143,8 @@ func refusal(resp *http.Response, body []byte) *PushError {
 	after, asked := retryAfter(resp.Header.Get("Retry-After"), time.Now())
 	switch {
 	case code == http.StatusUnauthorized:
-		p.Result, p.Hint = Unauthorized, "it wants a password or token, or another one: see http_config.basic_auth, authorization and oauth2"
+		p.Result, p.Hint = Unauthorized,
+			"it wants a password or token, or another one: see http_config.basic_auth, authorization and oauth2"
 	case code == http.StatusForbidden:
 		p.Result, p.Hint = Unauthorized, "the user or token of http_config may not write there"
 	case code == http.StatusProxyAuthRequired:

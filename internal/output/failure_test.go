@@ -90,18 +90,30 @@ func TestFailures(t *testing.T) {
 			conn.(*net.TCPConn).SetLinger(0) //nolint:errcheck // a test
 			conn.Close()
 		}, result: Unavailable, retry: true, text: ""},
-		"500":                  {handler: answer(500), result: Unavailable, retry: true, text: `500 Internal Server Error: "that is why"`},
-		"503":                  {handler: answer(503), result: Unavailable, retry: true, text: "503 Service Unavailable"},
-		"503 with Retry-After": {handler: answer(503, "Retry-After", "9"), result: Throttled, retry: true, after: 9 * time.Second, text: "503 Service Unavailable"},
-		"429":                  {handler: answer(429), result: Throttled, retry: true, text: "429 Too Many Requests"},
-		"429 with Retry-After": {handler: answer(429, "Retry-After", "7"), result: Throttled, retry: true, after: 7 * time.Second, text: "429 Too Many Requests"},
-		"429 for years":        {handler: answer(429, "Retry-After", "100000000"), result: Throttled, retry: true, after: maxRetryAfter, text: "429"},
-		"413":                  {handler: answer(413), result: Rejected, text: "413 Request Entity Too Large"},
-		"400":                  {handler: answer(400), result: Rejected, text: `400 Bad Request: "that is why"`},
-		"401":                  {handler: answer(401), result: Unauthorized, text: "it wants a password or token, or another one: see http_config.basic_auth"},
-		"403":                  {handler: answer(403), result: Unauthorized, text: "may not write there"},
-		"404":                  {handler: answer(404), result: Rejected, text: "is the path of the address right?"},
-		"301":                  {handler: answer(301, "Location", "/other"), result: Rejected, text: "/other; write that address"},
+		"500": {handler: answer(500), result: Unavailable, retry: true, text: `500 Internal Server Error: "that is why"`},
+		"503": {handler: answer(503), result: Unavailable, retry: true, text: "503 Service Unavailable"},
+		"503 with Retry-After": {
+			handler: answer(503, "Retry-After", "9"), result: Throttled, retry: true, after: 9 * time.Second,
+			text: "503 Service Unavailable",
+		},
+		"429": {handler: answer(429), result: Throttled, retry: true, text: "429 Too Many Requests"},
+		"429 with Retry-After": {
+			handler: answer(429, "Retry-After", "7"), result: Throttled, retry: true, after: 7 * time.Second,
+			text: "429 Too Many Requests",
+		},
+		"429 for years": {
+			handler: answer(429, "Retry-After", "100000000"), result: Throttled, retry: true, after: maxRetryAfter,
+			text: "429",
+		},
+		"413": {handler: answer(413), result: Rejected, text: "413 Request Entity Too Large"},
+		"400": {handler: answer(400), result: Rejected, text: `400 Bad Request: "that is why"`},
+		"401": {
+			handler: answer(401), result: Unauthorized,
+			text: "it wants a password or token, or another one: see http_config.basic_auth",
+		},
+		"403": {handler: answer(403), result: Unauthorized, text: "may not write there"},
+		"404": {handler: answer(404), result: Rejected, text: "is the path of the address right?"},
+		"301": {handler: answer(301, "Location", "/other"), result: Rejected, text: "/other; write that address"},
 		"certificate of nobody": {handler: answer(200), prepare: func(s *httptest.Server) string {
 			s.StartTLS()
 			return s.URL
@@ -127,7 +139,10 @@ func TestFailures(t *testing.T) {
 			s.StartTLS()
 			return strings.Replace(s.URL, "https:", "http:", 1)
 		}, result: Certificate, text: "speaks TLS; write https://"},
-		"no such host": {prepare: func(*httptest.Server) string { return "http://nowhere.invalid:1" }, result: Unavailable, retry: true, text: "nowhere.invalid"},
+		"no such host": {
+			prepare: func(*httptest.Server) string { return "http://nowhere.invalid:1" }, result: Unavailable, retry: true,
+			text: "nowhere.invalid",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := quiet(t, c.handler)
@@ -155,7 +170,8 @@ func TestFailures(t *testing.T) {
 					continue
 				}
 				if e.Result != c.result || e.Retry != c.retry || e.After != c.after || !strings.Contains(e.Error(), c.text) {
-					t.Errorf("%s: %s, retry %v, after %v: %v\nwant %s, %v, %v: … %s", kind, e.Result, e.Retry, e.After, e, c.result, c.retry, c.after, c.text)
+					t.Errorf("%s: %s, retry %v, after %v: %v\nwant %s, %v, %v: … %s", kind, e.Result, e.Retry, e.After, e, c.result,
+						c.retry, c.after, c.text)
 				}
 			}
 		})
@@ -331,7 +347,8 @@ func TestToken(t *testing.T) {
 	c := httpconfig.DefaultHTTPClientConfig
 	c.OAuth2 = &httpconfig.OAuth2{ClientID: "a", ClientSecret: "hidden", TokenURL: s.URL + "/token"}
 	_, err := Once(t.Context(), Spec{Name: "a", HTTP: &c, OTLP: &OTLPSpec{URL: s.URL}}, outputtest.NewSource(outputtest.All()), Options{})
-	if e, ok := errors.AsType[*PushError](err); !ok || e.Result != Unauthorized || !strings.Contains(e.Error(), "see http_config.oauth2") || strings.Contains(e.Error(), "hidden") {
+	if e, ok := errors.AsType[*PushError](err); !ok || e.Result != Unauthorized || !strings.Contains(e.Error(), "see http_config.oauth2") ||
+		strings.Contains(e.Error(), "hidden") {
 		t.Error(err)
 	}
 }

@@ -95,7 +95,15 @@ func TestGraphiteAsPython(t *testing.T) {
 	for _, n := range []struct {
 		label string
 		v     float64
-	}{{"-1e300", -1e300}, {"0.00001", 0.00001}, {"0.1", 0.1}, {"123456789012345678", 123456789012345678}, {"1e-4", 1e-4}, {"1e15", 1e15}, {"1e16", 1e16}} {
+	}{
+		{"-1e300", -1e300},
+		{"0.00001", 0.00001},
+		{"0.1", 0.1},
+		{"123456789012345678", 123456789012345678},
+		{"1e-4", 1e-4},
+		{"1e15", 1e15},
+		{"1e16", 1e16},
+	} {
 		numbers.Metrics = append(numbers.Metrics, outputtest.Metric{Labels: []string{"v", n.label}, Values: []float64{n.v}})
 	}
 	for _, spec := range []GraphiteSpec{{}, {Prefix: "servers.web1"}, {Tags: true}, {Tags: true, Prefix: "p"}} {
@@ -141,7 +149,8 @@ func TestGraphiteFailures(t *testing.T) {
 		for range big {
 			f.Metrics = append(f.Metrics, outputtest.Metric{Labels: []string{"x", strings.Repeat("x", 1000)}, Values: []float64{1}})
 		}
-		_, err := Once(t.Context(), Spec{Name: "a", Graphite: &GraphiteSpec{Address: l.Addr().String()}}, outputtest.NewSource(outputtest.Snapshot(f)), Options{})
+		_, err := Once(t.Context(), Spec{Name: "a", Graphite: &GraphiteSpec{Address: l.Addr().String()}},
+			outputtest.NewSource(outputtest.Snapshot(f)), Options{})
 		return err
 	}
 	failed := make(chan error)
@@ -149,7 +158,8 @@ func TestGraphiteFailures(t *testing.T) {
 	conn := (<-conns).(*net.TCPConn)
 	conn.SetLinger(0) //nolint:errcheck // a test
 	conn.Close()
-	if err := <-failed; err == nil || !strings.Contains(err.Error(), "connection reset by peer") && !strings.Contains(err.Error(), "broken pipe") {
+	if err := <-failed; err == nil || !strings.Contains(err.Error(), "connection reset by peer") &&
+		!strings.Contains(err.Error(), "broken pipe") {
 		t.Error(err)
 	}
 	l.Close()

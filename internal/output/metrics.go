@@ -19,14 +19,20 @@ type Metrics struct {
 // NewMetrics makes them part of a set.
 func NewMetrics(set *telemetry.Set) *Metrics {
 	return &Metrics{
-		pushes:      set.CounterVec("aggregatord_output_pushes_total", "Pushes of an output, by how they ended.", "output", "type", "result"),
-		lastSuccess: set.GaugeVec("aggregatord_output_last_success_timestamp_seconds", "When an output's receiver last took a push, in Unix seconds; 0: never.", "output", "type"),
-		up:          set.GaugeVec("aggregatord_output_up", "1 if the receiver took the last push of an output.", "output", "type"),
-		duration:    set.GaugeVec("aggregatord_output_last_duration_seconds", "How long the last push of an output took, whatever its end.", "output", "type"),
-		seconds:     set.CounterVec("aggregatord_output_push_seconds_total", "Time spent in pushes of an output.", "output", "type"),
-		bytes:       set.CounterVec("aggregatord_output_sent_bytes_total", "Bytes of bodies that an output sent, compressed.", "output", "type"),
-		samples:     set.GaugeVec("aggregatord_output_samples", "Samples that the receiver took with the last push of an output.", "output", "type"),
-		leftOut:     set.GaugeVec("aggregatord_output_samples_left_out", "Samples left out of the last push of an output: the protocol has no way to say them, others have the same name and labels, or the receiver refused them.", "output", "type"),
+		pushes: set.CounterVec("aggregatord_output_pushes_total", "Pushes of an output, by how they ended.", "output", "type",
+			"result"),
+		lastSuccess: set.GaugeVec("aggregatord_output_last_success_timestamp_seconds",
+			"When an output's receiver last took a push, in Unix seconds; 0: never.", "output", "type"),
+		up: set.GaugeVec("aggregatord_output_up", "1 if the receiver took the last push of an output.", "output", "type"),
+		duration: set.GaugeVec("aggregatord_output_last_duration_seconds", "How long the last push of an output took, whatever its end.",
+			"output", "type"),
+		seconds: set.CounterVec("aggregatord_output_push_seconds_total", "Time spent in pushes of an output.", "output", "type"),
+		bytes: set.CounterVec("aggregatord_output_sent_bytes_total", "Bytes of bodies that an output sent, compressed.", "output",
+			"type"),
+		samples: set.GaugeVec("aggregatord_output_samples", "Samples that the receiver took with the last push of an output.", "output",
+			"type"),
+		leftOut: set.GaugeVec("aggregatord_output_samples_left_out",
+			"Samples left out of the last push of an output: the protocol has no way to say them, others have the same name and labels, or the receiver refused them.", "output", "type"),
 	}
 }
 

@@ -66,7 +66,11 @@ func TestGroupPath(t *testing.T) {
 		{"nightly", nil, "/metrics/job/nightly"},
 		{"a b", map[string]string{"z": "1", "a": "2"}, "/metrics/job/a%20b/a/2/z/1"},
 		{"a/b", map[string]string{"path": "/x"}, "/metrics/job@base64/YS9i/path@base64/L3g"},
-		{"j", map[string]string{"empty": "", "dot": "..", "bytes": "\xff", "é": "ü?#%"}, "/metrics/job/j/bytes@base64/_w/dot@base64/Li4/empty@base64/=/%C3%A9/%C3%BC%3F%23%25"},
+		{
+			"j",
+			map[string]string{"empty": "", "dot": "..", "bytes": "\xff", "é": "ü?#%"},
+			"/metrics/job/j/bytes@base64/_w/dot@base64/Li4/empty@base64/=/%C3%A9/%C3%BC%3F%23%25",
+		},
 	} {
 		if got := groupPath(c.job, maps.Clone(c.grouping)); got != c.want {
 			t.Errorf("%s %v: %s, want %s", c.job, c.grouping, got, c.want)

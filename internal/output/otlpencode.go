@@ -332,7 +332,8 @@ var (
 
 var otlpTypes = [...]otlptranslator.MetricType{
 	metric.Unknown: otlptranslator.MetricTypeGauge, metric.Counter: otlptranslator.MetricTypeMonotonicCounter,
-	metric.Gauge: otlptranslator.MetricTypeGauge, metric.Histogram: otlptranslator.MetricTypeHistogram, metric.Summary: otlptranslator.MetricTypeSummary,
+	metric.Gauge: otlptranslator.MetricTypeGauge, metric.Histogram: otlptranslator.MetricTypeHistogram,
+	metric.Summary: otlptranslator.MetricTypeSummary,
 }
 
 // namer is Prometheus' own translation, with its defaults.

@@ -170,7 +170,8 @@ func TestBackoffAndRecovery(t *testing.T) {
 			}
 			return nil
 		}}
-		o := faked(t, outputtest.NewSource(jobs("a", 1)), f, Options{Logger: zap.New(core), Metrics: NewMetrics(set)}, Spec{Interval: 15 * time.Second})
+		o := faked(t, outputtest.NewSource(jobs("a", 1)), f, Options{Logger: zap.New(core), Metrics: NewMetrics(set)},
+			Spec{Interval: 15 * time.Second})
 		stop := running(o)
 		time.Sleep(15 * time.Minute)
 		stop()
@@ -227,7 +228,8 @@ func TestNotReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fake{answer: func(context.Context, int) error { return nil }}
 		var ready, primed atomic.Bool
-		o := faked(t, outputtest.NewSource(jobs("a", 1)), f, Options{Ready: ready.Load, OnPrimed: func() { primed.Store(true) }}, Spec{Interval: time.Second})
+		o := faked(t, outputtest.NewSource(jobs("a", 1)), f, Options{Ready: ready.Load, OnPrimed: func() { primed.Store(true) }},
+			Spec{Interval: time.Second})
 		stop := running(o)
 		time.Sleep(30 * time.Second)
 		if f.pushes() > 0 || primed.Load() {
@@ -254,11 +256,23 @@ func TestLast(t *testing.T) {
 		most   time.Duration
 		left   string
 	}{
-		"works":      {answer: func(context.Context, int) error { return nil }, pushes: 1, left: "true"},
-		"third time": {answer: func(_ context.Context, n int) error { return []error{down, down, nil}[n-1] }, pushes: 3, most: 2 * time.Second, left: "true"},
-		"down":       {answer: func(context.Context, int) error { return down }, pushes: -1, err: "output a: the last push: down", most: 10 * time.Second},
-		"refused":    {answer: func(context.Context, int) error { return &PushError{Result: Rejected, Err: errors.New("never")} }, pushes: 1, err: "never"},
-		"hangs":      {answer: func(ctx context.Context, _ int) error { <-ctx.Done(); return ctx.Err() }, pushes: 1, err: "longer than timeout", most: 10 * time.Second},
+		"works": {answer: func(context.Context, int) error { return nil }, pushes: 1, left: "true"},
+		"third time": {
+			answer: func(_ context.Context, n int) error { return []error{down, down, nil}[n-1] }, pushes: 3,
+			most: 2 * time.Second, left: "true",
+		},
+		"down": {
+			answer: func(context.Context, int) error { return down }, pushes: -1, err: "output a: the last push: down",
+			most: 10 * time.Second,
+		},
+		"refused": {
+			answer: func(context.Context, int) error { return &PushError{Result: Rejected, Err: errors.New("never")} }, pushes: 1,
+			err: "never",
+		},
+		"hangs": {
+			answer: func(ctx context.Context, _ int) error { <-ctx.Done(); return ctx.Err() }, pushes: 1, err: "longer than timeout",
+			most: 10 * time.Second,
+		},
 		"wait longer": {answer: func(context.Context, int) error {
 			return &PushError{Result: Throttled, Retry: true, After: time.Hour, Err: errors.New("slowly")}
 		}, pushes: 1, err: "slowly"},
@@ -406,7 +420,8 @@ func TestTextfile(t *testing.T) {
 		t.Errorf("%v", entries)
 	}
 	spec.Textfile.Path = filepath.Join(dir, "missing", "a.prom")
-	if _, err := Once(t.Context(), spec, outputtest.NewSource(jobs("x", 3)), Options{}); err == nil || !strings.Contains(err.Error(), "make the directory") {
+	if _, err := Once(t.Context(), spec, outputtest.NewSource(jobs("x", 3)), Options{}); err == nil ||
+		!strings.Contains(err.Error(), "make the directory") {
 		t.Error(err)
 	}
 }
@@ -427,17 +442,24 @@ func TestPushgatewayGroup(t *testing.T) {
 			}
 			first = f.GetName()
 		}
-		asked = append(asked, strings.TrimSpace(r.Method+" "+r.URL.EscapedPath()+" "+strings.Split(r.Header.Get("Content-Type"), ";")[0]+" "+first))
+		asked = append(asked, strings.TrimSpace(r.Method+" "+r.URL.EscapedPath()+" "+strings.Split(r.Header.Get("Content-Type"), ";")[0]+
+			" "+first))
 	}))
 	defer s.Close()
 	for name, c := range map[string]struct {
 		spec PushgatewaySpec
 		want []string
 	}{
-		"put":    {PushgatewaySpec{Job: "j"}, []string{"PUT /metrics/job/j application/vnd.google.protobuf jobs_total"}},
-		"post":   {PushgatewaySpec{Job: "j", Method: "POST", InstanceIP: true}, []string{"POST /metrics/job/j/instance/127.0.0.1 application/vnd.google.protobuf jobs_total"}},
+		"put": {PushgatewaySpec{Job: "j"}, []string{"PUT /metrics/job/j application/vnd.google.protobuf jobs_total"}},
+		"post": {
+			PushgatewaySpec{Job: "j", Method: "POST", InstanceIP: true},
+			[]string{"POST /metrics/job/j/instance/127.0.0.1 application/vnd.google.protobuf jobs_total"},
+		},
 		"delete": {PushgatewaySpec{Job: "j", DeleteOnExit: true}, []string{"DELETE /metrics/job/j"}},
-		"later":  {PushgatewaySpec{Job: "j", DeleteOnExit: true, DeleteAfter: time.Millisecond}, []string{"PUT /metrics/job/j application/vnd.google.protobuf jobs_total", "DELETE /metrics/job/j"}},
+		"later": {
+			PushgatewaySpec{Job: "j", DeleteOnExit: true, DeleteAfter: time.Millisecond},
+			[]string{"PUT /metrics/job/j application/vnd.google.protobuf jobs_total", "DELETE /metrics/job/j"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			asked = nil
@@ -482,7 +504,8 @@ func TestPushgatewayText(t *testing.T) {
 				}
 			}))
 			defer s.Close()
-			p := newPusher(New(Options{Source: outputtest.NewSource(jobs("a", 1))}), Spec{Name: "a", Pushgateway: &PushgatewaySpec{URL: s.URL, Job: "j"}})
+			p := newPusher(New(Options{Source: outputtest.NewSource(jobs("a", 1))}),
+				Spec{Name: "a", Pushgateway: &PushgatewaySpec{URL: s.URL, Job: "j"}})
 			defer p.sender.close()
 			for range 2 {
 				if err := p.push(t.Context()); (err == nil) != (c.refuses["text"]+c.refuses["protobuf"] == 0 || name == "text") {
@@ -500,13 +523,19 @@ func TestPushgatewayText(t *testing.T) {
 func TestProcesses(t *testing.T) {
 	workers := outputtest.Snapshot(
 		outputtest.Family{Name: "aggregatord_mine", Type: metric.Gauge, Metrics: []outputtest.Metric{{Values: []float64{99}}}},
-		outputtest.Family{Name: "jobs", Type: metric.Counter, Metrics: []outputtest.Metric{{Labels: []string{"pool", "web"}, Values: []float64{4}}}},
+		outputtest.Family{
+			Name: "jobs", Type: metric.Counter,
+			Metrics: []outputtest.Metric{{Labels: []string{"pool", "web"}, Values: []float64{4}}},
+		},
 	)
 	processes := outputtest.Snapshot(
 		outputtest.Family{Name: "aggregatord_pool_threads", Type: metric.Gauge, Metrics: []outputtest.Metric{
 			{Labels: []string{"pool", "mail"}, Values: []float64{6}}, {Labels: []string{"pool", "web"}, Values: []float64{5}},
 		}},
-		outputtest.Family{Name: "process_cpu_seconds", Type: metric.Counter, Metrics: []outputtest.Metric{{Labels: []string{"pool", "web"}, Values: []float64{9}}}},
+		outputtest.Family{
+			Name: "process_cpu_seconds", Type: metric.Counter,
+			Metrics: []outputtest.Metric{{Labels: []string{"pool", "web"}, Values: []float64{9}}},
+		},
 	)
 	set := telemetry.NewSet()
 	set.Gauge("aggregatord_up", "Ours.").Set(1)
@@ -516,13 +545,19 @@ func TestProcesses(t *testing.T) {
 	}{
 		"all": {
 			Spec{Processes: ProcessesAll, Match: []string{".*_threads", "process_.*"}},
-			map[string]float64{`aggregatord_pool_threads{pool="mail"}`: 6, `aggregatord_pool_threads{pool="web"}`: 5, `process_cpu_seconds_total{pool="web"}`: 9},
+			map[string]float64{
+				`aggregatord_pool_threads{pool="mail"}`: 6, `aggregatord_pool_threads{pool="web"}`: 5,
+				`process_cpu_seconds_total{pool="web"}`: 9,
+			},
 		},
 		"default, to one that has no process_ of itself": {
 			Spec{Match: []string{"process_.*"}, Graphite: &GraphiteSpec{Address: "127.0.0.1:1"}},
 			map[string]float64{`process_cpu_seconds_total{pool="web"}`: 9},
 		},
-		"default": {Spec{}, map[string]float64{"aggregatord_mine": 99, `jobs_total{pool="web"}`: 4, `aggregatord_pool_threads{pool="mail"}`: 6, `aggregatord_pool_threads{pool="web"}`: 5}},
+		"default": {Spec{}, map[string]float64{
+			"aggregatord_mine": 99, `jobs_total{pool="web"}`: 4,
+			`aggregatord_pool_threads{pool="mail"}`: 6, `aggregatord_pool_threads{pool="web"}`: 5,
+		}},
 		"of one pool, with a label": {
 			Spec{Pools: []string{"web"}, ExternalLabels: map[string]string{"dc": "eu"}},
 			map[string]float64{`jobs_total{dc="eu",pool="web"}`: 4, `aggregatord_pool_threads{dc="eu",pool="web"}`: 5},

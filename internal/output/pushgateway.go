@@ -38,7 +38,8 @@ func (s *PushgatewaySpec) check(fail func(key, format string, args ...any)) {
 	switch s.Method {
 	case "", http.MethodPut, http.MethodPost:
 	default:
-		fail("pushgateway.method", "%q is unknown; use PUT, which replaces the group, or POST, which replaces families of the same name", s.Method)
+		fail("pushgateway.method", "%q is unknown; use PUT, which replaces the group, or POST, which replaces families of the same name",
+			s.Method)
 	}
 	if s.DeleteAfter < 0 {
 		fail("pushgateway.delete_after", "%v is negative; use 0 or more", s.DeleteAfter)
@@ -103,7 +104,9 @@ func (p *pushgateway) push(ctx context.Context, f *frame) (sent, error) {
 var refusesFormat = []int{http.StatusBadRequest, http.StatusNotAcceptable, http.StatusUnsupportedMediaType}
 
 // send sends the frame once.
-func (p *pushgateway) send(ctx context.Context, target string, accept exposition.Accept, f *frame) (asText bool, resp *http.Response, err error) {
+func (p *pushgateway) send(ctx context.Context, target string, accept exposition.Accept, f *frame) (asText bool, resp *http.Response,
+	err error,
+) {
 	body, format := p.encoder.Encode(p.buf[:0], nil, accept, exposition.Filter{}, f.parts...)
 	p.buf = body
 	contentType := protobufHeader

@@ -373,13 +373,17 @@ func (r *remoteWrite) send(ctx context.Context, n int) (size, taken int, err err
 			taken = min(stats.Samples, n)
 		}
 		return size, taken, nil
-	case r.v2 && auto && !r.settled && (p == nil || resp.StatusCode == http.StatusUnsupportedMediaType || resp.StatusCode == http.StatusBadRequest && stats.NoDataWritten()):
+	case r.v2 && auto && !r.settled && (p == nil || resp.StatusCode == http.StatusUnsupportedMediaType ||
+		resp.StatusCode == http.StatusBadRequest && stats.NoDataWritten()):
 		r.doubt = p != nil && resp.StatusCode == http.StatusBadRequest
 		return size, 0, errOlder
 	case p == nil && r.capture.err != nil:
 		return size, 0, classify(ctx, fmt.Errorf("read the answer: %w", r.capture.err))
 	case p == nil:
-		return size, 0, &PushError{Result: Rejected, Err: errors.New("the receiver says that it has written nothing"), Hint: "does it speak remote write 2.0? Use protocol: auto"}
+		return size, 0, &PushError{
+			Result: Rejected, Err: errors.New("the receiver says that it has written nothing"),
+			Hint: "does it speak remote write 2.0? Use protocol: auto",
+		}
 	case resp.StatusCode == http.StatusUnsupportedMediaType:
 		p.Hint = "does it speak this version of remote write? Use protocol: auto"
 	case resp.StatusCode == http.StatusRequestEntityTooLarge && n > 1:

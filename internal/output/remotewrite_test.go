@@ -115,7 +115,8 @@ func TestStaleness(t *testing.T) {
 		{jobs("b", 5), `[[jobs_total{q="b"}=5]]`},
 	} {
 		got := s.pushed(t, p, source, step.snap)
-		if got = strings.Replace(got, `jobs_total{q="c"}=stale jobs_total{q="b"}=stale`, `jobs_total{q="b"}=stale jobs_total{q="c"}=stale`, 1); got != step.want {
+		if got = strings.Replace(got, `jobs_total{q="c"}=stale jobs_total{q="b"}=stale`, `jobs_total{q="b"}=stale jobs_total{q="c"}=stale`,
+			1); got != step.want {
 			t.Errorf("step %d: %s, want %s", i, got, step.want)
 		}
 	}
@@ -140,7 +141,8 @@ func TestStalenessWaits(t *testing.T) {
 		t.Error("no error")
 	}
 	s.refuse = nil
-	if got, want := s.pushed(t, p, source, jobs("b", 4, "c", 3)), `[[jobs_total{q="b"}=4 jobs_total{q="c"}=3] [jobs_total{q="a"}=stale]]`; got != want {
+	if got, want := s.pushed(t, p, source, jobs("b", 4, "c", 3)),
+		`[[jobs_total{q="b"}=4 jobs_total{q="c"}=3] [jobs_total{q="a"}=stale]]`; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }
@@ -182,7 +184,8 @@ func TestDoubtfulRefusal(t *testing.T) {
 	if got, want := s.pushed(t, p, source, jobs("a", 2)), `[[jobs_total{q="a"}=2]]`; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
-	if n := len(s.types); n != 3 || !strings.Contains(s.types[0], "v2") || strings.Contains(s.types[1], "v2") || !strings.Contains(s.types[2], "v2") {
+	if n := len(s.types); n != 3 || !strings.Contains(s.types[0], "v2") || strings.Contains(s.types[1], "v2") ||
+		!strings.Contains(s.types[2], "v2") {
 		t.Errorf("%v", s.types)
 	}
 }
@@ -191,8 +194,17 @@ func TestDoubtfulRefusal(t *testing.T) {
 // cannot be sent, or become equal, are counted.
 func TestOddNames(t *testing.T) {
 	snap := outputtest.Snapshot(
-		outputtest.Family{Name: "a.b", Type: metric.Gauge, Metrics: []outputtest.Metric{{Labels: []string{"x.y", "\xff"}, Values: []float64{1}}, {Labels: []string{"x_y", "�"}, Values: []float64{2}}}},
-		outputtest.Family{Name: "c", Type: metric.Gauge, Metrics: []outputtest.Metric{{Labels: []string{"", "v"}, Values: []float64{3}}, {Labels: []string{"__name__", "v"}, Values: []float64{4}}}},
+		outputtest.Family{
+			Name: "a.b", Type: metric.Gauge,
+			Metrics: []outputtest.Metric{
+				{Labels: []string{"x.y", "\xff"}, Values: []float64{1}},
+				{Labels: []string{"x_y", "�"}, Values: []float64{2}},
+			},
+		},
+		outputtest.Family{Name: "c", Type: metric.Gauge, Metrics: []outputtest.Metric{
+			{Labels: []string{"", "v"}, Values: []float64{3}},
+			{Labels: []string{"__name__", "v"}, Values: []float64{4}},
+		}},
 	)
 	s := newRWServer(t)
 	p, source := newTestPusher(t, Spec{RemoteWrite: &RemoteWriteSpec{URL: s.URL}})
@@ -248,7 +260,8 @@ func TestEncodeAllocations(t *testing.T) {
 	ol := o.render(snap.Layout)
 	if n := testing.AllocsPerRun(10, func() {
 		for i := range ol.metrics {
-			buf, _, _, _ = ol.metrics[i].appendPoints(buf[:0], 0, 1<<20, 1, &view.Snapshot{Layout: snap.Layout, Values: snap.Values, Starts: starts})
+			buf, _, _, _ = ol.metrics[i].appendPoints(buf[:0], 0, 1<<20, 1,
+				&view.Snapshot{Layout: snap.Layout, Values: snap.Values, Starts: starts})
 		}
 	}); n > 0 {
 		t.Errorf("otlp: %v allocations", n)

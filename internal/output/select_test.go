@@ -31,7 +31,10 @@ func TestSelection(t *testing.T) {
 		want    string
 		leftOut int
 	}{
-		"all":       {Spec{}, `aggregatord_fake=9 depth{a="1",pool="web"}=1 depth{pool="jobs",z="1"}=2 depth{z="2"}=3 jobs_total{pool="web"}=4`, 0},
+		"all": {
+			Spec{},
+			`aggregatord_fake=9 depth{a="1",pool="web"}=1 depth{pool="jobs",z="1"}=2 depth{z="2"}=3 jobs_total{pool="web"}=4`, 0,
+		},
 		"match":     {Spec{Match: []string{"dep", "jobs"}}, `jobs_total{pool="web"}=4`, 0},
 		"by _total": {Spec{Match: []string{"jobs_total"}}, `jobs_total{pool="web"}=4`, 0},
 		"pools":     {Spec{Pools: []string{"web"}}, `depth{a="1",pool="web"}=1 jobs_total{pool="web"}=4`, 0},
@@ -39,8 +42,11 @@ func TestSelection(t *testing.T) {
 			Spec{ExternalLabels: map[string]string{"m": "x", "z": "y"}, Match: []string{"depth"}},
 			`depth{a="1",m="x",pool="web",z="y"}=1 depth{m="x",pool="jobs",z="1"}=2 depth{m="x",z="2"}=3`, 0,
 		},
-		"own":       {Spec{OwnMetrics: true, Match: []string{".*_fake", "jobs"}}, `jobs_total{pool="web"}=4`, 0},
-		"relabel":   {Spec{Relabel: []*relabel.Config{&drop}, Match: []string{"depth"}}, `depth=3 depth{a="1",pool="web"}=1 depth{pool="jobs"}=2`, 0},
+		"own": {Spec{OwnMetrics: true, Match: []string{".*_fake", "jobs"}}, `jobs_total{pool="web"}=4`, 0},
+		"relabel": {
+			Spec{Relabel: []*relabel.Config{&drop}, Match: []string{"depth"}},
+			`depth=3 depth{a="1",pool="web"}=1 depth{pool="jobs"}=2`, 0,
+		},
 		"collision": {Spec{Relabel: []*relabel.Config{&drop, &dropMore}, Match: []string{"depth"}}, `depth=1`, 2},
 		"nothing":   {Spec{Match: []string{"none"}}, ``, 0},
 	} {

@@ -225,7 +225,8 @@ func compileRules(rules place, in []Rule) []rule {
 
 // onlyDrops reports whether Drop is all that the rule does.
 func (r *Rule) onlyDrops() bool {
-	return r.GaugeMode == metric.NoMode && r.Help == "" && r.Unit == "" && r.Shape == view.Plain && len(r.DropLabels) == 0 && len(r.KeepLabels) == 0 &&
+	return r.GaugeMode == metric.NoMode && r.Help == "" && r.Unit == "" && r.Shape == view.Plain && len(r.DropLabels) == 0 &&
+		len(r.KeepLabels) == 0 &&
 		len(r.RenameLabels) == 0 && r.ExpireAfter == 0 && !r.DropZeroAll
 }
 

@@ -32,7 +32,8 @@ func TestArchivedKeys(t *testing.T) {
 					pos := from
 					for key := range archivedKeys(table, from) {
 						parsed, err := store.ParseKey(key.raw)
-						if string(key.raw) != table.Key(pos) || (err == nil) != (key.err == nil) || fmt.Sprint(parsed) != fmt.Sprint(key.parsed) {
+						if string(key.raw) != table.Key(pos) || (err == nil) != (key.err == nil) ||
+							fmt.Sprint(parsed) != fmt.Sprint(key.parsed) {
 							t.Fatalf("position %d is %q, %v, %v", pos, key.raw, key.parsed, key.err)
 						}
 						if pos++; pos == n/3 {

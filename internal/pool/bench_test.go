@@ -23,7 +23,9 @@ func benchPool(b *testing.B, files, series int) (dir string, release func()) {
 		keys[i] = store.AppendKey(nil, metric.Key{
 			Family: family, Help: "Requests by what they were for.",
 			Series: metric.Series{Sample: family + "_total", Labels: []metric.Label{
-				{Name: "handler", Value: fmt.Sprintf("/api/v1/resource/%d", i%200)}, {Name: "method", Value: "GET"}, {Name: "status", Value: "200"},
+				{Name: "handler", Value: fmt.Sprintf("/api/v1/resource/%d", i%200)},
+				{Name: "method", Value: "GET"},
+				{Name: "status", Value: "200"},
 			}},
 		})
 	}

@@ -1004,8 +1004,8 @@ func TestStagedWhileReading(t *testing.T) {
 }
 
 // TestBadFilesDelayNoFold: with every round two files come that are bad, each in another way, one that
-// is damaged when it was read already, and ten good ones of dead workers. The good ones are archived in the round after theirs, whatever becomes of
-// the bad.
+// is damaged when it was read already, and ten good ones of dead workers. The good ones are archived in the
+// round after theirs, whatever becomes of the bad.
 func TestBadFilesDelayNoFold(t *testing.T) {
 	const rounds, good = 40, 10
 	dir := tmpfs(t)

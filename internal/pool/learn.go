@@ -40,32 +40,33 @@ const (
 func (p *Pool) learnLocked(t *file, limit int64) (walked int64) {
 	before := t.learned
 	p.toll = 0
-	t.more, t.learnErr = t.file.LearnSome(store.LearnOptions{MaxBytes: limit, Toll: &p.toll, Guesses: p.guessesLocked(t)}, func(e store.Entry) {
-		entry := t.entries
-		if entry == 0 {
-			p.identifyLocked(t, e.Key)
-		}
-		t.entries++
-		t.learned = max(t.learned, int64(e.Slot)*8)
-		if e.Err != nil {
-			p.toll = refusedBytes
-			p.refusedLocked(t, e, e.Err)
-			return
-		}
-		tag := e.Tag
-		if p.index.Freed() != p.guessed {
-			tag = nil // the cells that tags tell of may be others' now
-		}
-		if err := p.index.LearnTagged(t.source, e.Key, e.Slot, tag); err != nil {
-			p.toll = refusedBytes
-			p.refusedLocked(t, e, err)
-			return
-		}
-		t.loaded = false
-		if t.baseline != nil {
-			t.base = append(t.base, p.baselineAtLocked(t, e.Key, entry))
-		}
-	})
+	t.more, t.learnErr = t.file.LearnSome(store.LearnOptions{MaxBytes: limit, Toll: &p.toll, Guesses: p.guessesLocked(t)},
+		func(e store.Entry) {
+			entry := t.entries
+			if entry == 0 {
+				p.identifyLocked(t, e.Key)
+			}
+			t.entries++
+			t.learned = max(t.learned, int64(e.Slot)*8)
+			if e.Err != nil {
+				p.toll = refusedBytes
+				p.refusedLocked(t, e, e.Err)
+				return
+			}
+			tag := e.Tag
+			if p.index.Freed() != p.guessed {
+				tag = nil // the cells that tags tell of may be others' now
+			}
+			if err := p.index.LearnTagged(t.source, e.Key, e.Slot, tag); err != nil {
+				p.toll = refusedBytes
+				p.refusedLocked(t, e, err)
+				return
+			}
+			t.loaded = false
+			if t.baseline != nil {
+				t.base = append(t.base, p.baselineAtLocked(t, e.Key, entry))
+			}
+		})
 	if t.learned != before {
 		p.opened.live = nil // a new entry may be of a live mode
 	}

@@ -569,7 +569,8 @@ func TestMirrorRead(t *testing.T) {
 	if s := h.folder.Mirror(); !s.Open || s.Reads == 0 || reads == 0 {
 		t.Errorf("%d reads, and the mirror tells %+v", reads, s)
 	}
-	t.Logf("%d reads, %v deaths, %v moved, %v waits, %+v", reads, sum, h.own("aggregatord_mirror_files_total"), h.own("aggregatord_mirror_waits_total"), h.folder.Mirror())
+	t.Logf("%d reads, %v deaths, %v moved, %v waits, %+v", reads, sum, h.own("aggregatord_mirror_files_total"),
+		h.own("aggregatord_mirror_waits_total"), h.folder.Mirror())
 }
 
 // TestMirrorWaits: files are moved when a reader that is in the middle has ended, or when they have

@@ -144,7 +144,8 @@ func (p *Pool) orphanWaitsLocked(t *file, limit fold.Limit) bool {
 	}
 	// For a daemon that is started later there is no such file: what it counted is archived while
 	// a process goes on writing to it.
-	return t.state == alive && t.name.Type != metric.Gauge && !p.now().Before(p.partsDue) && p.folder.Archive().Attached() && p.gainedLocked(t)
+	return t.state == alive && t.name.Type != metric.Gauge && !p.now().Before(p.partsDue) && p.folder.Archive().Attached() &&
+		p.gainedLocked(t)
 }
 
 // gainedLocked reports whether a file counts anything now.
@@ -305,7 +306,8 @@ func (p *Pool) Swap(files []*fold.File, change func()) {
 			}
 		case orphan:
 			p.orphans = slices.Delete(p.orphans, slices.Index(p.orphans, t), slices.Index(p.orphans, t)+1)
-			p.logger.Info("file was removed by somebody else; its last values still count", zap.String("path", t.path), zap.Int("entries", t.source.Entries()))
+			p.logger.Info("file was removed by somebody else; its last values still count", zap.String("path", t.path),
+				zap.Int("entries", t.source.Entries()))
 		}
 		p.dropLocked(t)
 	}

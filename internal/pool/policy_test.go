@@ -139,7 +139,8 @@ func foldOf(h *harness, worker int) {
 // files are folded: no total is lost.
 func TestPolicyChanges(t *testing.T) {
 	dir := tmpfs(t)
-	web := write(t, dir, "counter_1.db").set("hits_total", 3, "path", "/", "user", "a").set("hits_total", 4, "path", "/", "user", "b").set("noise_total", 9)
+	web := write(t, dir, "counter_1.db").set("hits_total", 3, "path", "/", "user", "a").set("hits_total", 4, "path", "/", "user",
+		"b").set("noise_total", 9)
 	h := collect(t, Spec{Path: dir})
 	plain := []string{"hits_total path=/ user=a 3", "hits_total path=/ user=b 4", "noise_total 9"}
 	h.want(plain...)
@@ -176,7 +177,8 @@ func TestPolicyFoldedBefore(t *testing.T) {
 	h.force(rules(t, policy.Rule{Match: "temp", GaugeMode: metric.Max}, policy.Rule{Match: "peak", GaugeMode: metric.LiveMax},
 		policy.Rule{Match: "hits", DropLabels: []string{"path"}}, policy.Rule{MatchRE: "size|balance|rate", Drop: true}))
 	h.want("hits_total 6.6", "temp 3")
-	h.force(rules(t, policy.Rule{Match: "temp", GaugeMode: metric.MostRecent}, policy.Rule{MatchRE: "size|balance|rate|hits|peak", Drop: true}))
+	h.force(rules(t, policy.Rule{Match: "temp", GaugeMode: metric.MostRecent},
+		policy.Rule{MatchRE: "size|balance|rate|hits|peak", Drop: true}))
 	h.want("temp 3")
 }
 
@@ -304,7 +306,8 @@ func TestPolicyUnderScrapes(t *testing.T) {
 	h := collect(t, Spec{Path: dir})
 	policies := []*policy.Policy{
 		nil,
-		rules(t, policy.Rule{Match: "hits", DropLabels: []string{"user"}}, policy.Rule{Match: "level", GaugeMode: metric.Sum}, policy.Rule{Match: "other", Help: "2"}),
+		rules(t, policy.Rule{Match: "hits", DropLabels: []string{"user"}}, policy.Rule{Match: "level", GaugeMode: metric.Sum},
+			policy.Rule{Match: "other", Help: "2"}),
 	}
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -518,7 +521,8 @@ func TestHostileLabels(t *testing.T) {
 		}
 		good.set("good_total", float64(workers))
 		view := h.view()
-		if !strings.Contains(view, fmt.Sprintf("\ngood_total %d\n", workers)) || !strings.HasPrefix(view, fmt.Sprintf("also_good_total %d\n", workers)) {
+		if !strings.Contains(view, fmt.Sprintf("\ngood_total %d\n", workers)) ||
+			!strings.HasPrefix(view, fmt.Sprintf("also_good_total %d\n", workers)) {
 			t.Errorf("others' totals are wrong: %.200s", view)
 		}
 		if got := strings.Count(view, "evil_total"); got != 1000 {
@@ -585,7 +589,8 @@ func TestHostileBytes(t *testing.T) {
 	if got := h.own("aggregatord_refused_entries_total", "family", "evil", "reason", "bytes_limit"); got != 15 {
 		t.Errorf("%v refused", got)
 	}
-	if got := h.logs.FilterMessageSnippet("new series are refused").All(); len(got) != 1 || got[0].ContextMap()["limit"] != "limits.bytes_per_pool" {
+	if got := h.logs.FilterMessageSnippet("new series are refused").All(); len(got) != 1 ||
+		got[0].ContextMap()["limit"] != "limits.bytes_per_pool" {
 		t.Errorf("logged %v, want once, with the limit's key", got)
 	}
 	limit(1 << 20)
@@ -643,7 +648,10 @@ func TestSteadyUnderPolicy(t *testing.T) {
 		}
 	}
 	c := New(Spec{Path: dir}, Options{Policy: compile(t, policy.Spec{
-		Rules: []policy.Rule{{Match: "hits", DropLabels: []string{"user"}, ExpireAfter: time.Hour}, {Match: "level", GaugeMode: metric.MostRecent}},
+		Rules: []policy.Rule{
+			{Match: "hits", DropLabels: []string{"user"}, ExpireAfter: time.Hour},
+			{Match: "level", GaugeMode: metric.MostRecent},
+		},
 		MetricRelabelConfigs: []*relabel.Config{{
 			Action: relabel.Replace, TargetLabel: "new", Replacement: "x", Regex: relabel.MustNewRegexp(".*"), Separator: ";",
 		}},
@@ -746,7 +754,8 @@ func TestHostileNames(t *testing.T) {
 	if got := strings.Count(view, "\n"); got != 100 || !strings.HasSuffix(view, "\ngood_total 2\n") {
 		t.Errorf("%d series, want 100, and good_total 2", got)
 	}
-	if got := h.own("aggregatord_refused_entries_total", "family", otherFamilies, "reason", "families_limit"); got != 99_901-maxRefusedFamilies {
+	if got := h.own("aggregatord_refused_entries_total", "family", otherFamilies, "reason",
+		"families_limit"); got != 99_901-maxRefusedFamilies {
 		t.Errorf("%v refused of other families", got)
 	}
 	if got := h.folder.Archive().Totals().Series(); got != 100 {
@@ -772,7 +781,8 @@ func TestFoldEqualsMergeByPolicy(t *testing.T) {
 			var rs []policy.Rule
 			for _, name := range append(slices.Clone(kinds), "shared") {
 				rule := policy.Rule{Match: name}
-				if mode, gauge := strings.CutPrefix(name, "gauge_"); name == "shared" || gauge && (strings.HasPrefix(mode, "live") || strings.HasSuffix(mode, "recent") || r.IntN(3) > 0) {
+				if mode, gauge := strings.CutPrefix(name, "gauge_"); name == "shared" ||
+					gauge && (strings.HasPrefix(mode, "live") || strings.HasSuffix(mode, "recent") || r.IntN(3) > 0) {
 					rule.GaugeMode = lasting[r.IntN(len(lasting))]
 					if strings.HasSuffix(mode, "mostrecent") {
 						rule.GaugeMode = lasting[r.IntN(4)] // the workers have set no times

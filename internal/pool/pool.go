@@ -278,11 +278,13 @@ func New(spec Spec, opts Options) *Pool {
 	p := &Pool{
 		disturbed: true, patience: opts.Patience,
 		spec: spec, logger: logger, metrics: opts.Metrics, folds: opts.Metrics.folds.For(spec.Name), now: opts.Now,
-		descriptors: opts.Descriptors, fileLimits: opts.Limits, mergeOptions: opts.Merge, share: opts.Share, onProgress: opts.OnProgress, archiveDir: opts.ArchiveDir,
+		descriptors: opts.Descriptors, fileLimits: opts.Limits, mergeOptions: opts.Merge, share: opts.Share, onProgress: opts.OnProgress,
+		archiveDir: opts.ArchiveDir,
 		partsEvery: time.Second, learnFor: roundTime,
 		prober: watch.NewProber(spec.Path), lister: watch.NewDir(spec.Path),
 		files: map[string]*file{}, staged: map[string]*file{}, open: map[store.Identity]*file{}, asked: map[string]bool{},
-		shown: map[archive.Space]*shown{}, gauges: map[fileGauge]telemetry.Gauge{}, refusals: map[refusal]bool{}, reported: map[merge.Conflict]bool{},
+		shown: map[archive.Space]*shown{}, gauges: map[fileGauge]telemetry.Gauge{}, refusals: map[refusal]bool{},
+		reported: map[merge.Conflict]bool{},
 	}
 	p.census.logger = logger
 	p.rivals = rivals{now: func() time.Time { return p.now() }, check: p.checkLocked, note: p.noteLocked, heirs: map[string]bool{}}
@@ -291,8 +293,9 @@ func New(spec Spec, opts Options) *Pool {
 	}
 	p.folder = fold.New(fold.Options{
 		Dir: spec.Path, ArchiveDir: opts.ArchiveDir, ReadOnly: opts.Archive == nil,
-		Mirror: p.archiving.Mirror, MirrorWait: p.archiving.MirrorWait, MirrorFiles: p.archiving.MirrorFiles, Hub: opts.Hub, Logger: logger, Metrics: p.folds,
-		Now: func() time.Time { return p.now() },
+		Mirror: p.archiving.Mirror, MirrorWait: p.archiving.MirrorWait, MirrorFiles: p.archiving.MirrorFiles, Hub: opts.Hub, Logger: logger,
+		Metrics: p.folds,
+		Now:     func() time.Time { return p.now() },
 	})
 	p.folder.Serve(p)
 	for _, c := range []byte(spec.Name) {
@@ -589,7 +592,8 @@ func (p *Pool) reportConflictsLocked() {
 		current[id] = true
 		if !p.reported[id] {
 			p.logger.Warn("files disagree on a metric; the newest file's samples are served, the others' left out",
-				zap.String("family", k.Family), zap.String("served", k.Winner), zap.String("left_out", k.Loser), zap.Int("series", k.Series))
+				zap.String("family", k.Family), zap.String("served", k.Winner), zap.String("left_out", k.Loser),
+				zap.Int("series", k.Series))
 		}
 	}
 	for id := range p.reported {

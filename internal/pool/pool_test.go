@@ -382,7 +382,10 @@ func TestMoved(t *testing.T) {
 		}
 	}
 	tend := func() { h.Tend(false) }
-	for name, between := range map[string]func(){"at once": func() {}, "tended": tend, "scraped": func() { h.view() }, "both": func() { h.view(); tend() }} {
+	for name, between := range map[string]func(){
+		"at once": func() {}, "tended": tend, "scraped": func() { h.view() },
+		"both": func() { h.view(); tend() },
+	} {
 		t.Run(name, func(t *testing.T) {
 			h.t = t
 			rename("a/counter_1.db", "a/counter_3.db")
@@ -517,7 +520,8 @@ func TestBadNeighbours(t *testing.T) {
 			t.Errorf("%s: named in %d log lines, want 1", base, h.logged("", filepath.Join(dir, base)))
 		}
 	}
-	if failed, foreign := h.own("aggregatord_files", "state", "failed"), h.own("aggregatord_files", "state", "foreign"); failed != 4 || foreign != 1 {
+	if failed, foreign := h.own("aggregatord_files", "state", "failed"), h.own("aggregatord_files", "state", "foreign"); failed != 4 ||
+		foreign != 1 {
 		t.Errorf("%v failed, %v foreign files, want 4 and 1", failed, foreign)
 	}
 }

@@ -50,7 +50,10 @@ func fileReasons() []store.Reason {
 }
 
 func entryReasons() []store.Reason {
-	return []store.Reason{store.BadKey, store.KeyTooLong, reasonSample, reasonSeries, reasonFamily, reasonFamilies, reasonBytes, reasonLabels, reasonLength}
+	return []store.Reason{
+		store.BadKey, store.KeyTooLong, reasonSample, reasonSeries, reasonFamily, reasonFamilies, reasonBytes,
+		reasonLabels, reasonLength,
+	}
 }
 
 // reasonOf extends store.ReasonOf. Somebody may make millions of entries that cannot be read, so

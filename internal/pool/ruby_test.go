@@ -100,7 +100,8 @@ func TestRubyHistogram(t *testing.T) {
 	h.want(histogram(3, 9, 12)...)
 
 	// Beside Python's, and read by the next daemon.
-	write(t, dir, "histogram_9.db").raw(`["h", "h_bucket", {"le": "1.0"}, "Help."]`, 10).raw(`["h", "h_bucket", {"le": "+Inf"}, "Help."]`, 1).die()
+	write(t, dir, "histogram_9.db").raw(`["h", "h_bucket", {"le": "1.0"}, "Help."]`, 10).raw(`["h", "h_bucket", {"le": "+Inf"}, "Help."]`,
+		1).die()
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}

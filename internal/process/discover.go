@@ -310,7 +310,8 @@ func (o *Observer) findMastersLocked() {
 			if claims[pid] > 1 { // it has started several pools, so its counts are of none
 				return true
 			}
-			return slices.ContainsFunc(o.groups, func(other *group) bool { return other != g && other.pool != nil && other.procs[pid] != nil })
+			return slices.ContainsFunc(o.groups,
+				func(other *group) bool { return other != g && other.pool != nil && other.procs[pid] != nil })
 		})
 		g.setMasters(keep)
 	}

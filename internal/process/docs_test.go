@@ -19,7 +19,8 @@ func TestDocs(t *testing.T) {
 		clients[i].name = "process_" + clients[i].name
 	}
 	for _, f := range append(clients,
-		famWorkers, famStarts, famExits, famOldest, famYoungest, famLargest, famPSS, famThreads, famFaults, famRead, famWritten, famSwitches,
+		famWorkers, famStarts, famExits, famOldest, famYoungest, famLargest, famPSS, famThreads, famFaults, famRead, famWritten,
+		famSwitches,
 		famThrottled, famOOMKills, famBacklog, famBacklogMost, famPython, famRuby,
 		famGunicornWorkers, famGunicornTarget, famGunicornSpawned, famGunicornKilled, famGunicornReloads, famGunicornHeartbeat,
 		famUWSGIWorkers, famUWSGIRequests, famUWSGIExceptions, famUWSGIHarakiri, famUWSGIRespawns, famUWSGIQueue, famUWSGIQueueErrors) {

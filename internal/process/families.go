@@ -24,12 +24,29 @@ type family struct {
 
 // The names that the clients serve; a prefix comes before them.
 var (
-	famCPU      = family{"cpu_seconds", "Total user and system CPU time spent in seconds, of the master and all workers of the pool, those that have ended included.", metric.Counter}
-	famMaxFDs   = family{"max_fds", "Maximum number of open file descriptors; the least of the master's and the workers' of the pool.", metric.Gauge}
+	famCPU = family{
+		"cpu_seconds",
+		"Total user and system CPU time spent in seconds, of the master and all workers of the pool, those that have ended included.",
+		metric.Counter,
+	}
+	famMaxFDs = family{
+		"max_fds", "Maximum number of open file descriptors; the least of the master's and the workers' of the pool.",
+		metric.Gauge,
+	}
 	famOpenFDs  = family{"open_fds", "Number of open file descriptors, summed over the master and the workers of the pool.", metric.Gauge}
-	famResident = family{"resident_memory_bytes", "Resident memory size in bytes, summed over the master and the workers of the pool; memory that they share counts once for each.", metric.Gauge}
-	famStart    = family{"start_time_seconds", "Start time of the pool's master since unix epoch in seconds; of its oldest worker if there is no master.", metric.Gauge}
-	famVirtual  = family{"virtual_memory_bytes", "Virtual memory size in bytes, summed over the master and the workers of the pool.", metric.Gauge}
+	famResident = family{
+		"resident_memory_bytes",
+		"Resident memory size in bytes, summed over the master and the workers of the pool; memory that they share counts once for each.",
+		metric.Gauge,
+	}
+	famStart = family{
+		"start_time_seconds",
+		"Start time of the pool's master since unix epoch in seconds; of its oldest worker if there is no master.", metric.Gauge,
+	}
+	famVirtual = family{
+		"virtual_memory_bytes", "Virtual memory size in bytes, summed over the master and the workers of the pool.",
+		metric.Gauge,
+	}
 )
 
 // The same of one process that is no pool, as the client has them.
@@ -52,22 +69,32 @@ func counter(name, help string) family {
 }
 
 var (
-	famWorkers     = gauge("aggregatord_pool_workers", "Worker processes of the pool that are alive.")
-	famStarts      = counter("aggregatord_pool_worker_starts_total", "Worker processes seen to start. One that starts and ends between two samples is not seen.")
-	famExits       = counter("aggregatord_pool_worker_exits_total", "Worker processes seen to end, by reason: ok (status 0), error (another status), a signal, or unknown.")
-	famOldest      = gauge("aggregatord_pool_oldest_worker_age_seconds", "Age of the pool's oldest living worker.")
-	famYoungest    = gauge("aggregatord_pool_youngest_worker_age_seconds", "Age of the pool's youngest living worker.")
-	famLargest     = gauge("aggregatord_pool_largest_worker_resident_memory_bytes", "Resident memory of the worker that has most.")
-	famPSS         = gauge("aggregatord_pool_proportional_memory_bytes", "Proportional memory (PSS) of the master and the workers: what several processes share counts once. Large pools are read in turn.")
-	famThreads     = gauge("aggregatord_pool_threads", "Threads of the master and the workers.")
-	famFaults      = counter("aggregatord_pool_major_page_faults_total", "Page faults that had to wait for storage, of the master and all workers, those that have ended included.")
-	famRead        = counter("aggregatord_pool_read_bytes_total", "Bytes read from storage, by the master and all workers, those that have ended included.")
-	famWritten     = counter("aggregatord_pool_written_bytes_total", "Bytes written to storage, by the master and all workers, those that have ended included.")
-	famSwitches    = counter("aggregatord_pool_context_switches_total", "Context switches of the master and all workers, by type; of those that have ended as they were read last.")
-	famThrottled   = counter("aggregatord_pool_cgroup_throttled_seconds_total", "Time for which a CPU limit kept the control groups of the pool's processes from running. Others may be in the same groups.")
-	famOOMKills    = counter("aggregatord_pool_cgroup_oom_kills_total", "Processes that were killed because the control groups of the pool's processes had reached their memory limit.")
+	famWorkers = gauge("aggregatord_pool_workers", "Worker processes of the pool that are alive.")
+	famStarts  = counter("aggregatord_pool_worker_starts_total",
+		"Worker processes seen to start. One that starts and ends between two samples is not seen.")
+	famExits = counter("aggregatord_pool_worker_exits_total",
+		"Worker processes seen to end, by reason: ok (status 0), error (another status), a signal, or unknown.")
+	famOldest   = gauge("aggregatord_pool_oldest_worker_age_seconds", "Age of the pool's oldest living worker.")
+	famYoungest = gauge("aggregatord_pool_youngest_worker_age_seconds", "Age of the pool's youngest living worker.")
+	famLargest  = gauge("aggregatord_pool_largest_worker_resident_memory_bytes", "Resident memory of the worker that has most.")
+	famPSS      = gauge("aggregatord_pool_proportional_memory_bytes",
+		"Proportional memory (PSS) of the master and the workers: what several processes share counts once. Large pools are read in turn.")
+	famThreads = gauge("aggregatord_pool_threads", "Threads of the master and the workers.")
+	famFaults  = counter("aggregatord_pool_major_page_faults_total",
+		"Page faults that had to wait for storage, of the master and all workers, those that have ended included.")
+	famRead = counter("aggregatord_pool_read_bytes_total",
+		"Bytes read from storage, by the master and all workers, those that have ended included.")
+	famWritten = counter("aggregatord_pool_written_bytes_total",
+		"Bytes written to storage, by the master and all workers, those that have ended included.")
+	famSwitches = counter("aggregatord_pool_context_switches_total",
+		"Context switches of the master and all workers, by type; of those that have ended as they were read last.")
+	famThrottled = counter("aggregatord_pool_cgroup_throttled_seconds_total",
+		"Time for which a CPU limit kept the control groups of the pool's processes from running. Others may be in the same groups.")
+	famOOMKills = counter("aggregatord_pool_cgroup_oom_kills_total",
+		"Processes that were killed because the control groups of the pool's processes had reached their memory limit.")
 	famBacklog     = gauge("aggregatord_pool_listen_backlog", "Connections that wait to be accepted by the pool, by listening socket.")
-	famBacklogMost = gauge("aggregatord_pool_listen_backlog_limit", "Connections that may wait to be accepted by the pool; further ones are refused or dropped.")
+	famBacklogMost = gauge("aggregatord_pool_listen_backlog_limit",
+		"Connections that may wait to be accepted by the pool; further ones are refused or dropped.")
 
 	famPython = family{"python_info", "Python platform information", metric.Gauge}
 	famRuby   = family{"ruby_info", "Ruby platform information", metric.Gauge}
@@ -422,7 +449,8 @@ func (o *Observer) Aside(ours *view.Snapshot, theirs *view.Layout) *view.Snapsho
 		for _, name := range left {
 			if !a.told[name] {
 				a.told[name] = true
-				o.logger.Info("workers write a metric of this name themselves; theirs is served, and the daemon's own is not", zap.String("family", name))
+				o.logger.Info("workers write a metric of this name themselves; theirs is served, and the daemon's own is not",
+					zap.String("family", name))
 			}
 		}
 		o.opts.Metrics.aside.Set(float64(len(left)))

@@ -200,7 +200,8 @@ func (k *kernel) descriptors(path string, limit int, f func(descriptor)) error {
 		}
 		// Of a network file system, what is known here is enough: do not wait for its server.
 		var stx unix.Statx_t
-		if unix.Statx(fd, name, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_INO, &stx) != nil || stx.Mode&unix.S_IFMT != unix.S_IFREG {
+		if unix.Statx(fd, name, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_INO, &stx) != nil ||
+			stx.Mode&unix.S_IFMT != unix.S_IFREG {
 			continue
 		}
 		f(descriptor{dev: unix.Mkdev(stx.Dev_major, stx.Dev_minor), ino: stx.Ino, writable: true})

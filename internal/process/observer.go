@@ -123,15 +123,21 @@ type Metrics struct {
 // NewMetrics adds the room's metrics to set.
 func NewMetrics(set *telemetry.Set) *Metrics {
 	m := &Metrics{
-		visible: set.GaugeVec("aggregatord_pool_processes", "Processes of the pool that are seen, the master among them; 0: none is, and the pool has no process metrics.", "pool"),
-		omitted: set.GaugeVec("aggregatord_pool_processes_omitted", "Processes of the pool that are not read, because there are more than the limit.", "pool"),
+		visible: set.GaugeVec("aggregatord_pool_processes",
+			"Processes of the pool that are seen, the master among them; 0: none is, and the pool has no process metrics.", "pool"),
+		omitted: set.GaugeVec("aggregatord_pool_processes_omitted",
+			"Processes of the pool that are not read, because there are more than the limit.", "pool"),
 		samples: set.Counter("aggregatord_process_samples_total", "Times the processes of all pools were read."),
 		seconds: set.Histogram("aggregatord_process_sample_duration_seconds", "Time to read the processes of all pools.",
 			[]float64{.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1}),
-		errors:    set.CounterVec("aggregatord_process_read_errors_total", "Reads of a process that failed although it exists, by what was read.", "what"),
-		aside:     set.Gauge("aggregatord_process_families_aside", "Families about processes that are not served, because workers write metrics of the same names."),
-		sourcesUp: set.GaugeVec("aggregatord_pool_server_up", "1 if the server answered the last question about how busy it is.", "pool", "server"),
-		stateErrs: set.Counter("aggregatord_process_state_errors_total", "Times the state of the process counters could not be loaded or saved."),
+		errors: set.CounterVec("aggregatord_process_read_errors_total",
+			"Reads of a process that failed although it exists, by what was read.", "what"),
+		aside: set.Gauge("aggregatord_process_families_aside",
+			"Families about processes that are not served, because workers write metrics of the same names."),
+		sourcesUp: set.GaugeVec("aggregatord_pool_server_up", "1 if the server answered the last question about how busy it is.", "pool",
+			"server"),
+		stateErrs: set.Counter("aggregatord_process_state_errors_total",
+			"Times the state of the process counters could not be loaded or saved."),
 	}
 	return m
 }

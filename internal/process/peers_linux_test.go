@@ -136,7 +136,8 @@ func serverOf(t *testing.T, dir string, workers int, cmd *exec.Cmd) *Observer {
 		}
 		if time.Now().After(deadline) {
 			log, err := os.ReadFile(said.Name())
-			t.Fatalf("%v workers, want %d; processes %+v; %s, %v", o.values("")["aggregatord_pool_workers"], workers, o.Processes(), log, err)
+			t.Fatalf("%v workers, want %d; processes %+v; %s, %v", o.values("")["aggregatord_pool_workers"], workers, o.Processes(), log,
+				err)
 		}
 		time.Sleep(50 * time.Millisecond) // a server starts
 	}
@@ -154,7 +155,8 @@ func apps(t *testing.T) string {
 // expect checks the python_info and the roles.
 func expect(t *testing.T, o *Observer, python string) {
 	t.Helper()
-	out, err := exec.Command(python, "-c", "import platform; print(platform.python_implementation(), *platform.python_version_tuple(), platform.python_version())").Output()
+	out, err := exec.Command(python, "-c",
+		"import platform; print(platform.python_implementation(), *platform.python_version_tuple(), platform.python_version())").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +255,8 @@ func TestPeerUWSGI(t *testing.T) {
 	dir, run := t.TempDir(), t.TempDir()
 	socket, stats := filepath.Join(run, "s"), filepath.Join(run, "stats")
 	// With lazy-apps each worker loads the application, and so has files of its own at once.
-	o := serverOf(t, dir, 3, exec.Command(uwsgi, "--plugin", "python3", "--master", "--processes", "3", "--lazy-apps", "--http-socket", socket,
+	o := serverOf(t, dir, 3, exec.Command(uwsgi, "--plugin", "python3", "--master", "--processes", "3", "--lazy-apps", "--http-socket",
+		socket,
 		"--die-on-term", "--need-app", "--disable-logging", "--chdir", apps(t), "--module", "shop:app", "--stats", stats, "--listen", "77"))
 	agree(t, o, python)
 	expect(t, o, python)
@@ -266,7 +269,8 @@ func TestPeerUWSGI(t *testing.T) {
 	rows, err := askUWSGI(context.Background(), stats)
 	v := byName(rows)
 	// It counts a request when the client has the response already.
-	for deadline := time.Now().Add(10 * time.Second); err == nil && v["uwsgi_requests"] < 10 && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); err == nil && v["uwsgi_requests"] < 10 &&
+		time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		rows, err = askUWSGI(context.Background(), stats)
 		v = byName(rows)
 	}

@@ -82,7 +82,10 @@ func (o *Observer) tcpOf(pid int) map[uint64]listener {
 		for _, l := range lines {
 			addr, ok := netip.AddrFromSlice(l.LocalAddr)
 			if l.St == stateListen && ok {
-				found[l.Inode] = listener{address: netip.AddrPortFrom(addr, uint16(l.LocalPort)).String(), waiting: uint32(min(l.RxQueue, 1<<31))}
+				found[l.Inode] = listener{
+					address: netip.AddrPortFrom(addr, uint16(l.LocalPort)).String(),
+					waiting: uint32(min(l.RxQueue, 1<<31)),
+				}
 			}
 		}
 	}

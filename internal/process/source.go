@@ -147,12 +147,21 @@ type gunicornWorkers struct {
 }
 
 var (
-	famGunicornWorkers   = family{"gunicorn_workers", "Workers of gunicorn's arbiter (workers_current).", metric.Gauge}
-	famGunicornTarget    = family{"gunicorn_workers_target", "Workers that gunicorn's arbiter wants (workers_target).", metric.Gauge}
-	famGunicornSpawned   = family{"gunicorn_workers_spawned", "Workers that gunicorn's arbiter has started (workers_spawned).", metric.Counter}
-	famGunicornKilled    = family{"gunicorn_workers_killed", "Workers that gunicorn's arbiter has seen end (workers_killed).", metric.Counter}
+	famGunicornWorkers = family{"gunicorn_workers", "Workers of gunicorn's arbiter (workers_current).", metric.Gauge}
+	famGunicornTarget  = family{"gunicorn_workers_target", "Workers that gunicorn's arbiter wants (workers_target).", metric.Gauge}
+	famGunicornSpawned = family{
+		"gunicorn_workers_spawned", "Workers that gunicorn's arbiter has started (workers_spawned).",
+		metric.Counter,
+	}
+	famGunicornKilled = family{
+		"gunicorn_workers_killed", "Workers that gunicorn's arbiter has seen end (workers_killed).",
+		metric.Counter,
+	}
 	famGunicornReloads   = family{"gunicorn_reloads", "Times gunicorn has reloaded.", metric.Counter}
-	famGunicornHeartbeat = family{"gunicorn_oldest_heartbeat_seconds", "Seconds since the heartbeat of the worker of gunicorn that has been silent longest. A sync worker is silent while it is busy, and up to half of its timeout while it waits.", metric.Gauge}
+	famGunicornHeartbeat = family{
+		"gunicorn_oldest_heartbeat_seconds",
+		"Seconds since the heartbeat of the worker of gunicorn that has been silent longest. A sync worker is silent while it is busy, and up to half of its timeout while it waits.", metric.Gauge,
+	}
 )
 
 // askGunicorn asks the control socket of gunicorn.
@@ -253,13 +262,25 @@ type uwsgiStats struct {
 }
 
 var (
-	famUWSGIWorkers     = family{"uwsgi_workers", "Workers of uWSGI by status: idle, busy, cheap (not started), pause, or signal.", metric.Gauge}
-	famUWSGIRequests    = family{"uwsgi_requests", "Requests that uWSGI's workers have answered (requests).", metric.Counter}
-	famUWSGIExceptions  = family{"uwsgi_exceptions", "Exceptions that the application has raised (exceptions).", metric.Counter}
-	famUWSGIHarakiri    = family{"uwsgi_harakiri", "Workers that were killed because a request took too long (harakiri_count).", metric.Counter}
-	famUWSGIRespawns    = family{"uwsgi_respawns", "Times workers were started again (respawn_count).", metric.Counter}
-	famUWSGIQueue       = family{"uwsgi_listen_queue", "Connections that wait to be accepted, as uWSGI tells them (listen_queue).", metric.Gauge}
-	famUWSGIQueueErrors = family{"uwsgi_listen_queue_errors", "Times uWSGI could not find out how many wait (listen_queue_errors).", metric.Counter}
+	famUWSGIWorkers = family{
+		"uwsgi_workers", "Workers of uWSGI by status: idle, busy, cheap (not started), pause, or signal.",
+		metric.Gauge,
+	}
+	famUWSGIRequests   = family{"uwsgi_requests", "Requests that uWSGI's workers have answered (requests).", metric.Counter}
+	famUWSGIExceptions = family{"uwsgi_exceptions", "Exceptions that the application has raised (exceptions).", metric.Counter}
+	famUWSGIHarakiri   = family{
+		"uwsgi_harakiri", "Workers that were killed because a request took too long (harakiri_count).",
+		metric.Counter,
+	}
+	famUWSGIRespawns = family{"uwsgi_respawns", "Times workers were started again (respawn_count).", metric.Counter}
+	famUWSGIQueue    = family{
+		"uwsgi_listen_queue", "Connections that wait to be accepted, as uWSGI tells them (listen_queue).",
+		metric.Gauge,
+	}
+	famUWSGIQueueErrors = family{
+		"uwsgi_listen_queue_errors", "Times uWSGI could not find out how many wait (listen_queue_errors).",
+		metric.Counter,
+	}
 )
 
 // askUWSGI asks the stats socket of uWSGI.

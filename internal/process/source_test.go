@@ -133,10 +133,13 @@ func TestParseUWSGI(t *testing.T) {
 		{"id":3,"pid":0,"accepting":0,"requests":1,"exceptions":0,"harakiri_count":0,"status":"cheap","respawn_count":0},
 		{"id":4,"pid":13,"accepting":0,"requests":0,"exceptions":0,"harakiri_count":0,"status":"sig17","respawn_count":0}]}`
 	want := map[string]float64{
-		"uwsgi_requests": 151, "uwsgi_exceptions": 2, "uwsgi_harakiri": 1, "uwsgi_respawns": 4, "uwsgi_listen_queue": 5, "uwsgi_listen_queue_errors": 1,
-		"uwsgi_workers busy": 1, "uwsgi_workers idle": 1, "uwsgi_workers cheap": 1, "uwsgi_workers signal": 1, "uwsgi_workers pause": 0,
+		"uwsgi_requests": 151, "uwsgi_exceptions": 2, "uwsgi_harakiri": 1, "uwsgi_respawns": 4, "uwsgi_listen_queue": 5,
+		"uwsgi_listen_queue_errors": 1,
+		"uwsgi_workers busy":        1, "uwsgi_workers idle": 1, "uwsgi_workers cheap": 1, "uwsgi_workers signal": 1,
+		"uwsgi_workers pause": 0,
 	}
-	for name, text := range map[string]string{"plain": document, "http": "HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n" + document} {
+	for name, text := range map[string]string{"plain": document, "http": "HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n" +
+		document} {
 		rows, err := parseUWSGI([]byte(text))
 		if got := byName(rows); err != nil || !maps.Equal(got, want) {
 			t.Errorf("%s: got %v, %v; want %v", name, got, err, want)

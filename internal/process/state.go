@@ -49,7 +49,10 @@ const maxExits = 512
 const saveEvery = time.Minute
 
 func (g *group) state() []byte {
-	s := state{Version: stateVersion, Boot: g.o.bootID, Base: g.base, Orphans: g.orphans, Starts: g.starts, At: uptime(), Exits: g.exits, Slots: g.slots}
+	s := state{
+		Version: stateVersion, Boot: g.o.bootID, Base: g.base, Orphans: g.orphans, Starts: g.starts, At: uptime(), Exits: g.exits,
+		Slots: g.slots,
+	}
 	for _, p := range g.sorted() {
 		s.Processes = append(s.Processes, keptProcess{p.pid, p.start, p.ppid, p.worker, p.slot, p.account})
 	}

@@ -14,7 +14,8 @@ import (
 
 // statLine is a real one, with a name in its place.
 func statLine(name string) string {
-	return "1234 (" + name + ") S 1200 1234 1200 0 -1 4194560 12001 300 7 2 150 50 20 10 20 0 3 0 987654 45813760 9096 18446744073709551615 " +
+	return "1234 (" + name +
+		") S 1200 1234 1200 0 -1 4194560 12001 300 7 2 150 50 20 10 20 0 3 0 987654 45813760 9096 18446744073709551615 " +
 		"1 1 0 0 0 0 0 16781312 134235651 0 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 9\n"
 }
 
@@ -24,7 +25,8 @@ func TestParseStat(t *testing.T) {
 		start: 987654, vsize: 45813760, rss: 9096, exitCode: 9,
 	}
 	for name, comm := range map[string]string{
-		"plain": "gunicorn", "empty": "", "brackets": ") R 1 (x", "line_feed": "a\nb) S 1 1", "bytes": "\xff\xfe)", "blank": " ", "titled": "gunicorn: worke",
+		"plain": "gunicorn", "empty": "", "brackets": ") R 1 (x", "line_feed": "a\nb) S 1 1", "bytes": "\xff\xfe)", "blank": " ",
+		"titled": "gunicorn: worke",
 	} {
 		t.Run(name, func(t *testing.T) {
 			want.comm = comm
@@ -46,7 +48,8 @@ func TestParseStatDamaged(t *testing.T) {
 	for name, text := range map[string]string{
 		"empty": "", "no_name": "1 S 2", "open_only": "1 (x S 2", "close_first": ") (", "cut": "1 (x) S 2 3 4",
 		"state": strings.Replace(statLine("x"), ") S", ") SS", 1), "letters": strings.Replace(statLine("x"), " 150 ", " 15O ", 1),
-		"too_large": strings.Replace(statLine("x"), " 150 ", " 18446744073709551616 ", 1), "parent": strings.Replace(statLine("x"), " 1200 ", " x ", 1),
+		"too_large": strings.Replace(statLine("x"), " 150 ", " 18446744073709551616 ", 1),
+		"parent":    strings.Replace(statLine("x"), " 1200 ", " x ", 1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got, err := parseStat([]byte(text)); !errors.Is(err, errStat) {
@@ -86,8 +89,11 @@ func TestParseMapping(t *testing.T) {
 		writable bool
 		base     string
 	}{
-		"source":    {"7f0a1c000000-7f0a1c010000 rw-s 00000000 00:1b 4711       /dev/shm/app/counter_17.db\n", 4711, true, "counter_17.db"},
-		"deleted":   {"7f0a1c000000-7f0a1c010000 rw-s 00000000 00:1b 4711       /dev/shm/app/counter_17.db (deleted)\n", 4711, true, "counter_17.db"},
+		"source": {"7f0a1c000000-7f0a1c010000 rw-s 00000000 00:1b 4711       /dev/shm/app/counter_17.db\n", 4711, true, "counter_17.db"},
+		"deleted": {
+			"7f0a1c000000-7f0a1c010000 rw-s 00000000 00:1b 4711       /dev/shm/app/counter_17.db (deleted)\n", 4711, true,
+			"counter_17.db",
+		},
 		"read_only": {"7f0a1c000000-7f0a1c010000 r--s 00000000 fe:01 5 /a b/c d.db\n", 5, false, "c d.db"},
 		"private":   {"7f0a1c000000-7f0a1c010000 rw-p 00000000 fe:01 5 /x.db\n", 5, false, "x.db"},
 		"anonymous": {"7f0a1c000000-7f0a1c010000 rw-p 00000000 00:00 0 \n", 0, false, ""},
@@ -114,7 +120,10 @@ func TestParseMapping(t *testing.T) {
 
 func TestKeyValue(t *testing.T) {
 	text := "nr_periods 5\nthrottled_usec 1234\nvoluntary_ctxt_switches:\t150\nnonvoluntary_ctxt_switches:\t7\noom_kill_disable 0\noom_kill 2\nbad x\n"
-	for key, want := range map[string]uint64{"throttled_usec": 1234, "voluntary_ctxt_switches:": 150, "nonvoluntary_ctxt_switches:": 7, "oom_kill": 2} {
+	for key, want := range map[string]uint64{
+		"throttled_usec": 1234, "voluntary_ctxt_switches:": 150, "nonvoluntary_ctxt_switches:": 7,
+		"oom_kill": 2,
+	} {
 		if got, ok := keyValue([]byte(text), key); !ok || got != want {
 			t.Errorf("%s = %d, %v; want %d", key, got, ok, want)
 		}
@@ -128,12 +137,15 @@ func TestKeyValue(t *testing.T) {
 
 func TestCommandOf(t *testing.T) {
 	for name, tc := range map[string]struct{ cmdline, want string }{
-		"options_may_hold_secrets": {"/usr/bin/python3\x00/usr/bin/gunicorn\x00--env\x00TOKEN=secret\x00app:app\x00", "/usr/bin/python3 /usr/bin/gunicorn"},
-		"module":                   {"python3\x00-m\x00celery\x00-A\x00tasks\x00", "python3 -m celery"},
-		"title":                    {"gunicorn: worker [app]\x00\x00\x00\x00", "gunicorn: worker [app]"},
-		"kernel_name":              {"", "comm"},
-		"bytes":                    {"a\xffb\x00", "a\uFFFDb"},
-		"long":                     {strings.Repeat("x", 10_000), strings.Repeat("x", maxCommand)},
+		"options_may_hold_secrets": {
+			"/usr/bin/python3\x00/usr/bin/gunicorn\x00--env\x00TOKEN=secret\x00app:app\x00",
+			"/usr/bin/python3 /usr/bin/gunicorn",
+		},
+		"module":      {"python3\x00-m\x00celery\x00-A\x00tasks\x00", "python3 -m celery"},
+		"title":       {"gunicorn: worker [app]\x00\x00\x00\x00", "gunicorn: worker [app]"},
+		"kernel_name": {"", "comm"},
+		"bytes":       {"a\xffb\x00", "a\uFFFDb"},
+		"long":        {strings.Repeat("x", 10_000), strings.Repeat("x", maxCommand)},
 	} {
 		if got := commandOf([]byte(tc.cmdline), "comm"); got != tc.want {
 			t.Errorf("%s: got %q, want %q", name, got, tc.want)
@@ -143,9 +155,11 @@ func TestCommandOf(t *testing.T) {
 
 func TestNameRuntime(t *testing.T) {
 	for name, want := range map[string]runtime{
-		"python3.11": {"python", "CPython", "3.11"}, "libpython3.11.so.1.0": {"python", "CPython", "3.11"}, "python": {"python", "CPython", ""},
+		"python3.11": {"python", "CPython", "3.11"}, "libpython3.11.so.1.0": {"python", "CPython", "3.11"},
+		"python":  {"python", "CPython", ""},
 		"python3": {"python", "CPython", ""}, "pypy3.9": {"python", "PyPy", "3.9"}, "libpypy3.9-c.so": {"python", "PyPy", "3.9"},
-		"ruby3.1": {"ruby", "ruby", "3.1"}, "libruby-3.1.so.3.1.2": {"ruby", "ruby", "3.1.2"}, "libruby.so.3.2": {"ruby", "ruby", "3.2"}, "ruby": {"ruby", "ruby", ""},
+		"ruby3.1": {"ruby", "ruby", "3.1"}, "libruby-3.1.so.3.1.2": {"ruby", "ruby", "3.1.2"}, "libruby.so.3.2": {"ruby", "ruby", "3.2"},
+		"ruby":       {"ruby", "ruby", ""},
 		"uwsgi-core": {}, "libpythonic.so": {}, "bash": {}, "rubyist": {}, "": {},
 	} {
 		if got := nameRuntime(name); got != want {
@@ -211,7 +225,8 @@ func FuzzCommand(f *testing.F) {
 		// Options may hold secrets: none is shown but -m.
 		args := bytes.Split(bytes.TrimRight(cmdline, "\x00"), []byte{0})
 		if i := slices.IndexFunc(args, func(a []byte) bool { return bytes.HasPrefix(a, []byte("-")) }); i > 0 && string(args[i]) != "-m" {
-			if shown := strings.ToValidUTF8(string(bytes.Join(args[:i], []byte(" "))), "\uFFFD"); len(command) > len(shown) && strings.TrimSpace(shown) != "" {
+			if shown := strings.ToValidUTF8(string(bytes.Join(args[:i], []byte(" "))), "\uFFFD"); len(command) > len(shown) &&
+				strings.TrimSpace(shown) != "" {
 				t.Errorf("command %q shows more than %q of %q", command, shown, cmdline)
 			}
 		}

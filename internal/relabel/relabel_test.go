@@ -29,8 +29,14 @@ func layout(families ...[]string) *view.Layout {
 		}
 		points := map[metric.Type][]view.Point{
 			metric.Counter: {{Kind: view.Total}}, metric.Gauge: {{}},
-			metric.Histogram: {{Kind: view.Bucket, Bound: 1}, {Kind: view.Bucket, Bound: 2.5}, {Kind: view.Bucket, Bound: math.Inf(1)}, {Kind: view.Sum}, {Kind: view.Count}},
-			metric.Summary:   {{Kind: view.Quantile, Bound: 0.5}, {Kind: view.Sum}, {Kind: view.Count}},
+			metric.Histogram: {
+				{Kind: view.Bucket, Bound: 1},
+				{Kind: view.Bucket, Bound: 2.5},
+				{Kind: view.Bucket, Bound: math.Inf(1)},
+				{Kind: view.Sum},
+				{Kind: view.Count},
+			},
+			metric.Summary: {{Kind: view.Quantile, Bound: 0.5}, {Kind: view.Sum}, {Kind: view.Count}},
 		}[f.Type]
 		for _, line := range lines[1:] {
 			m := view.Metric{Points: points}
@@ -151,17 +157,45 @@ func TestRelabel(t *testing.T) {
 			"", 1, 0,
 		},
 		"keep": {
-			layout([]string{"counter c", "a=1", "a=2"}), []*prom.Config{config(prom.Keep, "2", source("a"))}, "# counter c\nc_total{a=2 } 1\n", 1, 0,
+			layout([]string{"counter c", "a=1", "a=2"}),
+			[]*prom.Config{config(prom.Keep, "2", source("a"))},
+			"# counter c\nc_total{a=2 } 1\n", 1, 0,
 		},
 		"drop by sample name": {
-			layout([]string{"counter c", "a=1"}, []string{"gauge d", ""}), []*prom.Config{config(prom.Drop, "c_total", source("__name__"))}, "# gauge d\nd{} 1\n", 1, 0,
+			layout([]string{"counter c", "a=1"}, []string{"gauge d", ""}),
+			[]*prom.Config{config(prom.Drop, "c_total", source("__name__"))},
+			"# gauge d\nd{} 1\n", 1, 0,
 		},
-		"dropequal": {layout([]string{"gauge g", "a=1 b=1", "a=1 b=2"}), []*prom.Config{config(prom.DropEqual, "", source("a"), target("b"))}, "# gauge g\ng{a=1 b=2 } 1\n", 1, 0},
-		"keepequal": {layout([]string{"gauge g", "a=1 b=1", "a=1 b=2"}), []*prom.Config{config(prom.KeepEqual, "", source("a"), target("b"))}, "# gauge g\ng{a=1 b=1 } 0\n", 1, 0},
-		"labelmap":  {layout([]string{"gauge g", "x_a=1 b=2"}), []*prom.Config{config(prom.LabelMap, "x_(.*)")}, "# gauge g\ng{a=1 b=2 x_a=1 } 0\n", 0, 0},
-		"labelkeep": {layout([]string{"gauge g", "a=1 b=2"}), []*prom.Config{config(prom.LabelKeep, "__name__|b")}, "# gauge g\ng{b=2 } 0\n", 0, 0},
-		"lowercase": {layout([]string{"gauge g", "a=Ab"}), []*prom.Config{config(prom.Lowercase, "", source("a"), target("a"))}, "# gauge g\ng{a=ab } 0\n", 0, 0},
-		"uppercase": {layout([]string{"gauge g", "a=Ab"}), []*prom.Config{config(prom.Uppercase, "", source("a"), target("b"))}, "# gauge g\ng{a=Ab b=AB } 0\n", 0, 0},
+		"dropequal": {
+			layout([]string{"gauge g", "a=1 b=1", "a=1 b=2"}),
+			[]*prom.Config{config(prom.DropEqual, "", source("a"), target("b"))},
+			"# gauge g\ng{a=1 b=2 } 1\n", 1, 0,
+		},
+		"keepequal": {
+			layout([]string{"gauge g", "a=1 b=1", "a=1 b=2"}),
+			[]*prom.Config{config(prom.KeepEqual, "", source("a"), target("b"))},
+			"# gauge g\ng{a=1 b=1 } 0\n", 1, 0,
+		},
+		"labelmap": {
+			layout([]string{"gauge g", "x_a=1 b=2"}),
+			[]*prom.Config{config(prom.LabelMap, "x_(.*)")},
+			"# gauge g\ng{a=1 b=2 x_a=1 } 0\n", 0, 0,
+		},
+		"labelkeep": {
+			layout([]string{"gauge g", "a=1 b=2"}),
+			[]*prom.Config{config(prom.LabelKeep, "__name__|b")},
+			"# gauge g\ng{b=2 } 0\n", 0, 0,
+		},
+		"lowercase": {
+			layout([]string{"gauge g", "a=Ab"}),
+			[]*prom.Config{config(prom.Lowercase, "", source("a"), target("a"))},
+			"# gauge g\ng{a=ab } 0\n", 0, 0,
+		},
+		"uppercase": {
+			layout([]string{"gauge g", "a=Ab"}),
+			[]*prom.Config{config(prom.Uppercase, "", source("a"), target("b"))},
+			"# gauge g\ng{a=Ab b=AB } 0\n", 0, 0,
+		},
 		"hashmod": {
 			layout([]string{"gauge g", "a=baz"}),
 			[]*prom.Config{config(prom.HashMod, "", source("a"), target("d"), func(c *prom.Config) { c.Modulus = 1000 })},
@@ -176,10 +210,14 @@ func TestRelabel(t *testing.T) {
 			layout([]string{"gauge g", "a=1"}), []*prom.Config{config(prom.LabelDrop, "__name__")}, "", 1, 0,
 		},
 		"equal series": {
-			layout([]string{"counter c", "a=1", "a=2", "a=3 b=1"}), []*prom.Config{config(prom.LabelDrop, "a")}, "# counter c\nc_total{} 0\nc_total{b=1 } 2\n", 0, 1,
+			layout([]string{"counter c", "a=1", "a=2", "a=3 b=1"}),
+			[]*prom.Config{config(prom.LabelDrop, "a")},
+			"# counter c\nc_total{} 0\nc_total{b=1 } 2\n", 0, 1,
 		},
 		"equal histograms": {
-			layout([]string{"histogram h", "a=1", "a=2"}), []*prom.Config{config(prom.LabelDrop, "a")}, strings.ReplaceAll(whole, "a=1 ", ""), 0, 5,
+			layout([]string{"histogram h", "a=1", "a=2"}),
+			[]*prom.Config{config(prom.LabelDrop, "a")},
+			strings.ReplaceAll(whole, "a=1 ", ""), 0, 5,
 		},
 		"some buckets": {
 			layout(histogram),
@@ -213,10 +251,14 @@ func TestRelabel(t *testing.T) {
 			"# unknown h_bucket\nh_bucket{a=1 le=+Inf } 2\nh_bucket{a=1 le=1.0 } 0\nh_bucket{a=1 le=2.5 } 1\n# unknown h_count\nh_count{a=1 } 4\n# unknown seconds\nseconds{a=1 } 3\n", 0, 0,
 		},
 		"quantiles": {
-			layout([]string{"summary s", "a=1"}), []*prom.Config{config(prom.Drop, `0\.5`, source("quantile"))}, "# summary s\ns_sum{a=1 } 1\ns_count{a=1 } 2\n", 1, 0,
+			layout([]string{"summary s", "a=1"}),
+			[]*prom.Config{config(prom.Drop, `0\.5`, source("quantile"))},
+			"# summary s\ns_sum{a=1 } 1\ns_count{a=1 } 2\n", 1, 0,
 		},
 		"counter without _total": {
-			layout([]string{"counter c", "a=1"}), []*prom.Config{config(prom.Replace, "c_total", source("__name__"), target("__name__"), replacement("n"))}, "# counter n\nn{a=1 } 0\n", 0, 0,
+			layout([]string{"counter c", "a=1"}),
+			[]*prom.Config{config(prom.Replace, "c_total", source("__name__"), target("__name__"), replacement("n"))},
+			"# counter n\nn{a=1 } 0\n", 0, 0,
 		},
 		"two become one family": {
 			layout([]string{"gauge a", "l=2"}, []string{"gauge b", "l=1", "l=2"}),
@@ -298,7 +340,8 @@ func TestRelabelSamples(t *testing.T) {
 			}
 		}
 		if len(seen)+out.Equal+out.Dropped != in.Points || dropped != out.Dropped {
-			t.Errorf("seed %d: %d served, %d equal, %d dropped (want %d) of %d", seed, len(seen), out.Equal, out.Dropped, dropped, in.Points)
+			t.Errorf("seed %d: %d served, %d equal, %d dropped (want %d) of %d", seed, len(seen), out.Equal, out.Dropped, dropped,
+				in.Points)
 		}
 		if len(seen) != len(want) {
 			t.Errorf("seed %d: %d series, want %d:\n%s", seed, len(seen), len(want), show(t, out.Layout, out.From))
@@ -354,7 +397,8 @@ func TestRelabelRemembers(t *testing.T) {
 	next := layout([]string{"counter b", ""}, []string{"counter c", "a=1"})
 	next.Families[1].Metrics = in.Families[0].Metrics
 	second := r.Apply(next)
-	if got, want := show(t, second.Layout, second.From), "# counter b\nb_total{new=x } 0\n# counter c\nc_total{a=1 new=x } 1\n"; got != want {
+	if got, want := show(t, second.Layout, second.From),
+		"# counter b\nb_total{new=x } 0\n# counter c\nc_total{a=1 new=x } 1\n"; got != want {
 		t.Errorf("got:\n%swant:\n%s", got, want)
 	}
 	if &first.Layout.Families[0].Metrics[0].Labels[0] != &second.Layout.Families[1].Metrics[0].Labels[0] {
@@ -406,7 +450,8 @@ func TestExtra(t *testing.T) {
 	for i := range in.Families[0].Metrics {
 		in.Families[0].Metrics[i].Extra = extra
 	}
-	out := relabeler(t, config(prom.Keep, "web", source("pool")), config(prom.Replace, "2", source("z"), target("pool"), replacement("x"))).Apply(in)
+	out := relabeler(t, config(prom.Keep, "web", source("pool")),
+		config(prom.Replace, "2", source("z"), target("pool"), replacement("x"))).Apply(in)
 	ms := out.Layout.Families[0].Metrics
 	if len(ms) != 2 || &ms[0].Extra[0] != &extra[0] || &ms[0].Labels[0] != &in.Families[0].Metrics[0].Labels[0] {
 		t.Errorf("what is as before is not the same: %+v", ms)

@@ -36,7 +36,10 @@ func TestCostBounds(t *testing.T) {
 			}
 		})
 	}
-	for _, text := range []string{`{a=~"/order/[0-9]+(/items)?"}`, `{a=~"(GET|POST|PUT|DELETE)"}`, `{a=~"\\d{1,40}"}`, `{a=~"(?i:abc)\\pL+"}`, `{a=~"[a-f0-9]{8}(-[a-f0-9]{4}){3}-[a-f0-9]{12}"}`} {
+	for _, text := range []string{
+		`{a=~"/order/[0-9]+(/items)?"}`, `{a=~"(GET|POST|PUT|DELETE)"}`, `{a=~"\\d{1,40}"}`,
+		`{a=~"(?i:abc)\\pL+"}`, `{a=~"[a-f0-9]{8}(-[a-f0-9]{4}){3}-[a-f0-9]{12}"}`,
+	} {
 		if _, err := Parse(text); err != nil {
 			t.Errorf("%s: %v", text, err)
 		}
@@ -64,7 +67,8 @@ func TestBudget(t *testing.T) {
 	})
 	t.Run("one_long_value", func(t *testing.T) {
 		b := &Budget{Steps: 1 << 40}
-		if sel.Within(b).Matches("x", []metric.Label{{Name: "path", Value: strings.Repeat("a", 1<<20)}}, "", ""); !errors.Is(b.Err(), ErrCost) {
+		if sel.Within(b).Matches("x", []metric.Label{{Name: "path", Value: strings.Repeat("a", 1<<20)}}, "", ""); !errors.Is(b.Err(),
+			ErrCost) {
 			t.Errorf("%v", b.Err())
 		}
 	})
@@ -125,8 +129,10 @@ func TestExact(t *testing.T) {
 // that is spelled by Format means itself.
 func FuzzCost(f *testing.F) {
 	for _, text := range []string{
-		``, `{}`, `a_total`, `a_total{x="1",y!="2",z=~"3.*",w!~"4|5"}`, `{"http.requests", path="/"}`, "{a=`b`}", `{a='\x'}`, `{a=~"(a?){1000}"}`,
-		`{__name__=~".+"}`, `h_bucket{le="1"}`, `{a=~"((((((((((a{9}){9}){9}){9}){9}){9}){9}){9}){9}){9}"}`, `{a=~"(?i:\\pL)"}`, `a{`, `a{x`, `a{x=`, `a{x="`,
+		``, `{}`, `a_total`, `a_total{x="1",y!="2",z=~"3.*",w!~"4|5"}`, `{"http.requests", path="/"}`, "{a=`b`}", `{a='\x'}`,
+		`{a=~"(a?){1000}"}`,
+		`{__name__=~".+"}`, `h_bucket{le="1"}`, `{a=~"((((((((((a{9}){9}){9}){9}){9}){9}){9}){9}){9}){9}"}`, `{a=~"(?i:\\pL)"}`, `a{`,
+		`a{x`, `a{x=`, `a{x="`,
 	} {
 		f.Add(text, "v")
 	}

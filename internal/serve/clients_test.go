@@ -117,7 +117,8 @@ func TestPaths(t *testing.T) {
 			if resp.StatusCode != tc.code || !strings.Contains(text, tc.words) {
 				t.Errorf("status %d, %q", resp.StatusCode, text)
 			}
-			if tc.want != "" && (len(g.got) != 1 || fmt.Sprintf("{%v %v %v}", g.got[0].Pools, g.got[0].BarePools, g.got[0].SelfOnly) != tc.want) {
+			if tc.want != "" && (len(g.got) != 1 ||
+				fmt.Sprintf("{%v %v %v}", g.got[0].Pools, g.got[0].BarePools, g.got[0].SelfOnly) != tc.want) {
 				t.Errorf("gathered %v, want %s", g.got, tc.want)
 			}
 		})
@@ -158,13 +159,16 @@ func TestAccept(t *testing.T) {
 func TestNotPrometheus(t *testing.T) {
 	s := New(Options{API: apiFunc(echo)})
 	for _, request := range []string{
-		"POST /api/v1/query", "GET /api/v1/query?query=up", "POST /api/v1/query_range", "GET /api/v1/labels", "GET /api/v1/label/job/values",
-		"GET /api/v1/status/buildinfo", "POST /api/v1/write", "POST /api/v1/otlp/v1/metrics", "POST /api/v1/series", "GET /api/v1/series?match[]=up",
+		"POST /api/v1/query", "GET /api/v1/query?query=up", "POST /api/v1/query_range", "GET /api/v1/labels",
+		"GET /api/v1/label/job/values",
+		"GET /api/v1/status/buildinfo", "POST /api/v1/write", "POST /api/v1/otlp/v1/metrics", "POST /api/v1/series",
+		"GET /api/v1/series?match[]=up",
 	} {
 		method, target, _ := strings.Cut(request, " ")
 		resp := do(s, method, target)
 		if text := body(t, resp); resp.StatusCode != 404 || resp.Header.Get("Content-Type") != "application/json; charset=utf-8" ||
-			text != `{"status":"error","errorType":"not_found","error":"this is not a Prometheus server; point a Prometheus at /metrics"}`+"\n" {
+			text != `{"status":"error","errorType":"not_found","error":"this is not a Prometheus server; point a Prometheus at /metrics"}`+
+				"\n" {
 			t.Errorf("%s: %d %s", request, resp.StatusCode, text)
 		}
 	}
@@ -180,7 +184,8 @@ func TestAllowedHosts(t *testing.T) {
 	s := New(Options{API: apiFunc(echo), AllowedHosts: []string{"Shop.example", "web1:9500"}, Reload: func() error { return nil }})
 	anyHost := New(Options{API: apiFunc(echo), AllowedHosts: []string{"*"}})
 	for host, code := range map[string]int{
-		"localhost": 200, "localhost:9500": 200, "LOCALHOST.": 200, "a.localhost": 200, "127.0.0.1:9500": 200, "[::1]:9500": 200, "[fe80::1]": 200, "10.0.0.1": 200,
+		"localhost": 200, "localhost:9500": 200, "LOCALHOST.": 200, "a.localhost": 200, "127.0.0.1:9500": 200, "[::1]:9500": 200,
+		"[fe80::1]": 200, "10.0.0.1": 200,
 		"shop.example": 200, "shop.example:80": 200, "web1": 200, "": 200,
 		"evil.example": 403, "evil.example:9500": 403, "shop.example.evil": 403, "127.0.0.1.evil.example": 403, "notlocalhost": 403,
 	} {

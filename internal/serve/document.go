@@ -112,7 +112,8 @@ const maxForm = 64 << 10
 func (s *Server) change(w *response, r *http.Request, path string) {
 	switch {
 	case s.opts.Change == nil:
-		sendJSONError(w, http.StatusForbidden, "forbidden", "changes by request are not enabled; start the daemon with --web.enable-lifecycle")
+		sendJSONError(w, http.StatusForbidden, "forbidden",
+			"changes by request are not enabled; start the daemon with --web.enable-lifecycle")
 		return
 	case r.Method != http.MethodPost:
 		w.Header().Set("Allow", "POST")

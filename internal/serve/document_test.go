@@ -39,7 +39,8 @@ func TestAPI(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
-	if csp := resp.Header.Get("Content-Security-Policy"); strings.Contains(csp, "unsafe") || !strings.Contains(csp, "default-src 'none'") || !strings.Contains(csp, "frame-ancestors 'none'") {
+	if csp := resp.Header.Get("Content-Security-Policy"); strings.Contains(csp, "unsafe") || !strings.Contains(csp, "default-src 'none'") ||
+		!strings.Contains(csp, "frame-ancestors 'none'") {
 		t.Errorf("Content-Security-Policy: %q", csp)
 	}
 	tag := resp.Header.Get("ETag")
@@ -104,7 +105,8 @@ func TestTooManyQuestions(t *testing.T) {
 		}
 	}()
 	resp := do(s, "GET", "/api/v1/x")
-	if text, _ := io.ReadAll(resp.Body); resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || !strings.Contains(string(text), "too many") {
+	if text, _ := io.ReadAll(resp.Body); resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" ||
+		!strings.Contains(string(text), "too many") {
 		t.Errorf("%d %s", resp.StatusCode, text)
 	}
 	if resp := do(s, "GET", "/metrics"); resp.StatusCode != 200 {

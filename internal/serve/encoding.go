@@ -88,7 +88,8 @@ func wantsHTML(accept []string) bool {
 				if weight > html {
 					html, htmlFirst = weight, best < weight
 				}
-			case name == "text/plain" || name == "application/openmetrics-text" || name == "application/vnd.google.protobuf" || name == "application/json":
+			case name == "text/plain" || name == "application/openmetrics-text" || name == "application/vnd.google.protobuf" ||
+				name == "application/json":
 				best = max(best, weight)
 			}
 		}

@@ -214,7 +214,8 @@ func (s *Server) scrape(w *response, r *http.Request, request Request, info *Scr
 		info.Outcome, info.Code = Gone, 0
 		return nil
 	case errors.Is(err, errTooMany):
-		refuse(TooMany, http.StatusServiceUnavailable, fmt.Sprintf("too many scrapes: %d that select a part are in the making already", s.opts.MaxScrapesInFlight))
+		refuse(TooMany, http.StatusServiceUnavailable, fmt.Sprintf("too many scrapes: %d that select a part are in the making already",
+			s.opts.MaxScrapesInFlight))
 		return nil
 	case ctx.Err() != nil: // also when it came just too late: nobody waits for it any more
 		refuse(TimedOut, http.StatusServiceUnavailable, fmt.Sprintf("scrape took longer than the %v it had", patience))

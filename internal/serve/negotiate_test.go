@@ -16,7 +16,10 @@ func TestFallbackFormat(t *testing.T) {
 	value := []view.Metric{{Points: []view.Point{{Kind: view.Value}}}}
 	snap := &view.Snapshot{
 		Layout: &view.Layout{Points: 2, Families: []view.Family{
-			{Name: "job", Type: metric.Counter, Help: "Jobs.", Points: 1, Metrics: []view.Metric{{Points: []view.Point{{Kind: view.Total}}}}},
+			{
+				Name: "job", Type: metric.Counter, Help: "Jobs.", Points: 1,
+				Metrics: []view.Metric{{Points: []view.Point{{Kind: view.Total}}}},
+			},
 			{Name: "job", Type: metric.Gauge, Help: "Jobs.", First: 1, Points: 1, Metrics: value},
 		}},
 		Values: []float64{1, 2},
@@ -47,7 +50,8 @@ func TestFallbackFormat(t *testing.T) {
 			if ct := resp.Header.Get("Content-Type"); !strings.HasPrefix(ct, test.contentType) {
 				t.Errorf("%s, %s: type %q, want %q", test.name, encoding, ct, test.contentType)
 			}
-			if !strings.Contains(got, "\njob_total 1\n") || !strings.Contains(got, "\njob 2\n") || strings.Contains(got, "job_total counter") != test.typed {
+			if !strings.Contains(got, "\njob_total 1\n") || !strings.Contains(got, "\njob 2\n") ||
+				strings.Contains(got, "job_total counter") != test.typed {
 				t.Errorf("%s, %s: got\n%s", test.name, encoding, got)
 			}
 			if f := seen[len(seen)-1]; !strings.HasPrefix(f.ContentType(), test.contentType) {

@@ -39,7 +39,10 @@ func pool() *view.Snapshot {
 	points := []view.Point{{Kind: view.Total}}
 	jobs := view.Family{Name: "jobs", Type: metric.Counter, Help: "Jobs.", Points: 50}
 	for i := range jobs.Points {
-		jobs.Metrics = append(jobs.Metrics, view.Metric{Labels: []metric.Label{{Name: "queue", Value: fmt.Sprintf("q%02d", i)}}, Points: points})
+		jobs.Metrics = append(jobs.Metrics, view.Metric{
+			Labels: []metric.Label{{Name: "queue", Value: fmt.Sprintf("q%02d", i)}},
+			Points: points,
+		})
 	}
 	load := view.Family{
 		Name: "my.load", Type: metric.Gauge, Help: "Load.", First: 50, Points: 1,
@@ -110,10 +113,26 @@ func TestContentTypes(t *testing.T) {
 	}{
 		{"none", "", exposition.Format{}, "text/plain; version=0.0.4; charset=utf-8; escaping=underscores"},
 		{"curl", "*/*", exposition.Format{}, "text/plain; version=0.0.4; charset=utf-8; escaping=underscores"},
-		{"prometheus_2", prometheus2, exposition.Format{Kind: exposition.OpenMetrics100}, "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores"},
-		{"prometheus_2_native", native2, exposition.Format{Kind: exposition.Protobuf}, "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited; escaping=underscores"},
-		{"prometheus_3", prometheus3, exposition.Format{Kind: exposition.OpenMetrics100, Escaping: exposition.AllowUTF8}, "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=allow-utf-8"},
-		{"prometheus_3_text", text3, exposition.Format{Kind: exposition.Text100, Escaping: exposition.AllowUTF8}, "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8"},
+		{
+			"prometheus_2", prometheus2,
+			exposition.Format{Kind: exposition.OpenMetrics100},
+			"application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores",
+		},
+		{
+			"prometheus_2_native", native2,
+			exposition.Format{Kind: exposition.Protobuf},
+			"application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited; escaping=underscores",
+		},
+		{
+			"prometheus_3", prometheus3,
+			exposition.Format{Kind: exposition.OpenMetrics100, Escaping: exposition.AllowUTF8},
+			"application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=allow-utf-8",
+		},
+		{
+			"prometheus_3_text", text3,
+			exposition.Format{Kind: exposition.Text100, Escaping: exposition.AllowUTF8},
+			"text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8",
+		},
 	}
 	for _, test := range tests {
 		for _, path := range []string{"/metrics", "/"} {
@@ -229,20 +248,37 @@ func TestEndpoints(t *testing.T) {
 		{"metrics", "GET", "/m<x>", nil, false, 200, "jobs_total", nil},
 		{"metrics_elsewhere", "GET", "/metrics", nil, false, 404, "/m<x>", nil},
 		{"root_for_curl", "GET", "/", []string{"Accept", "*/*"}, false, 200, "jobs_total", nil},
-		{"root_for_a_browser", "GET", "/", []string{"Accept", "text/html,application/xhtml+xml,*/*;q=0.8"}, false, 200, `href="./m&lt;x&gt;"`, map[string]string{"Content-Type": "text/html; charset=utf-8", "Vary": "Accept, Accept-Encoding"}},
+		{
+			"root_for_a_browser", "GET", "/",
+			[]string{"Accept", "text/html,application/xhtml+xml,*/*;q=0.8"},
+			false, 200,
+			`href="./m&lt;x&gt;"`,
+			map[string]string{"Content-Type": "text/html; charset=utf-8", "Vary": "Accept, Accept-Encoding"},
+		},
 		{"root_html_refused", "GET", "/", []string{"Accept", "text/html;q=0,*/*"}, false, 200, "jobs_total", nil},
 		{"metrics_for_a_browser", "GET", "/m<x>", []string{"Accept", "text/html"}, false, 200, "jobs_total", nil},
-		{"browser_posts", "POST", "/", []string{"Accept", "text/html"}, false, 405, "method not allowed", map[string]string{"Allow": "GET, HEAD"}},
+		{
+			"browser_posts", "POST", "/",
+			[]string{"Accept", "text/html"},
+			false, 405, "method not allowed",
+			map[string]string{"Allow": "GET, HEAD"},
+		},
 		{"healthy", "GET", "/-/healthy", nil, false, 200, "healthy", map[string]string{"Content-Type": "text/plain; charset=utf-8"}},
 		{"healthy_post", "POST", "/-/healthy", nil, false, 405, "method not allowed", map[string]string{"Allow": "GET, HEAD"}},
 		{"ready", "GET", "/-/ready", nil, false, 200, "ready", nil},
 		{"ready_post", "DELETE", "/-/ready", nil, false, 405, "method not allowed", nil},
 		{"unknown", "GET", "/nope", nil, false, 404, "not found", map[string]string{"X-Content-Type-Options": "nosniff"}},
-		{"post", "POST", "/m<x>", nil, false, 405, "method not allowed", map[string]string{"Allow": "GET, HEAD", "Vary": "Accept, Accept-Encoding"}},
+		{
+			"post", "POST", "/m<x>", nil, false, 405, "method not allowed",
+			map[string]string{"Allow": "GET, HEAD", "Vary": "Accept, Accept-Encoding"},
+		},
 		{"put_root", "PUT", "/", nil, false, 405, "method not allowed", nil},
 		{"unready", "GET", "/-/ready", nil, true, 503, "not ready: not all sources", nil},
 		{"unready_but_healthy", "GET", "/-/healthy", nil, true, 200, "healthy", nil},
-		{"unready_metrics", "GET", "/m<x>", nil, true, 503, "not ready", map[string]string{"Retry-After": "1", "Vary": "Accept, Accept-Encoding"}},
+		{
+			"unready_metrics", "GET", "/m<x>", nil, true, 503, "not ready",
+			map[string]string{"Retry-After": "1", "Vary": "Accept, Accept-Encoding"},
+		},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -311,7 +347,8 @@ func TestTimeout(t *testing.T) {
 	if resp := do(h, "GET", "/metrics"); resp.StatusCode != 200 {
 		t.Errorf("without the header: status %d", resp.StatusCode)
 	}
-	if len(infos) != 2 || infos[0].Outcome != TimedOut || infos[0].Code != 503 || infos[0].Duration < 18*time.Millisecond || infos[1].Outcome != OK {
+	if len(infos) != 2 || infos[0].Outcome != TimedOut || infos[0].Code != 503 || infos[0].Duration < 18*time.Millisecond ||
+		infos[1].Outcome != OK {
 		t.Errorf("observed %+v", infos)
 	}
 }
@@ -410,7 +447,8 @@ func TestPanics(t *testing.T) {
 	if len(infos) != 50 || infos[0].Outcome != Panicked || infos[0].Code != 500 {
 		t.Errorf("observed %d, the first %+v", len(infos), infos[0])
 	}
-	if e := logs.FilterMessage("panic while serving").All(); len(e) != maxChanges || e[0].ContextMap()["panic"] != "oops" || !strings.Contains(e[0].ContextMap()["stack"].(string), "TestPanics") {
+	if e := logs.FilterMessage("panic while serving").All(); len(e) != maxChanges || e[0].ContextMap()["panic"] != "oops" ||
+		!strings.Contains(e[0].ContextMap()["stack"].(string), "TestPanics") {
 		t.Errorf("logged %v", logs.All())
 	}
 	// Once part of a response is sent, the connection must be cut.
@@ -556,7 +594,8 @@ func TestScrapesInFlight(t *testing.T) {
 	}
 	for _, path := range []string{"/metrics?name[]=x", "/?pool=x"} {
 		resp, got := s.get(t, path)
-		if resp.StatusCode != 503 || resp.Header.Get("Retry-After") != "1" || got != "too many scrapes: 2 that select a part are in the making already\n" {
+		if resp.StatusCode != 503 || resp.Header.Get("Retry-After") != "1" ||
+			got != "too many scrapes: 2 that select a part are in the making already\n" {
 			t.Errorf("%s: status %d, %v, %q", path, resp.StatusCode, resp.Header, got)
 		}
 	}

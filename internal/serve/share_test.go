@@ -40,7 +40,8 @@ func TestShare(t *testing.T) {
 		ask := func(target string, headers ...string) {
 			all.Go(func() {
 				resp := do(h, "GET", target, headers...)
-				if got := body(t, resp); resp.StatusCode != 200 || (len(headers) == 0 && !strings.HasPrefix(plain(exposition.Format{}), got)) {
+				if got := body(t, resp); resp.StatusCode != 200 ||
+					(len(headers) == 0 && !strings.HasPrefix(plain(exposition.Format{}), got)) {
 					t.Errorf("status %d, %q", resp.StatusCode, got)
 				}
 			})

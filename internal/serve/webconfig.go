@@ -200,7 +200,8 @@ func (f *webFile) current() *webConfig {
 		err = f.explain(f.path, err)
 		if f.failed != err.Error() {
 			f.failed = err.Error()
-			f.log.Error("the web configuration cannot be used; requests get status 500 until it can", zap.String("file", f.path), zap.Error(err))
+			f.log.Error("the web configuration cannot be used; requests get status 500 until it can", zap.String("file", f.path),
+				zap.Error(err))
 		}
 	case f.failed != "":
 		f.failed = ""

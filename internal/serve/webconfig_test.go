@@ -206,7 +206,8 @@ func TestTLS(t *testing.T) {
 	// A new certificate and a new password are in force at once.
 	ca.write(dir, "server", ca.issue("second"))
 	writeFile(t, file, tlsPart+"basic_auth_users:\n  scraper: "+hash(t, "changed")+"\n")
-	conn, err := tls.Dial("tcp", strings.TrimPrefix(s.url, "http://"), &tls.Config{RootCAs: ca.pool, Certificates: []tls.Certificate{known}})
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(s.url, "http://"),
+		&tls.Config{RootCAs: ca.pool, Certificates: []tls.Certificate{known}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -378,7 +379,10 @@ func TestIdleConnections(t *testing.T) {
 		"shorter":  {30 * time.Millisecond, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := start(t, Options{Gatherer: static(pool()), ReadTimeout: 100 * time.Millisecond, ReadHeaderTimeout: 50 * time.Millisecond, IdleTimeout: c.idle})
+			s := start(t, Options{
+				Gatherer: static(pool()), ReadTimeout: 100 * time.Millisecond, ReadHeaderTimeout: 50 * time.Millisecond,
+				IdleTimeout: c.idle,
+			})
 			conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
 			if err != nil {
 				t.Fatal(err)

@@ -51,22 +51,80 @@ func TestStarts(t *testing.T) {
 	}
 	same := jobs("a", 5)
 	for name, looks := range map[string][]look{
-		"there before":            {{at: 10, snap: jobs("a", 5), want: []int64{0}}, {at: 20, snap: jobs("a", 6), want: []int64{0}}},
-		"appears":                 {{at: 10, snap: jobs(), want: nil}, {at: 20, snap: jobs("a", 5), want: []int64{10_000}}, {at: 30, snap: jobs("a", 6), want: []int64{10_000}}},
-		"appears beside":          {{at: 10, snap: jobs("b", 1), want: []int64{0}}, {at: 20, snap: jobs("a", 5, "b", 1), want: []int64{10_000, 0}}},
-		"falls":                   {{at: 10, snap: same, want: []int64{0}}, {at: 20, snap: with(same, 4), want: []int64{10_000}}, {at: 30, snap: with(same, 9), want: []int64{10_000}}},
-		"comes back":              {{at: 10, snap: jobs(), want: nil}, {at: 20, snap: jobs("a", 5), want: []int64{10_000}}, {at: 30, snap: jobs("b", 1), want: []int64{20_000}}, {at: 40, snap: jobs("a", 5, "b", 1), want: []int64{10_000, 20_000}}},
-		"comes back lower":        {{at: 10, snap: jobs(), want: nil}, {at: 20, snap: jobs("a", 5), want: []int64{10_000}}, {at: 30, snap: jobs(), want: nil}, {at: 40, snap: jobs("a", 2), want: []int64{30_000}}},
-		"absent meanwhile":        {{at: 10, snap: same, want: []int64{0}}, {at: 20, snap: with(same, view.Absent), want: []int64{0}}, {at: 30, snap: with(same, 6), want: []int64{0}}},
-		"an older view":           {{at: 10, snap: jobs(), want: nil}, {at: 20, snap: jobs("a", 5), want: []int64{10_000}}, {at: 15, snap: jobs("a", 1, "c", 2), want: []int64{10_000, 0}}, {at: 30, snap: jobs("a", 6), want: []int64{10_000}}},
-		"the same moment":         {{at: 10, snap: jobs(), want: nil}, {at: 10, snap: jobs("a", 5), want: []int64{9_999}}},
-		"a rule changes":          {{at: 10, snap: jobs("a", 1), want: []int64{0}}, {at: 20, snap: jobs("b", 900), want: []int64{0}, unsure: true}, {at: 30, snap: jobs("b", 901, "c", 2), want: []int64{0, 20_000}}},
-		"a rule has just changed": {{at: 10, snap: jobs("a", 1), want: []int64{0}}, {at: 20, snap: jobs("b", 900), want: []int64{10_000}}, {at: 30, snap: jobs("b", 901), want: []int64{0}, unsure: true}},
-		"a rule changes nothing":  {{at: 10, snap: same, want: []int64{0}}, {at: 20, snap: same, want: []int64{0}, unsure: true}, {at: 30, snap: jobs("a", 5, "b", 1), want: []int64{0, 20_000}}},
-		"rules at the start":      {{at: 10, snap: jobs(), want: nil, unsure: true}, {at: 10, snap: jobs("a", 5), want: []int64{9_999}}},
-		"the clock is set back":   {{at: 1000, snap: jobs(), want: nil}, {at: 1010, snap: jobs("a", 5), want: []int64{1_000_000}}, {at: 20, snap: jobs("a", 6, "b", 1), want: []int64{19_999, 19_999}}, {at: 30, snap: jobs("a", 7, "b", 1, "c", 1), want: []int64{19_999, 19_999, 20_000}}},
-		"only gauges":             {{at: 10, snap: jobs(), want: nil}, {at: 20, snap: snapshot("g", metric.Gauge, []view.Point{{}}, "a", []float64{1}), want: []int64{0}}},
-		"a whole histogram":       {{at: 10, snap: jobs(), want: nil}, {at: 20, snap: snapshot("h", metric.Histogram, []view.Point{{Kind: view.Bucket}, {Kind: view.Bucket}, {Kind: view.Sum}, {Kind: view.Count}}, "a", []float64{1, 2, 3, 2}), want: []int64{10_000, 10_000, 10_000, 10_000}}},
+		"there before": {{at: 10, snap: jobs("a", 5), want: []int64{0}}, {at: 20, snap: jobs("a", 6), want: []int64{0}}},
+		"appears": {
+			{at: 10, snap: jobs(), want: nil},
+			{at: 20, snap: jobs("a", 5), want: []int64{10_000}},
+			{at: 30, snap: jobs("a", 6), want: []int64{10_000}},
+		},
+		"appears beside": {
+			{at: 10, snap: jobs("b", 1), want: []int64{0}},
+			{at: 20, snap: jobs("a", 5, "b", 1), want: []int64{10_000, 0}},
+		},
+		"falls": {
+			{at: 10, snap: same, want: []int64{0}},
+			{at: 20, snap: with(same, 4), want: []int64{10_000}},
+			{at: 30, snap: with(same, 9), want: []int64{10_000}},
+		},
+		"comes back": {
+			{at: 10, snap: jobs(), want: nil},
+			{at: 20, snap: jobs("a", 5), want: []int64{10_000}},
+			{at: 30, snap: jobs("b", 1), want: []int64{20_000}},
+			{at: 40, snap: jobs("a", 5, "b", 1), want: []int64{10_000, 20_000}},
+		},
+		"comes back lower": {
+			{at: 10, snap: jobs(), want: nil},
+			{at: 20, snap: jobs("a", 5), want: []int64{10_000}},
+			{at: 30, snap: jobs(), want: nil},
+			{at: 40, snap: jobs("a", 2), want: []int64{30_000}},
+		},
+		"absent meanwhile": {
+			{at: 10, snap: same, want: []int64{0}},
+			{at: 20, snap: with(same, view.Absent), want: []int64{0}},
+			{at: 30, snap: with(same, 6), want: []int64{0}},
+		},
+		"an older view": {
+			{at: 10, snap: jobs(), want: nil},
+			{at: 20, snap: jobs("a", 5), want: []int64{10_000}},
+			{at: 15, snap: jobs("a", 1, "c", 2), want: []int64{10_000, 0}},
+			{at: 30, snap: jobs("a", 6), want: []int64{10_000}},
+		},
+		"the same moment": {{at: 10, snap: jobs(), want: nil}, {at: 10, snap: jobs("a", 5), want: []int64{9_999}}},
+		"a rule changes": {
+			{at: 10, snap: jobs("a", 1), want: []int64{0}},
+			{at: 20, snap: jobs("b", 900), want: []int64{0}, unsure: true},
+			{at: 30, snap: jobs("b", 901, "c", 2), want: []int64{0, 20_000}},
+		},
+		"a rule has just changed": {
+			{at: 10, snap: jobs("a", 1), want: []int64{0}},
+			{at: 20, snap: jobs("b", 900), want: []int64{10_000}},
+			{at: 30, snap: jobs("b", 901), want: []int64{0}, unsure: true},
+		},
+		"a rule changes nothing": {
+			{at: 10, snap: same, want: []int64{0}},
+			{at: 20, snap: same, want: []int64{0}, unsure: true},
+			{at: 30, snap: jobs("a", 5, "b", 1), want: []int64{0, 20_000}},
+		},
+		"rules at the start": {{at: 10, snap: jobs(), want: nil, unsure: true}, {at: 10, snap: jobs("a", 5), want: []int64{9_999}}},
+		"the clock is set back": {
+			{at: 1000, snap: jobs(), want: nil},
+			{at: 1010, snap: jobs("a", 5), want: []int64{1_000_000}},
+			{at: 20, snap: jobs("a", 6, "b", 1), want: []int64{19_999, 19_999}},
+			{at: 30, snap: jobs("a", 7, "b", 1, "c", 1), want: []int64{19_999, 19_999, 20_000}},
+		},
+		"only gauges": {
+			{at: 10, snap: jobs(), want: nil},
+			{at: 20, snap: snapshot("g", metric.Gauge, []view.Point{{}}, "a", []float64{1}), want: []int64{0}},
+		},
+		"a whole histogram": {
+			{at: 10, snap: jobs(), want: nil},
+			{at: 20, snap: snapshot("h", metric.Histogram, []view.Point{
+				{Kind: view.Bucket},
+				{Kind: view.Bucket},
+				{Kind: view.Sum},
+				{Kind: view.Count},
+			}, "a", []float64{1, 2, 3, 2}), want: []int64{10_000, 10_000, 10_000, 10_000}},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := New()
@@ -152,7 +210,8 @@ func TestStateDamaged(t *testing.T) {
 	flipped[len(magic)+3] ^= 1
 	other[len(magic)-1]++
 	for name, state := range map[string][]byte{
-		"torn": good[:len(good)-1], "an entry less": good[:len(good)-entryBytes], "flipped": flipped, "longer": longer, "another version": other, "short": good[:5],
+		"torn": good[:len(good)-1], "an entry less": good[:len(good)-entryBytes], "flipped": flipped, "longer": longer,
+		"another version": other, "short": good[:5],
 	} {
 		next := New()
 		if err := next.Restore(state); !errors.Is(err, ErrState) || len(next.series) != 0 {

@@ -61,12 +61,14 @@ func TestCorpus(t *testing.T) {
 			}
 
 			in := inspect(t, file.Path)
-			if in.Damage != nil || in.Used != f.UsedBytes() || in.Size != f.Size() || in.Width != f.Width() || len(in.Entries) != len(records) {
+			if in.Damage != nil || in.Used != f.UsedBytes() || in.Size != f.Size() || in.Width != f.Width() ||
+				len(in.Entries) != len(records) {
 				t.Fatalf("inspected: %d entries, %d of %d bytes used, width %d, %v", len(in.Entries), in.Used, in.Size, in.Width, in.Damage)
 			}
 			for i, e := range in.Entries {
 				r := records[i]
-				if string(e.RawKey) != r.Key || !same(e.Value, r.Value) || e.Stamp != r.Stamp || e.ValueOffset != int64(r.Slot)*8 || e.KeyErr != nil {
+				if string(e.RawKey) != r.Key || !same(e.Value, r.Value) || e.Stamp != r.Stamp || e.ValueOffset != int64(r.Slot)*8 ||
+					e.KeyErr != nil {
 					t.Errorf("inspected entry %d: %+v, want %+v", i, e, r)
 				}
 			}

@@ -48,13 +48,25 @@ var damagedFiles = []struct {
 	{"header_only_claims_more", wide().file(16, 8), 0, UsedPastEnd, 0},
 	{"key_length_0", wide().add(k1, 1, now).add(k2, 2, now).raw(make([]byte, 24)...).honest(), 2, BadKeyLength, 136},
 	{"key_length_0_first", wide().raw(make([]byte, 24)...).honest(), 0, BadKeyLength, 8},
-	{"key_length_negative", wide().add(k1, 1, now).add(k2, 2, now).raw(length(-1)...).raw(make([]byte, 28)...).honest(), 2, BadKeyLength, 136},
-	{"key_length_huge", wide().add(k1, 1, now).add(k2, 2, now).raw(length(math.MaxInt32)...).raw(make([]byte, 28)...).honest(), 2, BadKeyLength, 136},
-	{"key_length_past_used", wide().add(k1, 1, now).add(k2, 2, now).raw(length(100)...).raw(make([]byte, 28)...).honest(), 2, TornEntry, 136},
-	{"torn_last_entry_wide", wide().add(k1, 1, now).add(k2, 2, now).add(k3, 3, now).file(int32(wide().add(k1, 1, now).add(k2, 2, now).add(k3, 3, now).used())-16, 4096), 2, TornEntry, 136},
-	{"torn_last_entry_narrow", narrow().add(k1, 1, 0).add(k2, 2, 0).add(k3, 3, 0).file(int32(narrow().add(k1, 1, 0).add(k2, 2, 0).add(k3, 3, 0).used())-8, 4096), 2, TornEntry, 120},
+	{
+		"key_length_negative", wide().add(k1, 1, now).add(k2, 2, now).raw(length(-1)...).raw(make([]byte, 28)...).honest(), 2, BadKeyLength,
+		136,
+	},
+	{
+		"key_length_huge", wide().add(k1, 1, now).add(k2, 2, now).raw(length(math.MaxInt32)...).raw(make([]byte, 28)...).honest(), 2,
+		BadKeyLength, 136,
+	},
+	{
+		"key_length_past_used", wide().add(k1, 1, now).add(k2, 2, now).raw(length(100)...).raw(make([]byte, 28)...).honest(), 2, TornEntry,
+		136,
+	},
+	{"torn_last_entry_wide", wide().add(k1, 1, now).add(k2, 2, now).add(k3, 3,
+		now).file(int32(wide().add(k1, 1, now).add(k2, 2, now).add(k3, 3, now).used())-16, 4096), 2, TornEntry, 136},
+	{"torn_last_entry_narrow", narrow().add(k1, 1, 0).add(k2, 2, 0).add(k3, 3,
+		0).file(int32(narrow().add(k1, 1, 0).add(k2, 2, 0).add(k3, 3, 0).used())-8, 4096), 2, TornEntry, 120},
 	{"used_beyond_entries", wide().add(k1, 1, now).add(k2, 2, now).file(1000, 4096), 2, BadKeyLength, 136},
-	{"bad_padding", wide().add(k1, 1, now).add(k2, 2, now).raw(length(int32(len(k3)))...).raw([]byte(k3)...).raw(make([]byte, padding(len(k3))+16)...).honest(), 2, BadPadding, 136},
+	{"bad_padding", wide().add(k1, 1, now).add(k2, 2,
+		now).raw(length(int32(len(k3)))...).raw([]byte(k3)...).raw(make([]byte, padding(len(k3))+16)...).honest(), 2, BadPadding, 136},
 	{"key_with_nul", wide().add(k1, 1, now).add(k2, 2, now).add("[\"f\", \"f\x00\", {}]", 3, now).honest(), 2, BadKey, 136},
 	{"random", append([]byte{200, 0, 0, 0, 0, 0, 0, 0}, bytes.Repeat([]byte{0x9e, 0x37, 0x79, 0xb9}, 200)...), 0, BadKeyLength, 8},
 	{"text", bytes.Repeat([]byte("hello, world\n"), 100), 0, UsedPastEnd, 0},
@@ -137,13 +149,20 @@ func TestLearnGood(t *testing.T) {
 		{"used_8", wide().honest(), 0, nil},
 		{"one_wide", wide().add(k1, 1, now).honest(), Wide, []record{{k1, 7, 1, now}}},
 		{"one_narrow", narrow().add(k1, 1, 0).honest(), Narrow, []record{{k1, 7, 1, 0}}},
-		{"wide", wide().add(k1, 1, now).add(k2, 2, 0).add(k3, 3, now).honest(), Wide, []record{{k1, 7, 1, now}, {k2, 15, 2, 0}, {k3, 22, 3, now}}},
+		{
+			"wide", wide().add(k1, 1, now).add(k2, 2, 0).add(k3, 3, now).honest(), Wide,
+			[]record{{k1, 7, 1, now}, {k2, 15, 2, 0}, {k3, 22, 3, now}},
+		},
 		{"wide_no_stamps", wide().add(k1, 1, 0).add(k2, 2, 0).honest(), Wide, []record{{k1, 7, 1, 0}, {k2, 15, 2, 0}}},
 		{"wide_postmates", wide().add(k1, 1, inf).add(k2, 2, now).honest(), Wide, []record{{k1, 7, 1, 0}, {k2, 15, 2, now}}},
 		{"wide_stamp_nan", wide().add(k1, 1, math.NaN()).add(k2, 2, now).honest(), Wide, []record{{k1, 7, 1, 0}, {k2, 15, 2, now}}},
-		{"narrow", narrow().add(k1, 1, 0).add(k2, 2, 0).add(k3, 3, 0).honest(), Narrow, []record{{k1, 7, 1, 0}, {k2, 14, 2, 0}, {k3, 20, 3, 0}}},
 		{
-			"narrow_values_like_lengths", narrow().add(k1, math.Float64frombits(20), 0).add(k2, math.Float64frombits(20), 0).honest(), Narrow,
+			"narrow", narrow().add(k1, 1, 0).add(k2, 2, 0).add(k3, 3, 0).honest(), Narrow,
+			[]record{{k1, 7, 1, 0}, {k2, 14, 2, 0}, {k3, 20, 3, 0}},
+		},
+		{
+			"narrow_values_like_lengths", narrow().add(k1, math.Float64frombits(20), 0).add(k2, math.Float64frombits(20), 0).honest(),
+			Narrow,
 			[]record{{k1, 7, math.Float64frombits(20), 0}, {k2, 14, math.Float64frombits(20), 0}},
 		},
 		{
@@ -324,7 +343,10 @@ func TestUnreadableKeys(t *testing.T) {
 						t.Fatalf("%d entries, width %d, %v", len(learned), f.Width(), err)
 					}
 					var walked []record
-					if err := f.Walk(func(e Entry) { walked = append(walked, record{string(e.Key), e.Slot, e.Value, e.Stamp}) }); err != nil || !slices.Equal(walked, learned) {
+					if err := f.Walk(func(e Entry) {
+						walked = append(walked,
+							record{string(e.Key), e.Slot, e.Value, e.Stamp})
+					}); err != nil || !slices.Equal(walked, learned) {
 						t.Fatalf("Walk: %v, %v", walked, err)
 					}
 					values := make([]float64, want)
@@ -372,14 +394,16 @@ func TestKeyTooLong(t *testing.T) {
 	for width, begin := range map[int]func() *image{Narrow: narrow, Wide: wide} {
 		for _, long := range []int{101, 108, 5000, 70_000, 1 << 20} {
 			t.Run(fmt.Sprintf("width=%d/key=%d", width, long), func(t *testing.T) {
-				m := begin().add(testKey(100), 1, now).add(testKey(long), 2, now).add(k1, 3, now).add(testKey(long+1), 4, now).add(k2, 5, now)
+				m := begin().add(testKey(100), 1, now).add(testKey(long), 2, now).add(k1, 3, now).add(testKey(long+1), 4, now).add(k2, 5,
+					now)
 				f, err := Open(write(t, m.honest()), SourceName{}, Limits{KeyBytes: 100})
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer f.Close()
 				var got []Entry
-				if err := f.Learn(func(e Entry) { e.Key = slices.Clone(e.Key); got = append(got, e) }); err != nil || len(got) != 5 || f.Width() != width {
+				if err := f.Learn(func(e Entry) { e.Key = slices.Clone(e.Key); got = append(got, e) }); err != nil || len(got) != 5 ||
+					f.Width() != width {
 					t.Fatalf("%v, %v, width %d", got, err, f.Width())
 				}
 				for i, e := range got {

@@ -32,8 +32,8 @@
 // (value and timestamp, client_python from 0.18 and the postmates fork). Only one width
 // makes the walk over the entries end exactly at the used bytes with every key well
 // formed: a length that fits, spaces behind. What the key says does not matter: one that
-// [ParseKey] does not understand is an entry, too. If neither does, the file is damaged and read with the width that finds more entries, up to the
-// damage. The first entry's value lies at the same place in both.
+// [ParseKey] does not understand is an entry, too. If neither does, the file is damaged and
+// read with the width that finds more entries, up to the damage. The first entry's value lies at the same place in both.
 //
 // Files of prometheus-client-mmap, for Ruby, are narrow, spell their keys as Python did
 // before labels were an object, and have cumulative buckets, which [File] turns into those

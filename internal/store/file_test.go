@@ -383,7 +383,8 @@ func TestTruncatedWhileMapped(t *testing.T) {
 				err = f.Load(slots, values)
 			}
 			var damaged *CorruptionError
-			if _, ok := errors.AsType[runtime.Error](err); !ok || !errors.As(err, &damaged) || damaged.Offset < kept || damaged.Offset > kept+300 {
+			if _, ok := errors.AsType[runtime.Error](err); !ok || !errors.As(err, &damaged) || damaged.Offset < kept ||
+				damaged.Offset > kept+300 {
 				t.Fatalf("no fault: %v", err)
 			}
 			wantLost(t, f, err, Shrunk)
@@ -577,7 +578,8 @@ func TestHolesStay(t *testing.T) {
 		t.Fatal(err)
 	}
 	values, stamps := make([]float64, 3), make([]float64, 3)
-	if err := errors.Join(f.Load(slotsOf(records), values), f.LoadStamped(slotsOf(records), values, stamps), f.Learn(func(Entry) {})); err != nil {
+	if err := errors.Join(f.Load(slotsOf(records), values), f.LoadStamped(slotsOf(records), values, stamps),
+		f.Learn(func(Entry) {})); err != nil {
 		t.Fatal(err)
 	}
 	inspect(t, path)

@@ -285,7 +285,8 @@ func modelKey(raw []byte) (k metric.Key, ok bool) {
 		}
 	} else if len(rest) > 0 {
 		var names, values []json.RawMessage
-		if elements[2][0] != '[' || rest[0][0] != '[' || json.Unmarshal(elements[2], &names) != nil || json.Unmarshal(rest[0], &values) != nil || len(names) != len(values) {
+		if elements[2][0] != '[' || rest[0][0] != '[' || json.Unmarshal(elements[2], &names) != nil ||
+			json.Unmarshal(rest[0], &values) != nil || len(names) != len(values) {
 			return k, false
 		}
 		for i := range names {

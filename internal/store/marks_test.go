@@ -59,7 +59,8 @@ func TestTwoProcessesOneFile(t *testing.T) {
 					for step := range 24 {
 						w, key := a, fmt.Sprintf(`["http", "http", {"m": "%0*d"}, "Requests, seen in all."]`, 1+r.IntN(30), step)
 						if r.IntN(2) == 0 {
-							w, key = b, fmt.Sprintf(`["celery_tasks", "celery_tasks_total", {"name": "%0*d"}, "Tasks."]`, 1+r.IntN(30), step)
+							w, key = b, fmt.Sprintf(`["celery_tasks", "celery_tasks_total", {"name": "%0*d"}, "Tasks."]`, 1+r.IntN(30),
+								step)
 						}
 						for range 1 + r.IntN(3) {
 							count(t, w, key, 1)

@@ -83,7 +83,8 @@ func ParseName(base string) (SourceName, error) {
 	}
 	mode, ok := metric.ParseMode(name)
 	if !ok {
-		return SourceName{}, fmt.Errorf("source file name %q: %w %q (known: %s)", base, ErrUnknownMode, name, strings.Join(metric.ModeNames(), ", "))
+		return SourceName{}, fmt.Errorf("source file name %q: %w %q (known: %s)", base, ErrUnknownMode, name,
+			strings.Join(metric.ModeNames(), ", "))
 	}
 	return SourceName{Base: base, Type: t, Mode: mode, ID: id}, nil
 }

@@ -112,7 +112,8 @@ func TestRubyHistograms(t *testing.T) {
 					bounds = append(bounds, float64(rng.IntN(40)-8)/2)
 				}
 				slices.Sort(bounds)
-				all = append(all, newRubyHistogram(t, w, fmt.Sprintf("h%d", rng.IntN(2)), fmt.Sprintf("/%d \"%d,", step, i), slices.Compact(bounds)...))
+				all = append(all, newRubyHistogram(t, w, fmt.Sprintf("h%d", rng.IntN(2)), fmt.Sprintf("/%d \"%d,", step, i),
+					slices.Compact(bounds)...))
 			}
 			for range 200 {
 				all[rng.IntN(len(all))].observe(float64(rng.IntN(60)-12)/2, -1)
@@ -160,7 +161,8 @@ func TestRubyHistograms(t *testing.T) {
 					}
 					for i, slot := range list.All() {
 						if values[i] != want[slot] || stamps[i] != 0 {
-							t.Errorf("round %d, %s, settled %v: slot %d is %v at %v, want %v", round, name, settled, slot, values[i], stamps[i], want[slot])
+							t.Errorf("round %d, %s, settled %v: slot %d is %v at %v, want %v", round, name, settled, slot, values[i],
+								stamps[i], want[slot])
 						}
 					}
 				}
@@ -230,7 +232,8 @@ func TestRubyHistogramNumbers(t *testing.T) {
 			c.add(Entry{Key: []byte(`["h","h_bucket",["le"],["` + le + `"]]`), Slot: uint32(10 * (i + 1))})
 		}
 		c.separate(values)
-		if total := values[0] + values[1] + values[2]; values[0] < 0 || values[2] < 0 || !math.IsInf(wrong, 1) && !math.IsNaN(wrong) && total != 3 {
+		if total := values[0] + values[1] + values[2]; values[0] < 0 || values[2] < 0 || !math.IsInf(wrong, 1) && !math.IsNaN(wrong) &&
+			total != 3 {
 			t.Errorf("%v becomes %v", wrong, values)
 		}
 	}

@@ -23,7 +23,8 @@ import (
 // TestNoPermission opens a file that another user may not read.
 func TestNoPermission(t *testing.T) {
 	path := write(t, wide().add(k1, 1, now).honest())
-	if err := errors.Join(os.Chmod(path, 0), os.Chmod(filepath.Dir(path), 0o755), os.Chmod(filepath.Dir(filepath.Dir(path)), 0o755)); err != nil {
+	if err := errors.Join(os.Chmod(path, 0), os.Chmod(filepath.Dir(path), 0o755),
+		os.Chmod(filepath.Dir(filepath.Dir(path)), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	if os.Geteuid() == 0 {

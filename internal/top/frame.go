@@ -163,13 +163,19 @@ func (v *View) keys(width int) string {
 func (v *View) notes(now time.Time) []terminal.Line {
 	var f []terminal.Line
 	if v.lost != nil {
-		f = append(f, terminal.Line{Text: fmt.Sprintf("No answer for %s, trying again: %v", span(now.Sub(v.since)), v.lost), Style: terminal.Warning})
+		f = append(f, terminal.Line{
+			Text:  fmt.Sprintf("No answer for %s, trying again: %v", span(now.Sub(v.since)), v.lost),
+			Style: terminal.Warning,
+		})
 	}
 	if v.Paused {
 		f = append(f, terminal.Line{Text: "Paused. Press space to go on.", Style: terminal.Warning})
 	}
 	if v.Filter != "" && !v.Typing {
-		f = append(f, terminal.Line{Text: fmt.Sprintf("Only what has %q in its name. Press / and Esc to show all.", v.Filter), Style: terminal.Warning})
+		f = append(f, terminal.Line{
+			Text:  fmt.Sprintf("Only what has %q in its name. Press / and Esc to show all.", v.Filter),
+			Style: terminal.Warning,
+		})
 	}
 	return f
 }
@@ -284,7 +290,8 @@ func (v *View) body(width, height int, now time.Time) []terminal.Line {
 	families = families[v.familyTop:min(v.familyTop+rowsOfFamilies, len(families))]
 	workers = workers[v.workerTop:min(v.workerTop+rowsOfWorkers, len(workers))]
 	f = append(f, v.familyTable(families, v.title("FAMILY", height > 0 && !v.OnWorkers, v.familyTop, len(families), total), width)...)
-	f = append(f, v.workerTable(workers, v.title("WORKER", height > 0 && v.OnWorkers, v.workerTop, len(workers), workersTotal), clock, width)...)
+	f = append(f, v.workerTable(workers, v.title("WORKER", height > 0 && v.OnWorkers, v.workerTop, len(workers), workersTotal), clock,
+		width)...)
 	return f
 }
 
@@ -439,7 +446,10 @@ func outputs(all []status.Output, clock float64, width int) []terminal.Line {
 		if o.Next > 0 {
 			next = age(clock, o.Next)
 		}
-		rows = append(rows, []string{o.Name, o.Type, state, age(o.LastSuccess, clock), next, strconv.Itoa(o.Samples), size(float64(o.Bytes)), o.Target})
+		rows = append(rows, []string{
+			o.Name, o.Type, state, age(o.LastSuccess, clock), next, strconv.Itoa(o.Samples),
+			size(float64(o.Bytes)), o.Target,
+		})
 	}
 	return table([]column{
 		{"OUTPUT", false, 0},
@@ -505,7 +515,14 @@ func (v *View) familyTable(families []*status.Family, title string, width int) [
 			f.Name, growth, strconv.Itoa(f.Series), strconv.Itoa(f.Samples), strings.TrimSpace(f.Type + " " + f.Mode), f.Help,
 		})
 	}
-	return table([]column{{title, false, 0}, {"RATE/S", true, 0}, {"SERIES", true, 0}, {"SAMPLES", true, 3}, {"TYPE", false, 1}, {"HELP", false, 2}}, rows, width)
+	return table([]column{
+		{title, false, 0},
+		{"RATE/S", true, 0},
+		{"SERIES", true, 0},
+		{"SAMPLES", true, 3},
+		{"TYPE", false, 1},
+		{"HELP", false, 2},
+	}, rows, width)
 }
 
 func (v *View) workerTable(workers []status.Worker, title string, clock float64, width int) []terminal.Line {

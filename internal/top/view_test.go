@@ -47,16 +47,22 @@ func TestRates(t *testing.T) {
 		readings []*Reading
 		want     string // the rate of a as shown
 	}{
-		"first":             {[]*Reading{read(0, map[string]float64{"a": 10})}, "-"},
-		"grows":             {[]*Reading{read(0, map[string]float64{"a": 10}), read(2, map[string]float64{"a": 30})}, "10.0"},
-		"rests":             {[]*Reading{read(0, map[string]float64{"a": 10}), read(2, map[string]float64{"a": 10})}, "0"},
-		"by_the_daemon":     {[]*Reading{read(0, map[string]float64{"a": 0}), read(0.5, map[string]float64{"a": 1})}, "2.00"},
-		"falls":             {[]*Reading{read(0, map[string]float64{"a": 10}), read(2, map[string]float64{"a": 3})}, "-"},
-		"falls_and_grows":   {[]*Reading{read(0, map[string]float64{"a": 10}), read(2, map[string]float64{"a": 3}), read(4, map[string]float64{"a": 5})}, "1.00"},
-		"not_a_number":      {[]*Reading{read(0, map[string]float64{"a": 10}), read(2, map[string]float64{"a": math.NaN()})}, "-"},
-		"infinite":          {[]*Reading{read(0, map[string]float64{"a": 10}), read(2, map[string]float64{"a": math.Inf(1)})}, "-"},
-		"new_family":        {[]*Reading{read(0, nil), read(2, map[string]float64{"a": 10})}, "-"},
-		"the_same_moment":   {[]*Reading{read(0, map[string]float64{"a": 10}), read(2, map[string]float64{"a": 30}), read(2, map[string]float64{"a": 30})}, "10.0"},
+		"first":         {[]*Reading{read(0, map[string]float64{"a": 10})}, "-"},
+		"grows":         {[]*Reading{read(0, map[string]float64{"a": 10}), read(2, map[string]float64{"a": 30})}, "10.0"},
+		"rests":         {[]*Reading{read(0, map[string]float64{"a": 10}), read(2, map[string]float64{"a": 10})}, "0"},
+		"by_the_daemon": {[]*Reading{read(0, map[string]float64{"a": 0}), read(0.5, map[string]float64{"a": 1})}, "2.00"},
+		"falls":         {[]*Reading{read(0, map[string]float64{"a": 10}), read(2, map[string]float64{"a": 3})}, "-"},
+		"falls_and_grows": {[]*Reading{
+			read(0, map[string]float64{"a": 10}), read(2, map[string]float64{"a": 3}),
+			read(4, map[string]float64{"a": 5}),
+		}, "1.00"},
+		"not_a_number": {[]*Reading{read(0, map[string]float64{"a": 10}), read(2, map[string]float64{"a": math.NaN()})}, "-"},
+		"infinite":     {[]*Reading{read(0, map[string]float64{"a": 10}), read(2, map[string]float64{"a": math.Inf(1)})}, "-"},
+		"new_family":   {[]*Reading{read(0, nil), read(2, map[string]float64{"a": 10})}, "-"},
+		"the_same_moment": {[]*Reading{
+			read(0, map[string]float64{"a": 10}), read(2, map[string]float64{"a": 30}),
+			read(2, map[string]float64{"a": 30}),
+		}, "10.0"},
 		"daemon_restarted":  {[]*Reading{read(0, map[string]float64{"a": 10}), restarted}, "-"},
 		"not_ready_between": {[]*Reading{read(0, map[string]float64{"a": 10}), unready, read(4, map[string]float64{"a": 30})}, "-"},
 		"gauge":             {[]*Reading{read(0, map[string]float64{"a": gauge}), read(2, map[string]float64{"a": gauge})}, ""},
@@ -118,12 +124,17 @@ func full() *View {
 		r := read(float64(2*i), nil)
 		for p := range 9 {
 			r.Overview.Pools = append(r.Overview.Pools, status.Pool{Name: fmt.Sprintf("pool\x1b[%d", p), Dir: "/dev/shm/温\n度", Up: p > 0})
-			r.Overview.Problems = append(r.Overview.Problems, status.Problem{Severity: "error", Text: "bad\x1b]0;title\a " + strings.Repeat("long ", 60)})
+			r.Overview.Problems = append(r.Overview.Problems,
+				status.Problem{Severity: "error", Text: "bad\x1b]0;title\a " + strings.Repeat("long ", 60)})
 		}
 		for n := range 90 {
 			total := status.Number(n * i)
-			r.Families = append(r.Families, status.Family{Name: fmt.Sprintf("温度_%d_\u009b2J", n), Type: "counter", Help: "a\x1bc\nb", Series: n, Total: &total, Own: n%2 == 1})
-			r.Workers.Items = append(r.Workers.Items, status.Worker{ID: fmt.Sprintf("%d\r\u202e", n), Alive: n%3 > 0, Changed: 1990, Created: 1000, Pool: "p\x1b"})
+			r.Families = append(r.Families, status.Family{
+				Name: fmt.Sprintf("温度_%d_\u009b2J", n), Type: "counter", Help: "a\x1bc\nb",
+				Series: n, Total: &total, Own: n%2 == 1,
+			})
+			r.Workers.Items = append(r.Workers.Items,
+				status.Worker{ID: fmt.Sprintf("%d\r\u202e", n), Alive: n%3 > 0, Changed: 1990, Created: 1000, Pool: "p\x1b"})
 		}
 		r.Workers.Total = 90
 		v.Add(r)
@@ -174,7 +185,10 @@ func TestFrame(t *testing.T) {
 		}
 		return b.String()
 	}
-	for _, want := range []string{"… 6 more pools", "! and 7 more problems", "FAMILY (", " of 45)", "WORKER (", " of 90)", "q quit", `\x1b`} {
+	for _, want := range []string{
+		"… 6 more pools", "! and 7 more problems", "FAMILY (", " of 45)", "WORKER (", " of 90)", "q quit",
+		`\x1b`,
+	} {
 		if got := text(80, 24); !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
 		}
@@ -272,14 +286,16 @@ func TestOutputsAndProcesses(t *testing.T) {
 		lines = append(lines, strings.Join(strings.Fields(line.Text), " "))
 	}
 	for _, want := range []string{
-		"batch otlp failed 3 times 1m40s 1s 0 0B http://x/v1/metrics", "carbon graphite ok 10s 5s 182 2.0K carbon:2003", "new textfile not yet - - 0 0B /a.prom",
+		"batch otlp failed 3 times 1m40s 1s 0 0B http://x/v1/metrics", "carbon graphite ok 10s 5s 182 2.0K carbon:2003",
+		"new textfile not yet - - 0 0B /a.prom",
 		"a1 alive - - 250ms 32M 0 0 0B 0B 4711", "a2 alive - - 2m5s 1.0G 0 0 0B 0B 4712", "a3 dead - - - - 0 0 0B 0B -",
 	} {
 		if !slices.Contains(lines, want) {
 			t.Errorf("no line %q in\n%s", want, strings.Join(lines, "\n"))
 		}
 	}
-	if i, j := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "batch") }), slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "carbon") }); i > j {
+	if i, j := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "batch") }),
+		slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "carbon") }); i > j {
 		t.Error("what fails is not at the top")
 	}
 }
@@ -290,10 +306,19 @@ func TestEighty(t *testing.T) {
 	for i := range 2 {
 		r := read(float64(2*i), nil)
 		total := status.Number(100 * i)
-		r.Families = []status.Family{{Name: "http_request_duration_seconds", Type: "histogram", Total: &total, Series: 120, Samples: 1920, Help: "Time to answer."}}
-		r.Workers.Items = []status.Worker{{ID: "1234567", Alive: true, KnownBy: "lease", Files: 4, Entries: 1200, UsedBytes: 1 << 20, SizeBytes: 2 << 20, Changed: 1999, Created: 1000, Pool: "webshop"}}
+		r.Families = []status.Family{{
+			Name: "http_request_duration_seconds", Type: "histogram", Total: &total, Series: 120, Samples: 1920,
+			Help: "Time to answer.",
+		}}
+		r.Workers.Items = []status.Worker{{
+			ID: "1234567", Alive: true, KnownBy: "lease", Files: 4, Entries: 1200, UsedBytes: 1 << 20,
+			SizeBytes: 2 << 20, Changed: 1999, Created: 1000, Pool: "webshop",
+		}}
 		r.Workers.Total = 1
-		r.Overview.Pools = []status.Pool{{Name: "webshop", Dir: "/dev/shm/webshop", Up: true, Archive: status.Archive{State: "open", Bytes: 65536}}}
+		r.Overview.Pools = []status.Pool{{
+			Name: "webshop", Dir: "/dev/shm/webshop", Up: true,
+			Archive: status.Archive{State: "open", Bytes: 65536},
+		}}
 		v.Add(r)
 	}
 	var got strings.Builder
@@ -309,7 +334,8 @@ func TestEighty(t *testing.T) {
 
 func TestWords(t *testing.T) {
 	for got, want := range map[string]string{
-		rate(0): "0", rate(0.001): "<0.01", rate(1): "1.00", rate(12.34): "12.3", rate(191.4): "191", rate(99999): "99999", rate(100000): "100k", rate(2.5e6): "2.50M",
+		rate(0): "0", rate(0.001): "<0.01", rate(1): "1.00", rate(12.34): "12.3", rate(191.4): "191", rate(99999): "99999",
+		rate(100000): "100k", rate(2.5e6): "2.50M",
 		size(0): "0B", size(1023): "1023B", size(1024): "1.0K", size(832 << 10): "832K", size(1000 << 10): "1.0M", size(3 << 50): "3.0P",
 		span(0): "0s", span(61 * time.Second): "1m1s", span(2 * time.Hour): "2h", span(25 * time.Hour): "1d1h",
 		seconds(0.00018): "0.18ms", seconds(0.32): "320ms", seconds(2.5): "2.5s",
@@ -327,7 +353,10 @@ func TestManyPools(t *testing.T) {
 	v := &View{Source: "http://x:1", Every: time.Second}
 	r := read(0, nil)
 	for i := range 100 {
-		r.Overview.Pools = append(r.Overview.Pools, status.Pool{Name: fmt.Sprintf("app-%d", i), Dir: fmt.Sprintf("/run/apps/%d", i), Source: "pattern", Up: true, Labels: map[string]string{"team": fmt.Sprintf("team%d", i%7)}})
+		r.Overview.Pools = append(r.Overview.Pools, status.Pool{
+			Name: fmt.Sprintf("app-%d", i), Dir: fmt.Sprintf("/run/apps/%d", i),
+			Source: "pattern", Up: true, Labels: map[string]string{"team": fmt.Sprintf("team%d", i%7)},
+		})
 	}
 	r.Overview.Pools[42].Trouble, r.Overview.Pools[42].Problems = "warning", 1
 	r.Overview.Pools[77].Trouble, r.Overview.Pools[77].Problems = "error", 1
@@ -342,7 +371,8 @@ func TestManyPools(t *testing.T) {
 	}
 	got := text()
 	bad, worse, fine := strings.Index(got, "app-42 "), strings.Index(got, "app-77 "), strings.Index(got, "app-0 ")
-	if worse < 0 || bad < worse || fine < bad || !strings.Contains(got, "gone; removed in 30s") || !strings.Contains(got, "more pools") || !strings.Contains(got, "pattern") {
+	if worse < 0 || bad < worse || fine < bad || !strings.Contains(got, "gone; removed in 30s") || !strings.Contains(got, "more pools") ||
+		!strings.Contains(got, "pattern") {
 		t.Errorf("got\n%s", got)
 	}
 	v.Filter = "team3"

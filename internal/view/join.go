@@ -284,7 +284,8 @@ func (f *joinedFamily) madeOf(from []source) bool {
 	return slices.EqualFunc(f.from, from, func(a, b source) bool {
 		x, y := a.family, b.family
 		return a.version == b.version && len(x.Metrics) == len(y.Metrics) && &x.Metrics[0] == &y.Metrics[0] &&
-			x.Help == y.Help && x.Mode == y.Mode && x.Unit == y.Unit && x.Rule == y.Rule && x.ModeByRule == y.ModeByRule && x.Sparse == y.Sparse
+			x.Help == y.Help && x.Mode == y.Mode && x.Unit == y.Unit && x.Rule == y.Rule && x.ModeByRule == y.ModeByRule &&
+			x.Sparse == y.Sparse
 	})
 }
 

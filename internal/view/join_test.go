@@ -65,7 +65,8 @@ func spell(t *testing.T, s *Snapshot) (lines []string) {
 		if f.First != i {
 			t.Errorf("family %s begins at %d, want %d", f.Name, f.First, i)
 		}
-		if k > 0 && (s.Layout.Families[k-1].Name > f.Name || s.Layout.Families[k-1].Name == f.Name && s.Layout.Families[k-1].Type >= f.Type) {
+		if k > 0 && (s.Layout.Families[k-1].Name > f.Name || s.Layout.Families[k-1].Name == f.Name &&
+			s.Layout.Families[k-1].Type >= f.Type) {
 			t.Errorf("%s comes after %s", f.Name, s.Layout.Families[k-1].Name)
 		}
 		for n, m := range f.Metrics {
@@ -112,8 +113,9 @@ func TestJoin(t *testing.T) {
 		{name: "nothing"},
 		{name: "one as it is", parts: []Part{part("", snapshot("counter c", "x=1 5"))}, want: []string{"c_total x=1 5"}},
 		{
-			name: "families of one name", parts: ab(snapshot("counter c", "a=1 5", "z=1 6", "gauge max g", "7"), snapshot("counter c", "1", "a=1 2")),
-			want: []string{"c_total a=1 pool=a 5", "c_total a=1 pool=b 2", "c_total pool=a z=1 6", "c_total pool=b 1", "g pool=a 7"},
+			name:  "families of one name",
+			parts: ab(snapshot("counter c", "a=1 5", "z=1 6", "gauge max g", "7"), snapshot("counter c", "1", "a=1 2")),
+			want:  []string{"c_total a=1 pool=a 5", "c_total a=1 pool=b 2", "c_total pool=a z=1 6", "c_total pool=b 1", "g pool=a 7"},
 		},
 		{
 			name: "histograms", parts: ab(snapshot("histogram h", "a=1 5"), snapshot("histogram h", "a=1 50", "a=2 60")),
@@ -136,16 +138,18 @@ func TestJoin(t *testing.T) {
 			want: []string{"g dc=d env=e team=t 1", "g dc=d env=own team=t 3", "g dc=own env=e team=t 2"},
 		},
 		{
-			name: "the same series twice", parts: []Part{part("a", snapshot("gauge max g", "x=1 1")), part("b", snapshot("gauge max g", "x=1 2", "x=2 3"))},
-			want: []string{"g x=1 1", "g x=2 3"}, equal: 1,
+			name:  "the same series twice",
+			parts: []Part{part("a", snapshot("gauge max g", "x=1 1")), part("b", snapshot("gauge max g", "x=1 2", "x=2 3"))},
+			want:  []string{"g x=1 1", "g x=2 3"}, equal: 1,
 		},
 		{
 			name: "a gauge beside a counter", parts: ab(snapshot("gauge max jobs", "1"), snapshot("counter jobs", "2")),
 			want: []string{"jobs_total pool=b 2", "jobs pool=a 1"},
 		},
 		{
-			name: "a gauge named like the counter's sample", parts: ab(newest(snapshot("gauge max jobs_total", "1"), 5), newest(snapshot("counter jobs", "2"), 6)),
-			want: []string{"jobs_total pool=b 2"}, conflicts: []string{"jobs_total: counter of b, not gauge max of a, 1 series"},
+			name:  "a gauge named like the counter's sample",
+			parts: ab(newest(snapshot("gauge max jobs_total", "1"), 5), newest(snapshot("counter jobs", "2"), 6)),
+			want:  []string{"jobs_total pool=b 2"}, conflicts: []string{"jobs_total: counter of b, not gauge max of a, 1 series"},
 		},
 		{
 			name:  "a gauge named like a histogram's sample",
@@ -153,9 +157,10 @@ func TestJoin(t *testing.T) {
 			want:  []string{"h_sum pool=a 1"}, conflicts: []string{"h_sum: gauge max of a, not histogram of b, 3 series"},
 		},
 		{
-			name:  "a gauge named like a histogram",
-			parts: ab(snapshot("gauge max h", "1"), newest(snapshot("histogram h", "2"), 6)),
-			want:  []string{"h_bucket pool=b 2", "h_sum pool=b 3", "h_count pool=b 4"}, conflicts: []string{"h: histogram of b, not gauge max of a, 1 series"},
+			name:      "a gauge named like a histogram",
+			parts:     ab(snapshot("gauge max h", "1"), newest(snapshot("histogram h", "2"), 6)),
+			want:      []string{"h_bucket pool=b 2", "h_sum pool=b 3", "h_count pool=b 4"},
+			conflicts: []string{"h: histogram of b, not gauge max of a, 1 series"},
 		},
 		{
 			name:  "modes differ",
@@ -190,7 +195,8 @@ func TestJoin(t *testing.T) {
 			}
 			var conflicts []string
 			for _, c := range j.Conflicts() {
-				conflicts = append(conflicts, fmt.Sprintf("%s: %s of %s, not %s of %s, %d series", c.Sample, c.Winner, c.Winner.Part, c.Loser, c.Loser.Part, c.Series))
+				conflicts = append(conflicts, fmt.Sprintf("%s: %s of %s, not %s of %s, %d series", c.Sample, c.Winner, c.Winner.Part,
+					c.Loser, c.Loser.Part, c.Series))
 			}
 			if !slices.Equal(conflicts, tc.conflicts) || j.Equal() != tc.equal {
 				t.Errorf("conflicts %q, %d equal, want %q, %d", conflicts, j.Equal(), tc.conflicts, tc.equal)

@@ -346,14 +346,20 @@ var Samples = []Sample{
 // company. A name that would become another's, or a reserved one, has the spelling of scheme
 // values.
 var spellings = map[string]struct{ underscores, dots, values string }{
-	"http.server.requests_total": {"U__http_2e_server_2e_requests__total", "http_dot_server_dot_requests__total", "U__http_2e_server_2e_requests__total"},
-	"cache.hits_total":           {"cache_hits_total", "cache_dot_hits__total", "U__cache_2e_hits__total"},
-	"заказы_total":               {"U___437__430__43a__430__437__44b___total", "U___437__430__43a__430__437__44b___total", "U___437__430__43a__430__437__44b___total"},
-	"queue.depth":                {"U__queue_2e_depth", "queue_dot_depth", "U__queue_2e_depth"},
-	"queue-depth":                {"U__queue_2d_depth", "queue__depth", "U__queue_2d_depth"},
-	"rpc.duration_bucket":        {"rpc_duration_bucket", "rpc_dot_duration_bucket", "U__rpc_2e_duration_bucket"},
-	"rpc.duration_sum":           {"rpc_duration_sum", "rpc_dot_duration_sum", "U__rpc_2e_duration_sum"},
-	"rpc.duration_count":         {"rpc_duration_count", "rpc_dot_duration_count", "U__rpc_2e_duration_count"},
+	"http.server.requests_total": {
+		"U__http_2e_server_2e_requests__total", "http_dot_server_dot_requests__total",
+		"U__http_2e_server_2e_requests__total",
+	},
+	"cache.hits_total": {"cache_hits_total", "cache_dot_hits__total", "U__cache_2e_hits__total"},
+	"заказы_total": {
+		"U___437__430__43a__430__437__44b___total", "U___437__430__43a__430__437__44b___total",
+		"U___437__430__43a__430__437__44b___total",
+	},
+	"queue.depth":         {"U__queue_2e_depth", "queue_dot_depth", "U__queue_2e_depth"},
+	"queue-depth":         {"U__queue_2d_depth", "queue__depth", "U__queue_2d_depth"},
+	"rpc.duration_bucket": {"rpc_duration_bucket", "rpc_dot_duration_bucket", "U__rpc_2e_duration_bucket"},
+	"rpc.duration_sum":    {"rpc_duration_sum", "rpc_dot_duration_sum", "U__rpc_2e_duration_sum"},
+	"rpc.duration_count":  {"rpc_duration_count", "rpc_dot_duration_count", "U__rpc_2e_duration_count"},
 
 	"http.route":   {"http_route", "http_dot_route", "U__http_2e_route"},
 	"service.name": {"service_name", "service_dot_name", "U__service_2e_name"},

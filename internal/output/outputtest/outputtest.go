@@ -93,10 +93,13 @@ func All() *view.Snapshot {
 	nan, inf := math.NaN(), math.Inf(1)
 	return Snapshot(
 		Family{Name: "depth", Help: "", Type: metric.Gauge, Metrics: []Metric{{Values: []float64{-0.25}}}},
-		Family{Name: "job_duration_seconds", Help: "Time a job takes.", Type: metric.Histogram, Bounds: []float64{0.1, 1, 2.5}, Metrics: []Metric{
-			{Labels: []string{"queue", "high"}, Extra: []string{"pool", "web"}, Values: []float64{1, 3, 3, 4, 12.5, 4}},
-			{Labels: []string{"queue", "low"}, Extra: []string{"pool", "web"}, Values: []float64{0, 0, 0, 0, 0, 0}},
-		}},
+		Family{
+			Name: "job_duration_seconds", Help: "Time a job takes.", Type: metric.Histogram, Bounds: []float64{0.1, 1, 2.5},
+			Metrics: []Metric{
+				{Labels: []string{"queue", "high"}, Extra: []string{"pool", "web"}, Values: []float64{1, 3, 3, 4, 12.5, 4}},
+				{Labels: []string{"queue", "low"}, Extra: []string{"pool", "web"}, Values: []float64{0, 0, 0, 0, 0, 0}},
+			},
+		},
 		Family{Name: "jobs", Help: "Jobs \"done\",\nby queue \\ kind.", Type: metric.Counter, Metrics: []Metric{
 			{Labels: []string{"queue", "high"}, Values: []float64{100}},
 			{Labels: []string{"queue", "lo\"w\n/é"}, Values: []float64{1e21}},

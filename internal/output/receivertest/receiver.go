@@ -132,7 +132,9 @@ type appenderV2 struct {
 }
 
 // Append implements storage.AppenderV2.
-func (a appenderV2) Append(ref storage.SeriesRef, l labels.Labels, st, t int64, v float64, h *histogram.Histogram, fh *histogram.FloatHistogram, opts storage.AppendV2Options) (storage.SeriesRef, error) {
+func (a appenderV2) Append(ref storage.SeriesRef, l labels.Labels, st, t int64, v float64, h *histogram.Histogram,
+	fh *histogram.FloatHistogram, opts storage.AppendV2Options,
+) (storage.SeriesRef, error) {
 	a.r.note(l, opts.Metadata)
 	return a.AppenderV2.Append(ref, l, st, t, v, h, fh, opts)
 }

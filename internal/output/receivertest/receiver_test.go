@@ -66,7 +66,10 @@ func (r *receiver) last() map[string]float64 {
 func run(t *testing.T, source output.Source, s output.Spec) *output.Outputs {
 	t.Helper()
 	primed := make(chan struct{})
-	o := output.New(output.Options{Source: source, OnPrimed: func() { close(primed) }, Version: "test", Environ: []string{"OTEL_RESOURCE_ATTRIBUTES=service.instance.id=i%201", "OTEL_SERVICE_NAME=shop"}})
+	o := output.New(output.Options{
+		Source: source, OnPrimed: func() { close(primed) }, Version: "test",
+		Environ: []string{"OTEL_RESOURCE_ATTRIBUTES=service.instance.id=i%201", "OTEL_SERVICE_NAME=shop"},
+	})
 	if err := o.Apply([]output.Spec{s}); err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +99,8 @@ func until(t *testing.T, o *output.Outputs, pushes int) {
 func once(t *testing.T, source output.Source, s output.Spec) output.Status {
 	t.Helper()
 	s.Name = "a"
-	status, err := output.Once(t.Context(), s, source, output.Options{Version: "test", Environ: []string{"OTEL_RESOURCE_ATTRIBUTES=service.instance.id=i%201", "OTEL_SERVICE_NAME=shop"}})
+	status, err := output.Once(t.Context(), s, source,
+		output.Options{Version: "test", Environ: []string{"OTEL_RESOURCE_ATTRIBUTES=service.instance.id=i%201", "OTEL_SERVICE_NAME=shop"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +125,11 @@ func TestRemoteWrite(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newReceiver(t, c.speaks...)
 			snap := outputtest.All()
-			status := once(t, outputtest.NewSource(snap), output.Spec{RemoteWrite: &output.RemoteWriteSpec{URL: r.server.URL + "/api/v1/write", Protocol: c.protocol, SamplesPerSend: 7}})
+			status := once(t, outputtest.NewSource(snap),
+				output.Spec{RemoteWrite: &output.RemoteWriteSpec{
+					URL: r.server.URL + "/api/v1/write", Protocol: c.protocol,
+					SamplesPerSend: 7,
+				}})
 			want := outputtest.Samples(snap)
 			if diff := outputtest.Diff(want, r.last()); diff != "" {
 				t.Error(diff)
@@ -136,7 +144,10 @@ func TestRemoteWrite(t *testing.T) {
 				return
 			}
 			for series, m := range map[string]metadata.Metadata{
-				`jobs_total{queue="high"}`:                                      {Type: "counter", Help: "Jobs \"done\",\nby queue \\ kind."},
+				`jobs_total{queue="high"}`: {
+					Type: "counter",
+					Help: "Jobs \"done\",\nby queue \\ kind.",
+				},
 				`job_duration_seconds_bucket{le="0.1",pool="web",queue="high"}`: {Type: "histogram", Help: "Time a job takes."},
 				`payload_bytes_sum{dir="in"}`:                                   {Type: "summary", Help: "Sizes."},
 				`odd{v="nan"}`:                                                  {Type: "gauge", Help: "Special values."},
@@ -158,7 +169,10 @@ func TestStartsAndEnds(t *testing.T) {
 	}
 	r := newReceiver(t)
 	source := outputtest.NewSource(outputtest.Snapshot(counter(outputtest.Metric{Labels: []string{"q", "a"}, Values: []float64{1000}})))
-	o := run(t, source, output.Spec{Name: "a", Interval: time.Second, RemoteWrite: &output.RemoteWriteSpec{URL: r.server.URL + "/api/v1/write"}})
+	o := run(t, source, output.Spec{
+		Name: "a", Interval: time.Second,
+		RemoteWrite: &output.RemoteWriteSpec{URL: r.server.URL + "/api/v1/write"},
+	})
 	until(t, o, 1)
 	source.Set(outputtest.Snapshot(counter(outputtest.Metric{Labels: []string{"q", "b"}, Values: []float64{5}})), nil)
 	until(t, o, 3)
@@ -188,7 +202,8 @@ func TestOTLP(t *testing.T) {
 		t.Run("names="+string(names), func(t *testing.T) {
 			r := newReceiver(t)
 			snap := outputtest.All()
-			status := once(t, outputtest.NewSource(snap), output.Spec{OTLP: &output.OTLPSpec{URL: r.server.URL + "/api/v1/otlp/v1/metrics", Names: names}})
+			status := once(t, outputtest.NewSource(snap),
+				output.Spec{OTLP: &output.OTLPSpec{URL: r.server.URL + "/api/v1/otlp/v1/metrics", Names: names}})
 			want := outputtest.Samples(snap)
 			got := map[string]float64{}
 			for series, v := range r.last() {
@@ -212,10 +227,16 @@ func TestOTLP(t *testing.T) {
 			}
 			resource := `,instance="i 1",job="shop"`
 			for series, m := range map[string]metadata.Metadata{
-				`jobs_total{instance="i 1",job="shop",queue="high"}`:                          {Type: "counter", Help: "Jobs \"done\",\nby queue \\ kind."},
-				`job_duration_seconds_sum{instance="i 1",job="shop",pool="web",queue="high"}`: {Type: "histogram", Help: "Time a job takes.", Unit: "s"},
-				`payload_bytes_count{dir="in"` + resource + `}`:                               {Type: "summary", Help: "Sizes.", Unit: "By"},
-				"untyped{" + resource[1:] + "}":                                               {Type: "gauge"},
+				`jobs_total{instance="i 1",job="shop",queue="high"}`: {
+					Type: "counter",
+					Help: "Jobs \"done\",\nby queue \\ kind.",
+				},
+				`job_duration_seconds_sum{instance="i 1",job="shop",pool="web",queue="high"}`: {
+					Type: "histogram",
+					Help: "Time a job takes.", Unit: "s",
+				},
+				`payload_bytes_count{dir="in"` + resource + `}`: {Type: "summary", Help: "Sizes.", Unit: "By"},
+				"untyped{" + resource[1:] + "}":                 {Type: "gauge"},
 			} {
 				got := r.Meta(series)
 				got.Unit = strings.NewReplacer("seconds", "s", "bytes", "By").Replace(got.Unit)
@@ -240,7 +261,10 @@ func bounds(in map[string]float64) map[string]float64 {
 func TestOTLPStarts(t *testing.T) {
 	r := newReceiver(t)
 	source := outputtest.NewSource(outputtest.Snapshot())
-	o := run(t, source, output.Spec{Name: "a", Interval: time.Second, OTLP: &output.OTLPSpec{URL: r.server.URL + "/api/v1/otlp/v1/metrics"}})
+	o := run(t, source, output.Spec{
+		Name: "a", Interval: time.Second,
+		OTLP: &output.OTLPSpec{URL: r.server.URL + "/api/v1/otlp/v1/metrics"},
+	})
 	source.Set(outputtest.All(), nil)
 	if err := o.Last(t.Context()); err != nil {
 		t.Fatal(err)
@@ -265,7 +289,10 @@ func TestManySeries(t *testing.T) {
 	var f outputtest.Family
 	f.Name, f.Type, f.Help = "jobs", metric.Counter, "Jobs."
 	for i := range 30_000 {
-		f.Metrics = append(f.Metrics, outputtest.Metric{Labels: []string{"path", fmt.Sprintf("/%06d", i), "text", strings.Repeat("x", 100)}, Values: []float64{float64(i)}})
+		f.Metrics = append(f.Metrics, outputtest.Metric{
+			Labels: []string{"path", fmt.Sprintf("/%06d", i), "text", strings.Repeat("x", 100)},
+			Values: []float64{float64(i)},
+		})
 	}
 	snap := outputtest.Snapshot(f)
 	for name, s := range map[string]func(url string) output.Spec{
