@@ -276,7 +276,7 @@ func New(spec Spec, opts Options) *Pool {
 		logger = logger.With(zap.String("pool", spec.Name))
 	}
 	p := &Pool{
-		disturbed: true, patience: opts.Patience,
+		mu: newLock(), disturbed: true, patience: opts.Patience,
 		spec: spec, logger: logger, metrics: opts.Metrics, folds: opts.Metrics.folds.For(spec.Name), now: opts.Now,
 		descriptors: opts.Descriptors, fileLimits: opts.Limits, mergeOptions: opts.Merge, share: opts.Share, onProgress: opts.OnProgress,
 		archiveDir: opts.ArchiveDir,
