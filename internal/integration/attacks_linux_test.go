@@ -84,20 +84,7 @@ func attackAll(t *testing.T, how string, guarded bool, during time.Duration) {
 	binary := copyRacer(t, root)
 	for _, kind := range []string{"links", "exchanges", "garbage"} { // beside each other, pipes would stop the racers
 		cmd := exec.Command(peer(t, "nice", "apt-get install coreutils"), "-n", "19", binary)
-		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=race %s %s %s %v", attackEnv, kind, dir, root, during))
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		racer := start(t, cmd)
-		racer.await("the race", func(line string) bool { return line == "racing" })
-		stops = append(stops, func() {
-			in.Close()
-			if err := racer.wait(); err != nil {
-				t.Error(err)
-			}
-		})
+		stops = append(stops, startRacer(t, cmd, kind, dir, root, during))
 	}
 
 	var all []time.Duration

@@ -128,15 +128,7 @@ func TestRacers(t *testing.T) {
 			d := serve(t, "--dir", "good="+good, "--dir", "user="+dir)
 			binary := copyRacer(t, root)
 			during := min(soak(t, 2*time.Second), time.Minute)
-			cmd := exec.Command(binary)
-			cmd.Env = append(os.Environ(), fmt.Sprintf("%s=race %s %s %s %v", attackEnv, kind, dir, root, during))
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
-			in, err := cmd.StdinPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			racer := start(t, cmd)
-			racer.await("the race", func(line string) bool { return line == "racing" })
+			stop := startRacer(t, exec.Command(binary), kind, dir, root, during)
 			slowest, scrapes := time.Duration(0), 0
 			for end := time.Now().Add(during); time.Now().Before(end); scrapes++ {
 				begin := time.Now()
@@ -150,10 +142,7 @@ func TestRacers(t *testing.T) {
 				}
 				time.Sleep(20 * time.Millisecond)
 			}
-			in.Close()
-			if err := racer.wait(); err != nil {
-				t.Error(err)
-			}
+			stop()
 			d.stop()
 			t.Logf("the slowest of %d scrapes of the other pool took %v", scrapes, slowest)
 			for _, path := range []string{filepath.Join(root, "precious"), filepath.Join(secret, "file")} {
@@ -183,4 +172,28 @@ func copyRacer(t *testing.T, dir string) (program string) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	return program
+}
+
+// startRacer starts a program that copyRacer has made, as the user that the directory is of, and returns what
+// ends it.
+func startRacer(t *testing.T, cmd *exec.Cmd, kind, dir, root string, during time.Duration) (stop func()) {
+	t.Helper()
+	var st syscall.Stat_t
+	if err := syscall.Stat(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=race %s %s %s %v", attackEnv, kind, dir, root, during))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: st.Uid, Gid: st.Gid}}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	racer := start(t, cmd)
+	racer.await("the race", func(line string) bool { return line == "racing" })
+	return func() {
+		in.Close()
+		if err := racer.wait(); err != nil {
+			t.Error(err)
+		}
+	}
 }

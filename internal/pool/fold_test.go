@@ -106,29 +106,36 @@ func advance(c *Pool) {
 	c.now = func() time.Time { return later }
 }
 
-// leftBehind writes what dead workers left, of every kind that is kept, and returns the view
-// that must be served from then on. Its sums are not exact in floats.
-func leftBehind(t *testing.T, dir string) []string {
+// leave writes what dead workers 1 to 3 leave, of every kind that is kept, and an empty file. hit and peak are
+// for each of a worker's number, and size gives the size by it.
+func leave(t *testing.T, dir string, hit, peak float64, size func(worker float64) float64) {
 	t.Helper()
 	for i := 1; i <= 3; i++ {
-		id := strconv.Itoa(i)
-		write(t, dir, "counter_"+id+".db").set("hits_total", 0.1*float64(i)).set("hits_total", float64(i), "path", "/").die()
-		write(t, dir, "summary_"+id+".db").set("size_sum", 1e16/float64(i)).set("size_count", 1).die()
-		write(t, dir, "gauge_max_"+id+".db").set("peak", float64(i)).die()
-		write(t, dir, "gauge_sum_"+id+".db").set("balance", float64(-i)).die()
-		write(t, dir, "gauge_all_"+id+".db").set("temp", float64(i)).die()
+		id, n := strconv.Itoa(i), float64(i)
+		write(t, dir, "counter_"+id+".db").set("hits_total", hit*n).set("hits_total", n, "path", "/").die()
+		write(t, dir, "summary_"+id+".db").set("size_sum", size(n)).set("size_count", 1).die()
+		write(t, dir, "gauge_max_"+id+".db").set("peak", peak*n).die()
+		write(t, dir, "gauge_sum_"+id+".db").set("balance", -n).die()
+		write(t, dir, "gauge_all_"+id+".db").set("temp", n).die()
 		write(t, dir, "gauge_livesum_"+id+".db").set("busy", 1).die()
 		w := write(t, dir, "gauge_mostrecent_"+id+".db")
 		slot, err := w.w.Slot([]byte(`["rate", "rate", {}, "Help."]`))
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.w.Set(slot, float64(10*i), float64(100-i))
+		w.w.Set(slot, 10*n, 100-n)
 		w.die()
 	}
 	if err := os.WriteFile(filepath.Join(dir, "counter_4.db"), nil, 0o666); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// leftBehind writes what dead workers left, and returns the view that must be served from then on. Its
+// sums are not exact in floats.
+func leftBehind(t *testing.T, dir string) []string {
+	t.Helper()
+	leave(t, dir, 0.1, 1, func(worker float64) float64 { return 1e16 / worker })
 	return []string{
 		"balance -6", "hits_total 0.6000000000000001", "hits_total path=/ 6", "peak 3", "rate 10",
 		"size_sum 1.8333333333333332e+16", "size_count 3", "temp pid=1 1", "temp pid=2 2", "temp pid=3 3",
